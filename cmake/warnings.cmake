@@ -1,0 +1,9 @@
+# headway_warnings(target): the project's warnings, all of them errors.
+function(headway_warnings target)
+  target_compile_options(${target} PRIVATE
+    $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror -Wshadow -Wno-unknown-pragmas -fvisibility=hidden>)
+  if(HEADWAY_SANITIZE)
+    target_compile_options(${target} PRIVATE -fsanitize=${HEADWAY_SANITIZE} -fno-sanitize-recover=all -g)
+    target_link_options(${target} PRIVATE -fsanitize=${HEADWAY_SANITIZE})
+  endif()
+endfunction()

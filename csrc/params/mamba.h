@@ -1,0 +1,57 @@
+#pragma once
+
+#include "params/common.h"
+
+namespace headway {
+
+// Depthwise causal convolution with silu over ragged rows. Each row continues from its slot's last W-1 raw columns
+// (zeros when row_start is 0: the slot is then not read) and leaves the new last W-1 columns there.
+struct CausalConv1dParams {
+  RowList rows;
+  int64_t num_tokens;         // T
+  int64_t num_channels;       // conv_dim
+  int32_t width;              // W: 2..4
+  const void* x;              // [T, conv_dim] dtype, rows x_stride apart (a slice of the in_proj output)
+  int64_t x_stride;
+  const void* weight;         // [W, conv_dim] dtype: tap-major, so that channels are contiguous
+  const void* bias;           // [conv_dim] dtype; may be null
+  void* state;                // [num_slots, W - 1, conv_dim] dtype, oldest column first, slots state_stride apart
+  int64_t state_stride;
+  const int32_t* read_slots;  // [R]
+  const int32_t* write_slots; // [R] differs from read_slots where a snapshot is restored without a copy
+  void* out;                  // [T, conv_dim] dtype, contiguous
+  DType dtype;
+};
+
+// Mamba-2 recurrence over ragged rows, state carried in fp32:
+//   dt = clamp(softplus(dt_raw + dt_bias), dt_min, dt_max);  S = exp(A dt) S + dt x B^T;  y = S C + D x.
+// Head h uses group h / (H / G).
+struct SsmScanParams {
+  RowList rows;
+  int64_t num_tokens;         // T
+  int32_t num_heads;          // H
+  int32_t head_dim;           // P
+  int32_t num_groups;         // G
+  int32_t state_size;         // N
+  const void* x;              // [T, H, P] dtype, tokens x_stride apart
+  int64_t x_stride;
+  const void* B;              // [T, G, N] dtype, tokens b_stride apart
+  int64_t b_stride;
+  const void* C;              // [T, G, N] dtype, tokens c_stride apart
+  int64_t c_stride;
+  const void* dt;             // [T, H] dtype, raw, tokens dt_stride apart
+  int64_t dt_stride;
+  const float* A;             // [H] negative
+  const float* D;             // [H]
+  const float* dt_bias;       // [H]
+  float dt_min;
+  float dt_max;
+  float* state;               // [num_slots, H, P, N], slots state_stride apart
+  int64_t state_stride;
+  const int32_t* read_slots;  // [R]; not read where row_start is 0
+  const int32_t* write_slots; // [R]
+  void* out;                  // [T, H, P] dtype, contiguous
+  DType dtype;
+};
+
+}  // namespace headway

@@ -1,0 +1,41 @@
+#pragma once
+
+#include "params/common.h"
+
+namespace headway {
+
+enum class Activation : int32_t { kSilu = 0, kRelu2 = 1, kGelu = 2 };
+
+// out = act(gate) * up with x = [gate | up] when is_gated, else out = act(x).
+struct ActivationParams {
+  int64_t num_tokens;         // T
+  int64_t width;              // F: columns of out
+  const void* x;              // [T, 2F] (gated) or [T, F] dtype, rows x_stride apart
+  int64_t x_stride;
+  void* out;                  // [T, F] dtype, contiguous
+  Activation activation;
+  bool is_gated;
+  DType dtype;
+};
+
+enum class RouterScore : int32_t { kSoftmax = 0, kSigmoid = 1 };
+
+// Picks top_k experts per token. Scores are softmax or sigmoid of the logits in fp32; bias (when given) steers the
+// choice only, not the weight. With groups, only the topk_group groups with the largest sum of their two best biased
+// scores compete. Ties go to the lower expert id.
+struct RouteParams {
+  int64_t num_tokens;         // T
+  int32_t num_experts;        // E
+  int32_t top_k;              // K
+  int32_t num_groups;         // 1 = no groups
+  int32_t topk_group;
+  RouterScore score;
+  bool normalise;             // weights sum to 1 over the chosen
+  float scale;                // applied last
+  const float* logits;        // [T, E]
+  const float* bias;          // [E]; may be null
+  float* weights;             // [T, K]
+  int32_t* expert_ids;        // [T, K] best first
+};
+
+}  // namespace headway

@@ -1,0 +1,50 @@
+#pragma once
+
+#include "core/step_layout.h"
+#include "params/common.h"
+
+namespace headway {
+
+// First kernel of a step: applies the packet (if any) to the mirror and derives the layers' inputs. The counts are the
+// host's and equal those of the packet, or of the last packet when there is none.
+struct BeginStepParams {
+  const uint8_t* packet;      // null: nothing new, every live row decodes again
+  int32_t num_rows;           // R
+  int32_t num_decode_rows;
+  int32_t num_sampled;
+  int32_t num_tokens;         // T
+  DeviceMirror mirror;
+  StepInputs inputs;
+};
+
+// Sampler: logits to one token a row. Probabilities are those of the penalised, biased, temperature-scaled logits.
+struct SampleParams {
+  int32_t num_sampled;        // Rs
+  int32_t vocab_size;         // V
+  int32_t max_logprobs;       // K: columns of top_ids and top_logprobs
+  const float* logits;        // [Rs, V] rows logits_stride apart; not modified
+  int64_t logits_stride;
+  const int32_t* rows;        // [Rs] row ids: the step's first Rs rows
+  const int32_t* kv_lens;     // [Rs] the position the sampled token will have
+  DeviceMirror mirror;
+  ResultRow* results;         // [Rs] device memory
+  int32_t* top_ids;           // [Rs, K] device memory, -1 where unused
+  float* top_logprobs;        // [Rs, K] device memory
+};
+
+// Last kernel of a step: advances the mirror by what was sampled, and publishes the results to the ring entry.
+struct FinishStepParams {
+  int64_t step;
+  int32_t num_rows;           // R
+  int32_t num_sampled;        // Rs
+  int32_t max_logprobs;       // K
+  DeviceMirror mirror;
+  StepInputs inputs;
+  const ResultRow* results;   // [Rs]
+  const int32_t* top_ids;     // [Rs, K]
+  const float* top_logprobs;  // [Rs, K]
+  uint8_t* ring_entry;        // host memory the device can write: ResultHeader and what follows it
+  int32_t ring_max_rows;      // row capacity of the entry
+};
+
+}  // namespace headway

@@ -1,0 +1,183 @@
+"""Types of the bookkeeping core (`csrc/core`, bound in `csrc/bind/core_module.cpp`).
+
+Nothing here touches CUDA, torch or a tensor. Every call releases the GIL for its duration where it is long enough to
+matter. Errors: `ValueError` subclasses raised from `headway.errors` types registered by `set_error_types`.
+"""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_STOP_IDS: Final[int]
+MAX_LOGIT_BIAS: Final[int]
+PACKET_HEADER_BYTES: Final[int]
+RESULT_HEADER_BYTES: Final[int]
+ROW_SAMPLING_BYTES: Final[int]
+RESULT_ROW_BYTES: Final[int]
+STEP_ROW_BYTES: Final[int]
+
+# Why a request ended, as `Commit.finish_reasons` and `Ledger.finish` say it.
+NOT_FINISHED: Final[int]
+FINISH_STOP: Final[int]  # an end or stop token (the host reports stop strings with it too)
+FINISH_LENGTH: Final[int]
+FINISH_ABORT: Final[int]
+FINISH_ERROR: Final[int]  # bad logits
+
+class LedgerConfig:
+    """Sizes of everything the ledger accounts for. Counts exclude the dummies at index 0, which it adds itself."""
+
+    def __init__(
+        self,
+        *,
+        max_rows: int,  # requests running at once
+        num_blocks: int,  # KV blocks; 0 for a model without attention
+        block_size: int,  # tokens a block
+        num_slots: int,  # Mamba state slots; 0 for a model without Mamba layers
+        max_model_len: int,  # tokens of one sequence
+        max_step_tokens: int,  # tokens of one step
+        vocab_size: int,
+        max_logprobs: int,
+        max_launch_depth: int = 0,  # steps in flight beyond the one the host waits for
+        grant_ahead_blocks: int = 1,  # blocks granted before the boundary
+    ) -> None: ...
+    max_rows: int
+    num_blocks: int
+    block_size: int
+    num_slots: int
+    max_model_len: int
+    max_step_tokens: int
+    vocab_size: int
+    max_logprobs: int
+    max_launch_depth: int
+    grant_ahead_blocks: int
+    @property
+    def max_blocks_per_row(self) -> int: ...
+    @property
+    def packet_ring_bytes(self) -> int: ...
+    @property
+    def result_ring_bytes(self) -> int: ...
+    @property
+    def result_entry_bytes(self) -> int: ...
+
+class SamplingSpec:
+    """What `RowSampling` holds (see `csrc/core/step_layout.h`), plus the lists that go with it."""
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        top_k: int = 0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        min_tokens: int = 0,
+        num_logprobs: int = -1,
+        stop_ids: list[int] = ...,
+        logit_bias: dict[int, float] = ...,
+    ) -> None: ...
+
+class Plan:
+    """One step to launch. Attributes are constants of the step; the packet lives until the step is committed."""
+
+    step: int
+    num_rows: int  # R
+    num_decode_rows: int
+    num_sampled: int
+    num_tokens: int  # T
+    max_query_len: int  # tokens of the longest row of this step
+    max_kv_len: int  # upper bound of the rows' KV length after this step
+    packet_address: int  # 0: nothing new, no copy
+    packet_bytes: int
+    result_address: int  # ring entry the step publishes to
+
+class Commit:
+    """What one retired step changed. Arrays share index i; void results (rows already finished) are left out."""
+
+    step: int
+    request_ids: npt.NDArray[np.int64]  # [n]
+    tokens: npt.NDArray[np.int32]  # [n] -1 where finish_reasons is FINISH_ERROR
+    finish_reasons: npt.NDArray[np.int32]  # [n] NOT_FINISHED while the request goes on
+    stop_tokens: npt.NDArray[np.int32]  # [n] the stop id that ended the request, -1 if none
+    logprobs: npt.NDArray[np.float32]  # [n]
+    ranks: npt.NDArray[np.int32]  # [n]
+    top_ids: npt.NDArray[np.int32]  # [n, max_logprobs] -1 where unused
+    top_logprobs: npt.NDArray[np.float32]  # [n, max_logprobs]
+    begin_ns: int
+    end_ns: int
+
+class Stats:
+    num_waiting: int
+    num_running: int
+    num_paused: int
+    blocks_total: int
+    blocks_free: int
+    blocks_fenced: int
+    slots_total: int
+    slots_free: int
+    slots_fenced: int
+    steps_launched: int
+    steps_committed: int
+    num_evictions: int
+    num_finished: int
+
+class Ledger:
+    """The host's truth: rows, blocks, slots, the plan of each step and the commit of its results.
+
+    The rings' memory may be given (pinned, `packet_ring_bytes` and `result_ring_bytes` large, 64-byte aligned); with
+    address 0 the ledger allocates plain memory.
+    """
+
+    def __init__(
+        self, config: LedgerConfig, packet_ring_address: int = 0, result_ring_address: int = 0
+    ) -> None: ...
+    def add(
+        self,
+        prompt: npt.NDArray[np.int32],
+        sampling: SamplingSpec,
+        *,
+        max_new_tokens: int,
+        priority: int = 0,  # lower runs first, as in vLLM
+    ) -> int:
+        """Queues a request and returns its id. Raises CapacityError if it can never fit, RequestError on bad ids."""
+
+    def plan(self) -> Plan | None:
+        """Plans and accounts for the next step; None when nothing can run or max_launch_depth + 1 are in flight."""
+
+    def is_ready(self) -> bool:
+        """True when the oldest launched step's results are in the ring."""
+
+    def commit(self) -> Commit | None:
+        """Retires the oldest launched step; None when none is in flight or its results are not there yet."""
+
+    def abort(self, request_id: int) -> bool:
+        """Ends a request wherever it is; False when it is unknown or already over."""
+
+    def finish(self, request_id: int, num_output_tokens: int) -> bool:
+        """The host's own stop (a stop string): keeps the first num_output_tokens outputs and ends the request."""
+
+    def pause(self, request_id: int) -> bool:
+        """Stops planning the request; it keeps its row, blocks and slot."""
+
+    def resume(self, request_id: int) -> bool: ...
+    def evict(self, request_id: int) -> bool:
+        """Takes the request's memory back; it waits at the head of its priority and is recomputed."""
+
+    def output_tokens(self, request_id: int) -> npt.NDArray[np.int32]: ...
+    @property
+    def num_in_flight(self) -> int: ...
+    @property
+    def has_unfinished(self) -> bool: ...
+    def stats(self) -> Stats: ...
+    def check_integrity(self) -> None:
+        """Raises IntegrityError naming the first broken invariant."""
+
+def run_checks(filter: str = "") -> list[tuple[str, bool, str]]:
+    """Runs the C++ checks of `csrc/tests` whose name contains filter: (name, passed, message)."""
+
+def check_names() -> list[str]: ...
+def set_error_types(request_error: type, capacity_error: type, integrity_error: type) -> None:
+    """Python exception types that the core raises; called once by `headway.errors`' importer."""

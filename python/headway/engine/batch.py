@@ -1,0 +1,33 @@
+"""One step as the model sees it: a few host numbers and views of device buffers whose addresses never change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """Inputs of one step. Host numbers come from the plan; `ops.begin_step` fills the tensors on the device.
+
+    Rows are ordered: decode rows (one token each), then prompt chunks; the first `num_sampled` rows sample.
+    """
+
+    step: int
+    num_rows: int  # R
+    num_decode_rows: int
+    num_sampled: int  # Rs
+    num_tokens: int  # T
+    max_query_len: int
+    max_kv_len: int
+    token_ids: torch.Tensor  # [T] int32
+    positions: torch.Tensor  # [T] int32, absolute
+    token_rows: torch.Tensor  # [T] int32, index into the step's rows
+    rows: torch.Tensor  # [R] int32, row ids
+    query_start: torch.Tensor  # [R + 1] int32, prefix sums of the rows' tokens
+    row_start: torch.Tensor  # [R] int32, absolute position of each row's first token
+    kv_lens: torch.Tensor  # [R] int32, tokens in the sequence after this step
+    slots: torch.Tensor  # [R] int32, Mamba state slots
+    sample_tokens: torch.Tensor  # [Rs] int32, index into [T]
+    block_table: torch.Tensor  # [max_rows, max_blocks_per_row] int32, by row id
