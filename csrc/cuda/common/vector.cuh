@@ -1,0 +1,43 @@
+// Loads and stores of several elements at once: 16 bytes where pointers and strides allow it, one element otherwise.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/common/dtype.cuh"
+
+namespace headway::cuda {
+
+inline constexpr int kVectorBytes = 16;
+
+// Elements of a 16-byte access.
+template <typename T>
+inline constexpr int kVectorWidth = kVectorBytes / static_cast<int>(sizeof(T));
+
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount < kVectorBytes ? sizeof(T) * kCount : kVectorBytes) Vector {
+  T values[kCount];
+};
+
+template <typename T, int kCount>
+__device__ __forceinline__ void load_floats(const T* source, float (&out)[kCount]) {
+  const auto vector = *reinterpret_cast<const Vector<T, kCount>*>(source);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) out[i] = to_float(vector.values[i]);
+}
+
+template <typename T, int kCount>
+__device__ __forceinline__ void store_floats(T* target, const float (&in)[kCount]) {
+  Vector<T, kCount> vector;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) vector.values[i] = from_float<T>(in[i]);
+  *reinterpret_cast<Vector<T, kCount>*>(target) = vector;
+}
+
+// True when a row of `columns` elements can be read in 16-byte pieces from every row of the tensor.
+template <typename T>
+inline bool is_vectorisable(const void* base, int64_t row_stride, int64_t columns) {
+  return reinterpret_cast<uintptr_t>(base) % kVectorBytes == 0 && row_stride % kVectorWidth<T> == 0 &&
+         columns % kVectorWidth<T> == 0;
+}
+
+}  // namespace headway::cuda
