@@ -1,0 +1,84 @@
+"""Headway serves hybrid language models (Mamba-2, attention, MLP, MoE). Importing it does not import torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headway.config import EngineConfig
+    from headway.errors import (
+        BuildError,
+        CapacityError,
+        ConfigError,
+        EngineDeadError,
+        HeadwayError,
+        IntegrityError,
+        MemoryBudgetError,
+        ModelLoadError,
+        RequestError,
+    )
+    from headway.llm import LLM
+    from headway.outputs import CompletionOutput, Delta, Logprob, RequestMetrics, RequestOutput
+    from headway.request import SamplingParams, TextPrompt, TokensPrompt
+
+__version__ = "0.1.0"
+
+_ERRORS = (
+    "BuildError",
+    "CapacityError",
+    "ConfigError",
+    "EngineDeadError",
+    "HeadwayError",
+    "IntegrityError",
+    "MemoryBudgetError",
+    "ModelLoadError",
+    "RequestError",
+)
+_HOMES = {
+    "LLM": "headway.llm",
+    "EngineConfig": "headway.config",
+    "SamplingParams": "headway.request",
+    "TextPrompt": "headway.request",
+    "TokensPrompt": "headway.request",
+    "CompletionOutput": "headway.outputs",
+    "Delta": "headway.outputs",
+    "Logprob": "headway.outputs",
+    "RequestMetrics": "headway.outputs",
+    "RequestOutput": "headway.outputs",
+    **dict.fromkeys(_ERRORS, "headway.errors"),
+}
+
+__all__ = [
+    "LLM",
+    "BuildError",
+    "CapacityError",
+    "CompletionOutput",
+    "ConfigError",
+    "Delta",
+    "EngineConfig",
+    "EngineDeadError",
+    "HeadwayError",
+    "IntegrityError",
+    "Logprob",
+    "MemoryBudgetError",
+    "ModelLoadError",
+    "RequestError",
+    "RequestMetrics",
+    "RequestOutput",
+    "SamplingParams",
+    "TextPrompt",
+    "TokensPrompt",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'headway' has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

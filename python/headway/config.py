@@ -1,0 +1,160 @@
+"""The engine's settings, declared once: Python keywords, flags, their checks and docs/settings.md come from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from headway.errors import ConfigError
+from headway.fields import flag, nearest, refuse_values, setting, specs
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Settings of one engine. None means "chosen for this model and machine", as the field's help says.
+
+    Raises ConfigError naming the setting, its value and its limit; unknown keywords name the nearest known one.
+    """
+
+    model: str | None = setting(None, kind="str", help="checkpoint folder; unset: the embedded model")
+    tokenizer: str | None = setting(
+        None, kind="str", help="folder of tokenizer.json; unset: the checkpoint's"
+    )
+    device: str = setting(
+        "auto",
+        kind="str",
+        choices=("auto", "cpu", "cuda"),
+        help="where to run; auto: a GPU when there is one",
+    )
+    dtype: str = setting(
+        "auto",
+        kind="str",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="of weights and KV; auto: the checkpoint's on a GPU, float32 on a CPU",
+    )
+    load_format: str = setting(
+        "auto",
+        kind="str",
+        choices=("auto", "safetensors", "dummy"),
+        help="dummy: random weights, needs config.json alone",
+    )
+    max_model_len: int | None = setting(
+        None,
+        kind="tokens",
+        low=2,
+        high=2**24,
+        unit="tokens",
+        help="prompt and output of one request; unset: the model's limit, less where memory is short",
+    )
+    max_num_seqs: int | None = setting(
+        None,
+        kind="int",
+        low=1,
+        high=65536,
+        unit="requests",
+        help="running at once; unset: 256 on a GPU, 64 on a CPU",
+    )
+    max_num_batched_tokens: int | None = setting(
+        None,
+        kind="tokens",
+        low=1,
+        high=2**20,
+        unit="tokens",
+        help="computed in one step; unset: 8192 on a GPU, 2048 on a CPU",
+    )
+    gpu_memory_utilization: float = setting(
+        0.9,
+        kind="float",
+        low=0,
+        high=1,
+        is_low_open=True,
+        help="share of the GPU's memory this engine may fill",
+    )
+    cpu_memory_bytes: int | None = setting(
+        None,
+        kind="bytes",
+        low=1,
+        unit="bytes",
+        help="for weights and caches on a CPU; unset: 70 % of what is free",
+    )
+    kv_cache_memory_bytes: int | None = setting(
+        None,
+        kind="bytes",
+        low=1,
+        unit="bytes",
+        tier="advanced",
+        help="for KV blocks and state slots; unset: what the weights leave, at most 4 GiB on a CPU",
+    )
+    block_size: int = setting(
+        16, kind="tokens", low=1, high=1024, unit="tokens", tier="advanced", help="of a KV block"
+    )
+    num_state_slots: int | None = setting(
+        None,
+        kind="int",
+        low=1,
+        tier="advanced",
+        unit="slots",
+        help="Mamba states kept at once; unset: max_num_seqs",
+    )
+    seed: int = setting(
+        0, kind="int", low=0, high=2**63 - 1, help="of the requests that bring none, and of dummy weights"
+    )
+    launch_depth: int = setting(
+        0,
+        kind="int",
+        low=0,
+        high=8,
+        tier="advanced",
+        unit="steps",
+        help="launched beyond the one being waited for",
+    )
+    max_logprobs: int = setting(
+        20, kind="int", low=0, high=1024, tier="advanced", help="the largest logprobs a request may ask for"
+    )
+    generation_config: str = setting(
+        "auto",
+        kind="str",
+        choices=("auto", "none"),
+        help="auto: generation_config.json of the checkpoint sets the sampling defaults",
+    )
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        known = {f.name for f in fields(cls)}
+        for name in kwargs:
+            if name not in known:
+                raise ConfigError(f"{name} is not a setting", hint=nearest(name, known))
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        refuse_values(self, config_error)
+        tokens, seqs = self.max_num_batched_tokens, self.max_num_seqs
+        if tokens is not None and seqs is not None and tokens < seqs:
+            raise config_error("max_num_batched_tokens", tokens, f"at least max_num_seqs ({seqs})")
+
+
+def config_error(name: str, value: object, limit: str) -> ConfigError:
+    return ConfigError(f"{name} ({flag(name)}) must be {limit}, got {value!r}")
+
+
+def render_settings() -> str:
+    """docs/settings.md."""
+    lines = [
+        "# Engine settings",
+        "",
+        "Each is a keyword of `headway.LLM(...)` and a flag of every command. This page is rendered from",
+        "`headway.config.EngineConfig` (`python -m headway.config > docs/settings.md`).",
+        "",
+        "| setting | flag | default | accepts | tier | meaning |",
+        "|---|---|---|---|---|---|",
+    ]
+    defaults = {f.name: f.default for f in fields(EngineConfig)}
+    for name, spec in specs(EngineConfig).items():
+        default = "unset" if defaults[name] is None else f"`{defaults[name]}`"
+        lines.append(f"| `{name}` | `{flag(name)}` | {default} | {spec.limit} | {spec.tier} | {spec.help} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(render_settings(), end="")

@@ -1,0 +1,94 @@
+"""What a caller gets back. Plain records; filled by `headway.engine`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """Log-probability of one token before temperature, penalties and bias."""
+
+    logprob: float
+    rank: int | None  # 1 = most likely; vocabulary rank
+    decoded_token: str | None = None
+
+
+TokenLogprobs = dict[int, Logprob]  # token id -> its logprob: the chosen token and the top alternatives
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMetrics:
+    """Times of one request, in seconds of `time.perf_counter`; None where it never came so far."""
+
+    arrival_s: float
+    first_token_s: float | None
+    finished_s: float | None
+    num_prompt_tokens: int
+    num_output_tokens: int
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Arrival to first token."""
+        return None if self.first_token_s is None else self.first_token_s - self.arrival_s
+
+    @property
+    def latency_s(self) -> float | None:
+        """Arrival to end."""
+        return None if self.finished_s is None else self.finished_s - self.arrival_s
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Mean time of an output token after the first."""
+        if self.first_token_s is None or self.finished_s is None or self.num_output_tokens < 2:
+            return None
+        return (self.finished_s - self.first_token_s) / (self.num_output_tokens - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionOutput:
+    """One completion of a prompt.
+
+    Attributes:
+        finish_reason: "stop", "length", "abort", "error", or None while it goes on.
+        stop_reason: the stop string or stop token id that ended it; None for the model's end token.
+        logprobs: one dictionary per output token; None when not asked for.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finish_reason is not None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """A prompt and its completions, `SamplingParams.n` of them."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool
+    metrics: RequestMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one completion gained since the last delta, as `LLM.stream` yields it."""
+
+    prompt_index: int  # of the prompt in the call
+    index: int  # of the completion of that prompt
+    text: str
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    metrics: RequestMetrics | None = None  # with the last delta of a completion

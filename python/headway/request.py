@@ -1,0 +1,164 @@
+"""What a caller may ask of one request: `SamplingParams`, and the forms a prompt may take."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self, TypedDict
+
+from headway.errors import RequestError
+from headway.fields import nearest, refuse_values, setting
+
+GREEDY_BELOW = 1e-5
+MIN_TEMPERATURE = 0.01  # positive temperatures below are raised to it: logits / t must stay finite
+MAX_BIAS = 100.0
+
+
+class TokensPrompt(TypedDict):
+    """A prompt as token ids."""
+
+    prompt_token_ids: Sequence[int]
+
+
+class TextPrompt(TypedDict):
+    """A prompt as text."""
+
+    prompt: str
+
+
+Prompt = str | TextPrompt | TokensPrompt | Sequence[int]
+ChatMessage = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one request is sampled and when it ends. Names and defaults are vLLM's.
+
+    Raises RequestError naming the parameter, its value and its limit; unknown keywords name the nearest known one.
+    """
+
+    n: int = setting(
+        1, kind="int", low=1, high=1024, help="completions of the prompt, each with a seed of its own"
+    )
+    temperature: float = setting(
+        1.0, kind="float", low=0, high=2, help="divides the logits; 0 takes the most likely token"
+    )
+    top_p: float = setting(
+        1.0,
+        kind="float",
+        low=0,
+        high=1,
+        is_low_open=True,
+        help="keeps the most likely tokens up to this mass",
+    )
+    top_k: int = setting(
+        0, kind="int", low=-1, high=2**31 - 1, help="keeps this many tokens; 0 or -1 keeps all"
+    )
+    min_p: float = setting(
+        0.0,
+        kind="float",
+        low=0,
+        high=1,
+        help="drops tokens less likely than this share of the most likely one",
+    )
+    seed: int | None = setting(
+        None, kind="int", low=0, high=2**64 - 1, help="of this request; unset: drawn from the engine's seed"
+    )
+    max_tokens: int | None = setting(
+        16, kind="int", low=1, high=2**31 - 1, help="tokens to generate at most; None: up to max_model_len"
+    )
+    min_tokens: int = setting(
+        0, kind="int", low=0, high=2**31 - 1, help="tokens before the end token or a stop may appear"
+    )
+    stop: str | Sequence[str] | None = setting(
+        None, kind="list", help="strings that end the text; cut from it"
+    )
+    stop_token_ids: Sequence[int] | None = setting(None, kind="list", help="further tokens that end the text")
+    ignore_eos: bool = setting(False, kind="bool", help="go on past the model's end token")
+    presence_penalty: float = setting(
+        0.0, kind="float", low=-2, high=2, help="subtracted from the logit of every token generated before"
+    )
+    frequency_penalty: float = setting(
+        0.0, kind="float", low=-2, high=2, help="subtracted once for each time a token was generated before"
+    )
+    repetition_penalty: float = setting(
+        1.0,
+        kind="float",
+        low=0,
+        high=100,
+        is_low_open=True,
+        help="divides the odds of tokens seen before; 1: off",
+    )
+    logprobs: int | None = setting(
+        None,
+        kind="int",
+        low=0,
+        high=1024,
+        help="top alternatives to report beside the chosen token; None: none at all",
+    )
+    logit_bias: Mapping[int, float] | None = setting(
+        None, kind="dict", help="token id -> number in [-100, 100] added to its logit"
+    )
+    detokenize: bool = setting(True, kind="bool", help="produce text; False returns token ids alone")
+    skip_special_tokens: bool = setting(True, kind="bool", help="leave special tokens out of the text")
+    include_stop_str_in_output: bool = setting(
+        False, kind="bool", help="keep the stop string or token in the text"
+    )
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        known = {f.name for f in fields(cls)}
+        for name, value in kwargs.items():
+            if name not in known:
+                hint = nearest(name, known)
+                raise RequestError(name, value, "a known sampling parameter", hint=hint)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))  # normalising construction, not later mutation
+        refuse_values(self, RequestError)
+        self._check_stops()
+        self._check_bias()
+        self._check_pairs()
+
+    def _check_stops(self) -> None:
+        for text in self.stop or ():
+            if not isinstance(text, str) or not text:
+                raise RequestError("stop", self.stop, "non-empty strings")
+        for token in self.stop_token_ids or ():
+            if not _is_int(token) or not 0 <= token < 2**31:
+                raise RequestError("stop_token_ids", token, "token ids of at least 0")
+
+    def _check_bias(self) -> None:
+        for token, bias in (self.logit_bias or {}).items():
+            if not _is_int(token) or not 0 <= token < 2**31:
+                raise RequestError("logit_bias", token, "keyed by token ids of at least 0")
+            if not isinstance(bias, numbers.Real) or not -MAX_BIAS <= bias <= MAX_BIAS:
+                raise RequestError("logit_bias", bias, f"in [-{MAX_BIAS:g}, {MAX_BIAS:g}] for each token")
+
+    def _check_pairs(self) -> None:
+        if self.n > 1 and self.is_greedy:
+            raise RequestError("n", self.n, "1 when temperature is 0: all completions would be equal")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise RequestError("min_tokens", self.min_tokens, f"at most max_tokens ({self.max_tokens})")
+        if self.stop and not self.detokenize:
+            raise RequestError(
+                "stop", self.stop, "unset when detokenize is False: there is no text to search"
+            )
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        return tuple(self.stop or ())
+
+    @property
+    def effective_temperature(self) -> float:
+        return 0.0 if self.is_greedy else max(self.temperature, MIN_TEMPERATURE)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
