@@ -83,6 +83,16 @@ struct StepRow {
   int32_t prompt_begin;       // index of the chunk's first token in prompt_tokens; -1 for a decode row
 };
 
+// What the device counts by itself, so that a replayed graph needs no new arguments: begin_step sets it, finish_step
+// reads it.
+struct StepCounter {
+  int64_t step;               // of the step running, or run last; a step without a packet follows the one before
+  int64_t begin_ns;           // device clock when it began; 0 where the device has no clock
+  int32_t num_live;           // live rows of the newest packet; rows of a step beyond them are padding
+  int32_t num_sampled;        // rows of the step that sample, padding not counted
+};
+static_assert(sizeof(StepCounter) == 24, "StepCounter is allocated by the host as raw bytes");
+
 // The mirror: what the device keeps of every row, at fixed addresses, and advances by itself. Row-indexed arrays
 // have max_rows entries; entry 0 is the dummy row.
 struct DeviceMirror {
@@ -101,6 +111,7 @@ struct DeviceMirror {
   int32_t* bias_ids;          // [max_rows, kMaxLogitBias]
   float* bias_values;         // [max_rows, kMaxLogitBias]
   StepRow* live;              // [max_rows] rows of the newest packet: repeated when a step brings no packet
+  StepCounter* counter;       // [1], zero at first; may be null: no timestamps, no padding, no replay
 };
 
 // What begin_step derives for the layers; [] sizes are those of this step, buffers are as large as the largest step.

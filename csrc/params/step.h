@@ -15,6 +15,9 @@ struct BeginStepParams {
   int32_t num_tokens;         // T
   DeviceMirror mirror;
   StepInputs inputs;
+  // For a captured graph: packet is one fixed address, and what lies there is news only when its step is the counter's
+  // next. num_rows may exceed the live rows: the rest are dummy rows of one token.
+  bool is_replayed = false;
 };
 
 // Sampler: logits to one token a row. Probabilities are those of the penalised, biased, temperature-scaled logits.
@@ -30,6 +33,7 @@ struct SampleParams {
   ResultRow* results;         // [Rs] device memory
   int32_t* top_ids;           // [Rs, K] device memory, -1 where unused
   float* top_logprobs;        // [Rs, K] device memory
+  float* scratch = nullptr;   // [Rs, V] device memory; only for GPUs that cannot keep a row on chip (before sm_90)
 };
 
 // Last kernel of a step: advances the mirror by what was sampled, and publishes the results to the ring entry.
@@ -45,6 +49,10 @@ struct FinishStepParams {
   const float* top_logprobs;  // [Rs, K]
   uint8_t* ring_entry;        // host memory the device can write: ResultHeader and what follows it
   int32_t ring_max_rows;      // row capacity of the entry
+  // For a captured graph: > 0 makes ring_entry the first of that many entries, ring_entry_bytes apart; the step is then
+  // mirror.counter's, and so is the entry, step % ring_num_entries.
+  int32_t ring_num_entries = 0;
+  int64_t ring_entry_bytes = 0;
 };
 
 }  // namespace headway
