@@ -52,6 +52,7 @@ struct SsmScanParams {
   const int32_t* write_slots; // [R]
   void* out;                  // [T, H, P] dtype, contiguous
   DType dtype;
+  int32_t max_query_len = 0;  // host bound on a row's tokens, to choose kernels by; 0 = not known
 };
 
 }  // namespace headway

@@ -1,0 +1,229 @@
+// Depthwise causal convolution with silu over ragged rows, continued from and to state slots.
+//
+// A thread owns one 16-byte piece of channels (one channel where strides are not aligned) and slides over a tile of
+// consecutive flat tokens with the last W - 1 raw columns in registers; a tile may span many rows. Every output is one
+// sum of W products in tap order, so neither the tile size nor the way a row was cut into calls changes a bit.
+//
+// A slot is read and written by the thread that owns the row's first token, and by no other: the first W - 1 tokens of a
+// row, the only ones that look at the slot, belong to the tile of the row's first token even where they lie beyond its
+// end, and that tile also writes the row's last raw columns. So in-place slots need no ordering between blocks.
+#include "cuda/common/math.cuh"
+#include "cuda/common/rows.cuh"
+#include "cuda/common/vector.cuh"
+#include "cuda/ops.h"
+
+namespace headway::cuda {
+namespace {
+
+constexpr char kOp[] = "causal_conv1d";
+constexpr int kThreads = 128;
+constexpr int kWarps = kThreads / kWarpSize;
+constexpr int kBatch = 8;  // tokens loaded before the first is used, to keep many loads in flight
+
+// One thread's channels: kWidth of them, from `channel` on.
+template <typename T, int kTaps, int kWidth>
+struct Channels {
+  using Column = Vector<T, kWidth>;
+
+  const CausalConv1dParams& params;
+  int64_t channel;
+
+  __device__ __forceinline__ Column input(int64_t token) const {
+    return *reinterpret_cast<const Column*>(static_cast<const T*>(params.x) + token * params.x_stride + channel);
+  }
+
+  __device__ __forceinline__ Column& state(int32_t slot, int column) const {
+    T* slot_begin = static_cast<T*>(params.state) + slot * params.state_stride;
+    return *reinterpret_cast<Column*>(slot_begin + column * params.num_channels + channel);
+  }
+
+  // The raw columns before `token` of the row that begins at flat token `begin`: from the row itself, else from its
+  // slot, else zeros.
+  __device__ __forceinline__ void load_window(int row, int begin, int token, Column (&window)[kTaps - 1]) const {
+    const bool has_state = params.rows.row_start[row] > 0;
+    const int32_t slot = params.read_slots[row];
+#pragma unroll
+    for (int tap = 0; tap < kTaps - 1; ++tap) {
+      const int source = token - (kTaps - 1) + tap;
+      window[tap] = Column{};
+      if (source >= begin) {
+        window[tap] = input(source);
+      } else if (has_state) {
+        window[tap] = state(slot, source - begin + kTaps - 1);
+      }
+    }
+  }
+
+  // Leaves the row's last raw columns in its write slot. Loads all of them before it stores any: the slots may be one.
+  __device__ __forceinline__ void store_state(int row, int begin, int end) const {
+    Column last[kTaps - 1];
+    load_window(row, begin, end, last);
+    const int32_t slot = params.write_slots[row];
+#pragma unroll
+    for (int tap = 0; tap < kTaps - 1; ++tap) state(slot, tap) = last[tap];
+  }
+};
+
+template <typename T, int kTaps, int kWidth>
+struct Filter {
+  float weight[kTaps][kWidth];
+  float bias[kWidth];
+  float window[kTaps - 1][kWidth];
+
+  __device__ __forceinline__ Filter(const CausalConv1dParams& params, int64_t channel) : bias{} {
+    const T* weights = static_cast<const T*>(params.weight) + channel;
+#pragma unroll
+    for (int tap = 0; tap < kTaps; ++tap) load_floats<T, kWidth>(weights + tap * params.num_channels, weight[tap]);
+    if (params.bias != nullptr) load_floats<T, kWidth>(static_cast<const T*>(params.bias) + channel, bias);
+  }
+
+  __device__ __forceinline__ void restart(const Vector<T, kWidth> (&columns)[kTaps - 1]) {
+#pragma unroll
+    for (int tap = 0; tap < kTaps - 1; ++tap) {
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) window[tap][i] = to_float(columns[tap].values[i]);
+    }
+  }
+
+  // silu(bias + weight . [window, column]), then shifts the column into the window.
+  __device__ __forceinline__ void step(const Vector<T, kWidth>& column, T* out) {
+    float sum[kWidth];
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      const float newest = to_float(column.values[i]);
+      sum[i] = bias[i];
+#pragma unroll
+      for (int tap = 0; tap < kTaps - 1; ++tap) sum[i] = fmaf(weight[tap][i], window[tap][i], sum[i]);
+      sum[i] = fmaf(weight[kTaps - 1][i], newest, sum[i]);
+      sum[i] = sizeof(T) == 4 ? silu(sum[i]) : fast_silu(sum[i]);
+#pragma unroll
+      for (int tap = 0; tap < kTaps - 2; ++tap) window[tap][i] = window[tap + 1][i];
+      window[kTaps - 2][i] = newest;
+    }
+    store_floats<T, kWidth>(out, sum);
+  }
+};
+
+template <typename T, int kTaps, int kWidth>
+__device__ __forceinline__ void filter_tokens(const Channels<T, kTaps, kWidth>& channels,
+                                              Filter<T, kTaps, kWidth>& filter, int first, int last) {
+  const int64_t num_channels = channels.params.num_channels;
+  T* out = static_cast<T*>(channels.params.out) + first * num_channels + channels.channel;
+  for (; first + kBatch <= last; first += kBatch) {
+    Vector<T, kWidth> columns[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) columns[i] = channels.input(first + i);
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i, out += num_channels) filter.step(columns[i], out);
+  }
+  for (; first < last; ++first, out += num_channels) filter.step(channels.input(first), out);
+}
+
+template <typename T, int kTaps, int kWidth>
+__global__ void __launch_bounds__(kThreads) causal_conv1d_kernel(CausalConv1dParams params, int tile_tokens,
+                                                                 int warps_per_tile) {
+  // Whole warps share a tile; the warps of a block may belong to different tiles.
+  const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarpSize;
+  const int32_t* query_start = params.rows.query_start;
+  const int num_tokens = query_start[params.rows.num_rows];
+  const int64_t tile = warp / warps_per_tile;
+  if (tile > 0 && tile * tile_tokens >= num_tokens) return;
+  const int tile_begin = static_cast<int>(tile * tile_tokens);
+  const int tile_end = min(tile_begin + tile_tokens, num_tokens);
+  int row = find_row(query_start, params.rows.num_rows, tile_begin);
+  const int64_t channel = ((warp - tile * warps_per_tile) * kWarpSize + threadIdx.x % kWarpSize) * kWidth;
+  if (channel >= params.num_channels) return;
+  const Channels<T, kTaps, kWidth> channels{params, channel};
+  Filter<T, kTaps, kWidth> filter(params, channel);
+
+  for (int token = tile_begin; token < tile_end; ++row) {
+    const int begin = query_start[row];
+    const int end = query_start[row + 1];
+    if (begin == end) continue;
+    // A row begun in an earlier tile had its first W - 1 tokens there; one begun here keeps them here.
+    const bool is_owner = begin >= tile_begin;
+    const int first = is_owner ? begin : max(token, min(begin + kTaps - 1, end));
+    const int last = min(end, is_owner ? max(tile_end, begin + kTaps - 1) : tile_end);
+    token = end;
+    if (first < last) {
+      Vector<T, kWidth> window[kTaps - 1];
+      channels.load_window(row, begin, first, window);
+      filter.restart(window);
+    }
+    if (is_owner) {
+      channels.store_state(row, begin, end);
+      // Rows without tokens just before this one hand their state on.
+      for (int empty = row - 1; empty >= 0 && query_start[empty] == begin; --empty) {
+        channels.store_state(empty, begin, begin);
+      }
+    }
+    filter_tokens(channels, filter, first, last);
+  }
+  if (tile_end == num_tokens) {
+    // So do those behind the last token, or all of them when there is no token.
+    if (num_tokens == 0) row = 0;
+    for (; row < params.rows.num_rows; ++row) channels.store_state(row, num_tokens, num_tokens);
+  }
+}
+
+// Large enough tiles to read little twice, and small enough to fill the chip: 2,112 warps are one wave of 132
+// multiprocessors at 16 warps each.
+int choose_tile_tokens(int64_t num_tokens, int64_t warps_per_tile) {
+  for (const int tile : {32, 16}) {
+    if (num_tokens / tile * warps_per_tile >= 4224) return tile;
+  }
+  for (const int tile : {8, 4, 2}) {
+    if (num_tokens / tile * warps_per_tile >= 1500) return tile;
+  }
+  return 1;
+}
+
+template <typename T, int kTaps, int kWidth>
+void launch(const CausalConv1dParams& params, cudaStream_t stream) {
+  const int64_t lanes = params.num_channels / kWidth;
+  const int64_t warps_per_tile = (lanes + kWarpSize - 1) / kWarpSize;
+  const int tile_tokens = choose_tile_tokens(params.num_tokens, warps_per_tile);
+  const int64_t num_tiles = params.num_tokens == 0 ? 1 : (params.num_tokens + tile_tokens - 1) / tile_tokens;
+  const int64_t num_blocks = (num_tiles * warps_per_tile + kWarps - 1) / kWarps;
+  require(num_blocks <= INT32_MAX, kOp, "num_tokens * num_channels is too large for one launch");
+  causal_conv1d_kernel<T, kTaps, kWidth><<<static_cast<unsigned>(num_blocks), kThreads, 0, stream>>>(
+      params, tile_tokens, static_cast<int>(warps_per_tile));
+  check_launch(kOp);
+}
+
+template <typename T, int kWidth>
+void launch_taps(const CausalConv1dParams& params, cudaStream_t stream) {
+  switch (params.width) {
+    case 2:
+      return launch<T, 2, kWidth>(params, stream);
+    case 3:
+      return launch<T, 3, kWidth>(params, stream);
+    case 4:
+      return launch<T, 4, kWidth>(params, stream);
+    default:
+      require(false, kOp, "width is " + std::to_string(params.width) + "; expected 2, 3 or 4");
+  }
+}
+
+}  // namespace
+
+void causal_conv1d(const CausalConv1dParams& params, Stream stream) {
+  if (params.rows.num_rows == 0 || params.num_channels == 0) return;
+  require(params.num_tokens <= INT32_MAX, kOp, "num_tokens is too large for one launch");
+  dispatch_dtype(params.dtype, kOp, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    const bool is_aligned = is_vectorisable<T>(params.x, params.x_stride, params.num_channels) &&
+                            is_vectorisable<T>(params.state, params.state_stride, params.num_channels) &&
+                            is_vectorisable<T>(params.weight, params.num_channels, params.num_channels) &&
+                            is_vectorisable<T>(params.bias, params.num_channels, params.num_channels) &&
+                            is_vectorisable<T>(params.out, params.num_channels, params.num_channels);
+    const auto cuda_stream = static_cast<cudaStream_t>(stream);
+    if (is_aligned) {
+      launch_taps<T, kVectorWidth<T>>(params, cuda_stream);
+    } else {
+      launch_taps<T, 1>(params, cuda_stream);
+    }
+  });
+}
+
+}  // namespace headway::cuda
