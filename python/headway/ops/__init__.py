@@ -1,0 +1,36 @@
+"""One thin function an op over torch tensors: checks shapes by name, fills the arguments, launches.
+
+Each op `f` has a twin `f_ref` in `ops.reference` with the same signature in plain torch, which judges it in tests.
+`ops.library` registers the kernels as `torch.ops.headway.*` for users and torch.compile; layers call the functions here.
+"""
+
+from headway.ops.attention import kv_write, paged_attention, rotary
+from headway.ops.backend import set_num_threads
+from headway.ops.mamba import causal_conv1d, ssm_scan
+from headway.ops.moe import moe_experts, route
+from headway.ops.norm import add_rms_norm, gated_rms_norm, rms_norm
+from headway.ops.pointwise import activation
+from headway.ops.records import ActivationKind, Routing, ScoreKind
+from headway.ops.step import StepBuffers, begin_step, finish_step, sample
+
+__all__ = [
+    "ActivationKind",
+    "Routing",
+    "ScoreKind",
+    "StepBuffers",
+    "activation",
+    "add_rms_norm",
+    "begin_step",
+    "causal_conv1d",
+    "finish_step",
+    "gated_rms_norm",
+    "kv_write",
+    "moe_experts",
+    "paged_attention",
+    "rms_norm",
+    "rotary",
+    "route",
+    "sample",
+    "set_num_threads",
+    "ssm_scan",
+]

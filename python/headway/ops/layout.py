@@ -1,0 +1,88 @@
+"""The plain-data records of csrc/core/step_layout.h as numpy dtypes, field for field."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+MAX_STOP_IDS: Final = 64
+MAX_LOGIT_BIAS: Final = 512
+
+ROW_SAMPLING: Final = np.dtype(
+    [
+        ("seed", np.uint64),
+        ("temperature", np.float32),
+        ("top_p", np.float32),
+        ("min_p", np.float32),
+        ("top_k", np.int32),
+        ("repetition_penalty", np.float32),
+        ("presence_penalty", np.float32),
+        ("frequency_penalty", np.float32),
+        ("prompt_len", np.int32),
+        ("min_total_len", np.int32),
+        ("max_total_len", np.int32),
+        ("num_stop_ids", np.int32),
+        ("num_logit_bias", np.int32),
+        ("num_logprobs", np.int32),
+        ("reserved", np.int32, (2,)),
+        ("padding", np.int32),  # the struct is 8-byte aligned
+    ]
+)
+
+PACKET_HEADER: Final = np.dtype(
+    [
+        ("step", np.int64),
+        ("num_rows", np.int32),
+        ("num_decode_rows", np.int32),
+        ("num_sampled", np.int32),
+        ("num_tokens", np.int32),
+        ("num_inits", np.int32),
+        ("num_words", np.int32),
+        ("num_grants", np.int32),
+        ("num_prompt_tokens", np.int32),
+        ("inits_offset", np.uint32),
+        ("words_offset", np.uint32),
+        ("grants_offset", np.uint32),
+        ("rows_offset", np.uint32),
+        ("tokens_offset", np.uint32),
+        ("num_bytes", np.uint32),
+    ]
+)
+
+ROW_INIT: Final = np.dtype(
+    [
+        ("row", np.int32),
+        ("slot", np.int32),
+        ("words_begin", np.int32),
+        ("reserved", np.int32),
+        ("sampling", ROW_SAMPLING),
+    ]
+)
+
+BLOCK_GRANT: Final = np.dtype([("row", np.int32), ("index", np.int32), ("block", np.int32)])
+
+STEP_ROW: Final = np.dtype(
+    [("row", np.int32), ("start", np.int32), ("num_tokens", np.int32), ("prompt_begin", np.int32)]
+)
+
+RESULT_ROW: Final = np.dtype(
+    [
+        ("row", np.int32),
+        ("token", np.int32),
+        ("logprob", np.float32),
+        ("rank", np.int32),
+        ("is_stopped", np.int32),
+        ("is_bad", np.int32),
+    ]
+)
+
+RESULT_HEADER: Final = np.dtype(
+    [
+        ("step", np.int64),
+        ("begin_ns", np.int64),
+        ("end_ns", np.int64),
+        ("num_sampled", np.int32),
+        ("reserved", np.int32, (9,)),
+    ]
+)

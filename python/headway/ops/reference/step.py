@@ -1,0 +1,167 @@
+"""begin_step and finish_step in numpy over CPU buffers: the records of csrc/core/step_layout.h, one row at a time."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from headway.ops.layout import (
+    BLOCK_GRANT,
+    PACKET_HEADER,
+    RESULT_HEADER,
+    RESULT_ROW,
+    ROW_INIT,
+    ROW_SAMPLING,
+    STEP_ROW,
+)
+from headway.ops.step import StepBuffers
+
+Records = npt.NDArray[Any]
+
+
+class _Packet(NamedTuple):
+    inits: Records
+    words: npt.NDArray[np.int32]
+    grants: Records
+    rows: Records
+    prompt_tokens: npt.NDArray[np.int32]
+
+
+def begin_step_ref(
+    buffers: StepBuffers,
+    *,
+    packet_address: int,
+    num_rows: int,
+    num_decode_rows: int,
+    num_sampled: int,
+    num_tokens: int,
+) -> None:
+    """See `ops.begin_step`."""
+    live = buffers.mirror.live.numpy().view(STEP_ROW)[:, 0]
+    prompt_tokens = np.zeros(0, np.int32)
+    if packet_address:
+        packet = _read_packet(packet_address)
+        _apply(buffers, packet)
+        live[: len(packet.rows)] = packet.rows
+        prompt_tokens = packet.prompt_tokens
+    else:
+        num_decode_rows = num_rows
+    inputs = buffers.inputs
+    query_start = inputs.query_start.numpy()
+    query_start[0] = 0
+    for index in range(num_rows):
+        is_decode = index < num_decode_rows
+        count = 1 if is_decode else int(live[index]["num_tokens"])
+        begin = int(query_start[index])
+        query_start[index + 1] = begin + count
+        inputs.token_rows[begin : begin + count] = index
+        row = int(live[index]["row"])
+        if row == 0 or buffers.mirror.stopped[row]:
+            _fill_dummy(buffers, index, begin, count)
+            continue
+        start = int(buffers.mirror.num_computed[row] if is_decode else live[index]["start"])
+        prompt_begin = int(live[index]["prompt_begin"])
+        tokens = (
+            buffers.mirror.last_token.numpy()[row : row + 1]
+            if is_decode
+            else prompt_tokens[prompt_begin : prompt_begin + count]
+        )
+        buffers.mirror.num_computed[row] = start
+        buffers.mirror.history.numpy()[row, start : start + count] = tokens
+        inputs.token_ids.numpy()[begin : begin + count] = tokens
+        inputs.positions.numpy()[begin : begin + count] = np.arange(start, start + count)
+        inputs.rows[index] = row
+        inputs.slots[index] = buffers.mirror.slot[row]
+        inputs.row_start[index] = start
+        inputs.kv_lens[index] = start + count
+    inputs.sample_tokens.numpy()[:num_sampled] = query_start[1 : num_sampled + 1] - 1
+
+
+def _read_packet(address: int) -> _Packet:
+    header = np.frombuffer(_host_bytes(address, PACKET_HEADER.itemsize), PACKET_HEADER)[0]
+    raw = _host_bytes(address, int(header["num_bytes"]))
+
+    def section(dtype: npt.DTypeLike, count: str, offset: str) -> Records:
+        return np.frombuffer(raw, dtype, int(header[count]), int(header[offset]))
+
+    return _Packet(
+        inits=section(ROW_INIT, "num_inits", "inits_offset"),
+        words=section(np.int32, "num_words", "words_offset"),
+        grants=section(BLOCK_GRANT, "num_grants", "grants_offset"),
+        rows=section(STEP_ROW, "num_rows", "rows_offset"),
+        prompt_tokens=section(np.int32, "num_prompt_tokens", "tokens_offset"),
+    )
+
+
+def _host_bytes(address: int, num_bytes: int) -> memoryview:
+    return memoryview((ctypes.c_ubyte * num_bytes).from_address(address))
+
+
+def _apply(buffers: StepBuffers, packet: _Packet) -> None:
+    mirror = buffers.mirror
+    sampling = mirror.sampling.numpy().view(ROW_SAMPLING)[:, 0]
+    for init in packet.inits:
+        row = int(init["row"])
+        mirror.num_computed[row] = 0
+        mirror.stopped[row] = 0
+        mirror.slot[row] = int(init["slot"])
+        sampling[row] = init["sampling"]
+        num_stop = int(init["sampling"]["num_stop_ids"])
+        num_bias = int(init["sampling"]["num_logit_bias"])
+        words = packet.words[int(init["words_begin"]) :]
+        mirror.stop_ids.numpy()[row, :num_stop] = words[:num_stop]
+        mirror.bias_ids.numpy()[row, :num_bias] = words[num_stop : num_stop + num_bias]
+        values = words[num_stop + num_bias : num_stop + 2 * num_bias]
+        mirror.bias_values.numpy()[row, :num_bias] = values.view(np.float32)
+    for grant in packet.grants:
+        mirror.block_table[int(grant["row"]), int(grant["index"])] = int(grant["block"])
+
+
+def _fill_dummy(buffers: StepBuffers, index: int, begin: int, count: int) -> None:
+    inputs = buffers.inputs
+    inputs.token_ids[begin : begin + count] = 0
+    inputs.positions[begin : begin + count] = 0
+    inputs.rows[index] = 0
+    inputs.slots[index] = 0
+    inputs.row_start[index] = 0
+    inputs.kv_lens[index] = 1
+
+
+def finish_step_ref(
+    buffers: StepBuffers,
+    *,
+    step: int,
+    num_rows: int,
+    num_sampled: int,
+    result_address: int,
+    ring_max_rows: int,
+) -> None:
+    """See `ops.finish_step`."""
+    mirror, inputs, results = buffers.mirror, buffers.inputs, buffers.results
+    sampled = results.rows.numpy().view(RESULT_ROW)[:, 0]
+    for index in range(num_rows):
+        row = int(inputs.rows[index])
+        if row == 0:
+            continue
+        mirror.num_computed[row] += inputs.query_start[index + 1] - inputs.query_start[index]
+        if index < num_sampled:
+            mirror.last_token[row] = int(sampled[index]["token"])
+            mirror.stopped[row] = int(sampled[index]["is_stopped"])
+    max_logprobs = buffers.max_logprobs
+    tops = ring_max_rows * max_logprobs
+    num_bytes = RESULT_HEADER.itemsize + ring_max_rows * RESULT_ROW.itemsize + 8 * tops
+    entry = np.frombuffer(_host_bytes(result_address, num_bytes), np.uint8)
+    header = entry[: RESULT_HEADER.itemsize].view(RESULT_HEADER)
+    body = entry[RESULT_HEADER.itemsize :]
+    rows_bytes = ring_max_rows * RESULT_ROW.itemsize
+    body[:rows_bytes].view(RESULT_ROW)[:num_sampled] = sampled[:num_sampled]
+    used = num_sampled * max_logprobs
+    top_ids = body[rows_bytes : rows_bytes + 4 * tops].view(np.int32)
+    top_logprobs = body[rows_bytes + 4 * tops :].view(np.float32)
+    top_ids[:used] = results.top_ids.numpy()[:num_sampled].ravel()
+    top_logprobs[:used] = results.top_logprobs.numpy()[:num_sampled].ravel()
+    header["num_sampled"] = num_sampled
+    header["step"] = step

@@ -1,0 +1,278 @@
+"""The three ops around a step's layers: begin_step, sample, finish_step, and the device buffers they share.
+
+The device advances by itself: a step's inputs follow from the mirror and, when the host has something to say, from one
+packet. The records are those of csrc/core/step_layout.h; `ops.layout` has them as numpy dtypes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from headway.ops.backend import target_of
+from headway.ops.checks import check_inner_dense, check_same_dtype
+from headway.ops.layout import MAX_LOGIT_BIAS, MAX_STOP_IDS, RESULT_ROW, ROW_SAMPLING, STEP_ROW
+
+
+@dataclass(frozen=True)
+class StepMirror:
+    """What the device keeps of every row; entry 0 is the dummy row. Integers are int32."""
+
+    last_token: Tensor  # [max_rows]
+    num_computed: Tensor  # [max_rows]
+    slot: Tensor  # [max_rows]
+    stopped: Tensor  # [max_rows]
+    block_table: Tensor  # [max_rows, max_blocks_per_row]
+    history: Tensor  # [max_rows, max_model_len]
+    sampling: Tensor  # [max_rows, 72] uint8: RowSampling
+    stop_ids: Tensor  # [max_rows, MAX_STOP_IDS]
+    bias_ids: Tensor  # [max_rows, MAX_LOGIT_BIAS]
+    bias_values: Tensor  # [max_rows, MAX_LOGIT_BIAS] float32
+    live: Tensor  # [max_rows, 4]: StepRow
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """What begin_step derives for the layers. Buffers of the largest step; a step uses their first entries. int32."""
+
+    token_ids: Tensor  # [max_step_tokens]
+    positions: Tensor  # [max_step_tokens]
+    token_rows: Tensor  # [max_step_tokens]
+    rows: Tensor  # [max_rows]
+    query_start: Tensor  # [max_rows + 1]
+    row_start: Tensor  # [max_rows]
+    kv_lens: Tensor  # [max_rows]
+    slots: Tensor  # [max_rows]
+    sample_tokens: Tensor  # [max_rows]
+
+
+@dataclass(frozen=True)
+class StepResults:
+    """What sample leaves for finish_step, in device memory."""
+
+    rows: Tensor  # [max_rows, 24] uint8: ResultRow
+    top_ids: Tensor  # [max_rows, max_logprobs] int32
+    top_logprobs: Tensor  # [max_rows, max_logprobs] float32
+
+
+@dataclass(frozen=True)
+class StepBuffers:
+    """Every fixed buffer of the engine's loop on one device."""
+
+    mirror: StepMirror
+    inputs: StepInputs
+    results: StepResults
+
+    @staticmethod
+    def allocate(
+        *,
+        max_rows: int,
+        max_blocks_per_row: int,
+        max_model_len: int,
+        max_step_tokens: int,
+        max_logprobs: int,
+        device: torch.device | str,
+    ) -> StepBuffers:
+        """Zeroed buffers. max_rows counts the dummy row; at least one block a row is kept for models without KV."""
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        mirror = StepMirror(
+            last_token=zeros(max_rows),
+            num_computed=zeros(max_rows),
+            slot=zeros(max_rows),
+            stopped=zeros(max_rows),
+            block_table=zeros(max_rows, max(1, max_blocks_per_row)),
+            history=zeros(max_rows, max_model_len),
+            sampling=zeros(max_rows, ROW_SAMPLING.itemsize, dtype=torch.uint8),
+            stop_ids=zeros(max_rows, MAX_STOP_IDS),
+            bias_ids=zeros(max_rows, MAX_LOGIT_BIAS),
+            bias_values=zeros(max_rows, MAX_LOGIT_BIAS, dtype=torch.float32),
+            live=zeros(max_rows, STEP_ROW.itemsize // 4),
+        )
+        inputs = StepInputs(
+            token_ids=zeros(max_step_tokens),
+            positions=zeros(max_step_tokens),
+            token_rows=zeros(max_step_tokens),
+            rows=zeros(max_rows),
+            query_start=zeros(max_rows + 1),
+            row_start=zeros(max_rows),
+            kv_lens=zeros(max_rows),
+            slots=zeros(max_rows),
+            sample_tokens=zeros(max_rows),
+        )
+        results = StepResults(
+            rows=zeros(max_rows, RESULT_ROW.itemsize, dtype=torch.uint8),
+            top_ids=zeros(max_rows, max_logprobs),
+            top_logprobs=zeros(max_rows, max_logprobs, dtype=torch.float32),
+        )
+        return StepBuffers(mirror, inputs, results)
+
+    @property
+    def max_rows(self) -> int:
+        return self.mirror.slot.shape[0]
+
+    @property
+    def max_step_tokens(self) -> int:
+        return self.inputs.token_ids.shape[0]
+
+    @property
+    def max_logprobs(self) -> int:
+        return self.results.top_ids.shape[1]
+
+    @cached_property
+    def mirror_arguments(self) -> tuple[int, ...]:
+        """DeviceMirror, in the order of its fields."""
+        mirror = self.mirror
+        return (
+            self.max_rows,
+            mirror.block_table.shape[1],
+            mirror.history.shape[1],
+            mirror.last_token.data_ptr(),
+            mirror.num_computed.data_ptr(),
+            mirror.slot.data_ptr(),
+            mirror.stopped.data_ptr(),
+            mirror.block_table.data_ptr(),
+            mirror.history.data_ptr(),
+            mirror.sampling.data_ptr(),
+            mirror.stop_ids.data_ptr(),
+            mirror.bias_ids.data_ptr(),
+            mirror.bias_values.data_ptr(),
+            mirror.live.data_ptr(),
+        )
+
+    @cached_property
+    def input_arguments(self) -> tuple[int, ...]:
+        """StepInputs, in the order of its fields."""
+        inputs = self.inputs
+        return (
+            inputs.token_ids.data_ptr(),
+            inputs.positions.data_ptr(),
+            inputs.token_rows.data_ptr(),
+            inputs.rows.data_ptr(),
+            inputs.query_start.data_ptr(),
+            inputs.row_start.data_ptr(),
+            inputs.kv_lens.data_ptr(),
+            inputs.slots.data_ptr(),
+            inputs.sample_tokens.data_ptr(),
+        )
+
+    @cached_property
+    def result_arguments(self) -> tuple[int, ...]:
+        results = self.results
+        return (results.rows.data_ptr(), results.top_ids.data_ptr(), results.top_logprobs.data_ptr())
+
+
+def begin_step(
+    buffers: StepBuffers,
+    *,
+    packet_address: int,
+    num_rows: int,
+    num_decode_rows: int,
+    num_sampled: int,
+    num_tokens: int,
+) -> None:
+    """Applies the packet to the mirror and derives the layers' inputs.
+
+    Args:
+        buffers: updated.
+        packet_address: of the packet, in memory the device can read; 0 when there is none: the rows of the last
+            packet decode one token each.
+        num_rows: R of this step, as in the plan, likewise the other counts.
+        num_decode_rows: the first rows, which decode one token each.
+        num_sampled: the first rows, which sample.
+        num_tokens: T.
+
+    A row the device has stopped becomes the dummy: row, slot, token, position and row start 0, KV length 1.
+    """
+    if (
+        num_rows >= buffers.max_rows
+        or not 0 <= num_decode_rows <= num_rows
+        or not 0 <= num_sampled <= num_rows
+    ):
+        raise ValueError(
+            f"begin_step: rows must be below {buffers.max_rows} with decode and sampled rows among them, got "
+            f"num_rows {num_rows}, num_decode_rows {num_decode_rows}, num_sampled {num_sampled}"
+        )
+    if num_tokens > buffers.max_step_tokens:
+        raise ValueError(
+            f"begin_step: num_tokens must be at most {buffers.max_step_tokens}, got {num_tokens}"
+        )
+    kernels, stream = target_of(buffers.mirror.slot)
+    kernels.begin_step(
+        packet_address,
+        num_rows,
+        num_decode_rows,
+        num_sampled,
+        num_tokens,
+        *buffers.mirror_arguments,
+        *buffers.input_arguments,
+        stream,
+    )
+
+
+def sample(buffers: StepBuffers, logits: Tensor) -> None:
+    """Samples one token for each of the step's first Rs rows; the results stay on the device.
+
+    Args:
+        buffers: results are updated; the mirror's sampling parameters, history and lists are read.
+        logits: [Rs, V] float32, rows may be strided; not modified.
+    """
+    num_sampled, vocab_size = logits.shape
+    check_same_dtype("sample", "logits", logits, torch.float32)
+    check_inner_dense("sample", "logits", logits)
+    if num_sampled > buffers.max_rows:
+        raise ValueError(f"sample: logits must have at most {buffers.max_rows} rows, got {num_sampled}")
+    kernels, stream = target_of(logits)
+    kernels.sample(
+        num_sampled,
+        vocab_size,
+        buffers.max_logprobs,
+        logits.data_ptr(),
+        logits.stride(0),
+        buffers.inputs.rows.data_ptr(),
+        buffers.inputs.kv_lens.data_ptr(),
+        *buffers.mirror_arguments,
+        *buffers.result_arguments,
+        stream,
+    )
+
+
+def finish_step(
+    buffers: StepBuffers,
+    *,
+    step: int,
+    num_rows: int,
+    num_sampled: int,
+    result_address: int,
+    ring_max_rows: int,
+) -> None:
+    """Advances the mirror by what was sampled, and publishes the results to the ring entry, its step number last.
+
+    Args:
+        buffers: updated.
+        step: the plan's number.
+        num_rows: R.
+        num_sampled: Rs.
+        result_address: of the ring entry, in host memory the device can write.
+        ring_max_rows: rows an entry has room for.
+    """
+    if num_sampled > ring_max_rows:
+        raise ValueError(f"finish_step: num_sampled must be at most {ring_max_rows}, got {num_sampled}")
+    kernels, stream = target_of(buffers.mirror.slot)
+    kernels.finish_step(
+        step,
+        num_rows,
+        num_sampled,
+        buffers.max_logprobs,
+        *buffers.mirror_arguments,
+        *buffers.input_arguments,
+        *buffers.result_arguments,
+        result_address,
+        ring_max_rows,
+        stream,
+    )
