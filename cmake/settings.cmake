@@ -1,0 +1,15 @@
+# headway_setting(name default help): -Dname=..., else the environment variable of that name, else the default.
+function(headway_setting name default help)
+  if(NOT DEFINED ${name} AND DEFINED ENV{${name}})
+    set(default "$ENV{${name}}")
+  endif()
+  set(${name} "${default}" CACHE STRING "${help}")
+endfunction()
+
+if(NOT DEFINED CMAKE_CXX_COMPILER_LAUNCHER AND NOT DEFINED CMAKE_CUDA_COMPILER_LAUNCHER)
+  find_program(HEADWAY_CCACHE ccache)
+  if(HEADWAY_CCACHE)
+    set(CMAKE_CXX_COMPILER_LAUNCHER "${HEADWAY_CCACHE}")
+    set(CMAKE_CUDA_COMPILER_LAUNCHER "${HEADWAY_CCACHE}")
+  endif()
+endif()
