@@ -1,0 +1,7 @@
+"""Text in and out: tokens of a prompt, text of an output while it grows, prompts of a conversation."""
+
+from headway.text.chat_template import ChatTemplate
+from headway.text.detokenizer import IncrementalDetokenizer
+from headway.text.tokenizer import Tokenizer
+
+__all__ = ["ChatTemplate", "IncrementalDetokenizer", "Tokenizer"]

@@ -1,0 +1,115 @@
+"""Text of an output while it grows: every append returns the characters that the new token completed.
+
+The pieces joined are what decoding the whole sequence adds to the decoded prompt, except that a character whose bytes
+are spread over several tokens is held until its last byte is there. Cost per token does not grow with the output.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from typing import Protocol
+
+from headway.text.tokenizer import Tokenizer
+
+REPLACEMENT = "\ufffd"
+_MAX_CHAR_TOKENS = 4  # a UTF-8 character has at most four bytes, and a token at least one
+_MAX_CONTEXT_TOKENS = 32
+
+
+class _Stream(Protocol):
+    def append(self, token_id: int) -> str: ...
+    def finish(self) -> str: ...
+
+
+class IncrementalDetokenizer:
+    """Feeds tokens one by one; `append` and `finish` return new text, possibly empty."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = (), skip_special_tokens: bool = True
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._skipped_ids = tokenizer.special_ids if skip_special_tokens else frozenset()
+        context = [i for i in prompt_ids[-_MAX_CONTEXT_TOKENS:] if self._is_text(i)]
+        self._stream: _Stream = (
+            _ByteStream(tokenizer, context) if tokenizer.is_byte_level else _WindowStream(tokenizer, context)
+        )
+
+    def append(self, token_id: int) -> str:
+        """The text that token_id completes."""
+        return self._stream.append(token_id) if self._is_text(token_id) else ""
+
+    def finish(self) -> str:
+        """What is still held: a character that was cut short comes out as U+FFFD, as decode() writes it."""
+        return self._stream.finish()
+
+    def _is_text(self, token_id: int) -> bool:
+        return token_id not in self._skipped_ids and self._tokenizer.id_to_token(token_id) is not None
+
+
+class _ByteStream:
+    """Byte-level vocabularies: the tokens' bytes through one incremental UTF-8 decoder."""
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int]) -> None:
+        self._token_bytes = tokenizer.token_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for token_id in context:
+            self._decoder.decode(self._token_bytes(token_id))
+        # A prompt that ends within a character already shows U+FFFD for it.
+        self._num_shown = 1 if self._decoder.getstate()[0] else 0
+
+    def append(self, token_id: int) -> str:
+        return self._new(self._decoder.decode(self._token_bytes(token_id)))
+
+    def finish(self) -> str:
+        return self._new(self._decoder.decode(b"", True))
+
+    def _new(self, text: str) -> str:
+        if not text or not self._num_shown:
+            return text
+        self._num_shown = 0
+        return text[1:]
+
+
+class _WindowStream:
+    """Any other decoder (Metaspace, byte fallback, WordPiece): decodes a short window and returns its growth.
+
+    Decoders look at neighbours (a leading space is dropped, a run of byte tokens is one unit), so the window keeps the
+    tokens of the last complete piece as context. `_num_shown` characters of the window's text are already out.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._window = self._whole_context(context)
+        self._num_pending = 0  # tokens at the window's end whose text is not out yet
+        self._num_shown = len(self._decode(self._window))
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    def _whole_context(self, context: Sequence[int]) -> list[int]:
+        """The last tokens of the prompt, starting where no character is cut if there is such a place."""
+        start = max(0, len(context) - _MAX_CHAR_TOKENS)
+        while start > 0 and self._decode(context[start:]).startswith(REPLACEMENT):
+            start -= 1
+        return list(context[start:])
+
+    def append(self, token_id: int) -> str:
+        self._window.append(token_id)
+        self._num_pending += 1
+        text = self._decode(self._window)
+        if not text.endswith(REPLACEMENT):
+            return self._show(text, num_held=0, num_context=self._num_pending)
+        if self._num_pending > _MAX_CHAR_TOKENS:  # not the start of a character: all but the last is final
+            return self._show(text, num_held=1, num_context=_MAX_CHAR_TOKENS)
+        return ""
+
+    def finish(self) -> str:
+        return self._show(self._decode(self._window), num_held=0, num_context=len(self._window))
+
+    def _show(self, text: str, num_held: int, num_context: int) -> str:
+        piece = text[self._num_shown : len(text) - num_held]
+        self._window = self._window[-num_context:] if num_context else []
+        self._num_pending = num_held
+        self._num_shown = len(self._decode(self._window)) - num_held
+        return piece
