@@ -86,6 +86,7 @@ class MoeConfig:
     topk_group: int = 1
     has_score_bias: bool = False
     shared_intermediate_size: int = 0  # 0 = no shared expert
+    latent_size: int = 0  # width the routed experts work in; 0 = hidden_size
 
 
 @dataclass(frozen=True)

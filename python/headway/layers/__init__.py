@@ -1,0 +1,1 @@
+"""The layers of a model: thin calls into `headway.ops` over packed weights and buffers that are reused every step."""

@@ -1,0 +1,131 @@
+"""The Mamba-2 mixer: project, convolve, scan, gate, project (Dao and Gu, 2024; `docs/shapes.md` for the letters)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from headway import ops
+from headway.layers.params import Linear, Params, ParamSpec
+from headway.layers.scratch import Take
+from headway.models.config import MambaConfig
+
+if TYPE_CHECKING:
+    from headway.engine.batch import StepBatch
+    from headway.models.caches import ModelCaches
+
+
+def mamba2_specs(mamba: MambaConfig, hidden_size: int) -> dict[str, ParamSpec]:
+    heads = (mamba.num_heads,)
+    specs = {
+        "in_proj": ParamSpec((mamba.in_proj_dim, hidden_size)),  # rows: z, x, B, C, dt
+        "conv_weight": ParamSpec((mamba.conv_width, mamba.conv_dim)),  # tap-major
+        "A": ParamSpec(heads, "decay", is_float32=True),  # -exp(A_log)
+        "D": ParamSpec(heads, "ones", is_float32=True),
+        "dt_bias": ParamSpec(heads, "dt_bias", is_float32=True),
+        "gate_norm": ParamSpec((mamba.d_inner,), "ones"),
+        "out_proj": ParamSpec((hidden_size, mamba.d_inner), "output"),
+    }
+    if mamba.conv_bias:
+        specs["conv_bias"] = ParamSpec((mamba.conv_dim,), "zeros")
+    if mamba.proj_bias:
+        specs["in_proj_bias"] = ParamSpec((mamba.in_proj_dim,), "zeros")
+        specs["out_proj_bias"] = ParamSpec((hidden_size,), "zeros")
+    return specs
+
+
+@dataclass(frozen=True)
+class Mamba2Scratch:
+    """Buffers of one step and the views the ops take."""
+
+    projected: torch.Tensor  # [T, d_inner + conv_dim + H]
+    z: torch.Tensor  # [T, d_inner], a slice of projected, likewise below
+    raw_columns: torch.Tensor  # [T, conv_dim] before the convolution
+    dt: torch.Tensor  # [T, H]
+    columns: torch.Tensor  # [T, conv_dim] after the convolution
+    x: torch.Tensor  # [T, H, P], a slice of columns, likewise below
+    B: torch.Tensor  # [T, G, N]
+    C: torch.Tensor  # [T, G, N]
+    scanned_heads: torch.Tensor  # [T, H, P]
+    scanned: torch.Tensor  # [T, d_inner], the same memory
+    gated: torch.Tensor  # [T, d_inner]
+
+    @classmethod
+    def allocate(cls, mamba: MambaConfig, take: Take) -> Mamba2Scratch:
+        states = mamba.num_groups * mamba.state_size
+        projected = take("mamba_projected", mamba.in_proj_dim, None)
+        z, raw_columns, dt = torch.split(projected, [mamba.d_inner, mamba.conv_dim, mamba.num_heads], dim=1)
+        columns = take("mamba_columns", mamba.conv_dim, None)
+        x, B, C = torch.split(columns, [mamba.d_inner, states, states], dim=1)
+        scanned = take("mamba_scanned", mamba.d_inner, None)
+        heads = (mamba.num_heads, mamba.head_dim)
+        groups = (mamba.num_groups, mamba.state_size)
+        return cls(
+            projected=projected,
+            z=z,
+            raw_columns=raw_columns,
+            dt=dt,
+            columns=columns,
+            x=torch.unflatten(x, 1, heads),
+            B=torch.unflatten(B, 1, groups),
+            C=torch.unflatten(C, 1, groups),
+            scanned_heads=torch.unflatten(scanned, 1, heads),
+            scanned=scanned,
+            gated=take("mamba_gated", mamba.d_inner, None),
+        )
+
+
+class Mamba2:
+    """One mixer. `cache_idx` counts Mamba layers from 0."""
+
+    def __init__(self, mamba: MambaConfig, norm_eps: float, params: Params, cache_idx: int) -> None:
+        self.in_proj = Linear(params["in_proj"], params.get("in_proj_bias"))
+        self.out_proj = Linear(params["out_proj"], params.get("out_proj_bias"))
+        self.conv_weight = params["conv_weight"]
+        self.conv_bias = params.get("conv_bias")
+        self.A, self.D, self.dt_bias = params["A"], params["D"], params["dt_bias"]
+        self.gate_norm = params["gate_norm"]
+        self.norm_eps = norm_eps
+        self.norm_group_size = mamba.norm_group_size or mamba.d_inner // mamba.num_groups
+        self.dt_min, self.dt_max = mamba.dt_min, mamba.dt_max
+        self.cache_idx = cache_idx
+
+    def __call__(
+        self,
+        hidden: torch.Tensor,
+        batch: StepBatch,
+        caches: ModelCaches,
+        scratch: Mamba2Scratch,
+        out: torch.Tensor,
+    ) -> torch.Tensor:
+        """hidden [T, C] -> out [T, C]; advances the rows' convolution and SSM state."""
+        rows = (batch.query_start, batch.row_start, batch.slots, batch.slots)
+        self.in_proj(hidden, scratch.projected)
+        ops.causal_conv1d(
+            scratch.raw_columns,
+            self.conv_weight,
+            self.conv_bias,
+            caches.conv_state[self.cache_idx],
+            *rows,
+            out=scratch.columns,
+        )
+        ops.ssm_scan(
+            scratch.x,
+            scratch.B,
+            scratch.C,
+            scratch.dt,
+            self.A,
+            self.D,
+            self.dt_bias,
+            caches.ssm_state[self.cache_idx],
+            *rows,
+            self.dt_min,
+            self.dt_max,
+            out=scratch.scanned_heads,
+        )
+        ops.gated_rms_norm(
+            scratch.scanned, scratch.z, self.gate_norm, self.norm_eps, self.norm_group_size, out=scratch.gated
+        )
+        return self.out_proj(scratch.gated, out)

@@ -1,0 +1,105 @@
+"""Mixture of experts: a router in fp32 picks top_k experts a token; shared experts see every token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from headway import ops
+from headway.layers.params import Linear, Params, ParamSpec
+from headway.layers.scratch import Take
+from headway.models.config import MoeConfig
+
+if TYPE_CHECKING:
+    from headway.engine.batch import StepBatch
+    from headway.models.caches import ModelCaches
+
+
+def moe_specs(moe: MoeConfig, hidden_size: int) -> dict[str, ParamSpec]:
+    experts, width = moe.num_experts, 2 if moe.is_gated else 1
+    expert_dim = moe.latent_size or hidden_size
+    specs = {
+        "router": ParamSpec((experts, hidden_size), is_float32=True),
+        "expert_in": ParamSpec((experts, width * moe.intermediate_size, expert_dim)),  # rows: gate, up
+        "expert_out": ParamSpec((experts, expert_dim, moe.intermediate_size), "output"),
+    }
+    if moe.has_score_bias:
+        specs["score_bias"] = ParamSpec((experts,), "zeros", is_float32=True)
+    if moe.latent_size:
+        specs["latent_in"] = ParamSpec((moe.latent_size, hidden_size))
+        specs["latent_out"] = ParamSpec((hidden_size, moe.latent_size))
+    if moe.shared_intermediate_size:
+        specs["shared_in"] = ParamSpec((width * moe.shared_intermediate_size, hidden_size))
+        specs["shared_out"] = ParamSpec((hidden_size, moe.shared_intermediate_size), "output")
+    return specs
+
+
+@dataclass(frozen=True)
+class MoeScratch:
+    """Buffers of one step."""
+
+    router_logits: torch.Tensor  # [T, E] float32
+    shared_projected: torch.Tensor  # [T, F or 2F] of the shared expert
+    shared_activated: torch.Tensor  # [T, F] of the shared expert
+
+    @classmethod
+    def allocate(cls, moe: MoeConfig, take: Take) -> MoeScratch:
+        width = moe.shared_intermediate_size * (2 if moe.is_gated else 1)
+        return cls(
+            take("router_logits", moe.num_experts, torch.float32),
+            take("shared_projected", width, None),
+            take("shared_activated", moe.shared_intermediate_size, None),
+        )
+
+
+class Moe:
+    """One layer."""
+
+    def __init__(self, moe: MoeConfig, params: Params) -> None:
+        self.moe = moe
+        self.router = Linear(params["router"])
+        self.score_bias = params.get("score_bias")
+        self.expert_in, self.expert_out = params["expert_in"], params["expert_out"]
+        self.latent_in = params.get("latent_in")
+        self.latent_out = params.get("latent_out")
+        self.shared_in = Linear(params["shared_in"]) if "shared_in" in params else None
+        self.shared_out = Linear(params["shared_out"]) if "shared_out" in params else None
+
+    def __call__(
+        self,
+        hidden: torch.Tensor,
+        batch: StepBatch,
+        caches: ModelCaches,
+        scratch: MoeScratch,
+        out: torch.Tensor,
+    ) -> torch.Tensor:
+        """hidden [T, C] -> [T, C], in memory that the expert op allocates; keeps nothing between steps."""
+        mixed = self._routed_experts(hidden, scratch.router_logits)
+        if self.shared_in is None or self.shared_out is None:
+            return mixed
+        self.shared_in(hidden, scratch.shared_projected)
+        ops.activation(
+            scratch.shared_projected, self.moe.activation, self.moe.is_gated, out=scratch.shared_activated
+        )
+        return self.shared_out.accumulate(scratch.shared_activated, mixed)
+
+    def _routed_experts(self, hidden: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        moe = self.moe
+        routing = ops.route(
+            self.router(hidden.float(), logits),
+            moe.top_k,
+            score=moe.score,
+            bias=self.score_bias,
+            normalise=moe.normalise,
+            scale=moe.scale,
+            num_groups=moe.num_groups,
+            topk_group=moe.topk_group,
+        )
+        if self.latent_in is not None:
+            hidden = torch.nn.functional.linear(hidden, self.latent_in)
+        mixed = ops.moe_experts(
+            hidden, routing, self.expert_in, self.expert_out, moe.activation, moe.is_gated
+        )
+        return mixed if self.latent_out is None else torch.nn.functional.linear(mixed, self.latent_out)

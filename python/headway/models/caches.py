@@ -1,0 +1,82 @@
+"""The memory a model keeps between steps: convolution and SSM state by slot, keys and values by block."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from headway.models.config import ModelConfig
+
+_SSM_STATE_BYTES = torch.float32.itemsize
+
+
+@dataclass(frozen=True)
+class CacheBytes:
+    """Memory of one KV block and of one state slot, over all layers."""
+
+    per_block: int
+    per_slot: int
+
+
+def cache_bytes(config: ModelConfig, block_size: int, dtype: torch.dtype) -> CacheBytes:
+    """What a block of block_size tokens and a slot take; 0 where the model has no such layer."""
+    per_block = per_slot = 0
+    if config.attention is not None:
+        kv_elements = 2 * block_size * config.attention.num_kv_heads * config.attention.head_dim
+        per_block = config.count("attention") * kv_elements * dtype.itemsize
+    if config.mamba is not None:
+        mamba = config.mamba
+        conv_bytes = (mamba.conv_width - 1) * mamba.conv_dim * dtype.itemsize
+        ssm_bytes = mamba.d_inner * mamba.state_size * _SSM_STATE_BYTES
+        per_slot = config.count("mamba") * (conv_bytes + ssm_bytes)
+    return CacheBytes(per_block, per_slot)
+
+
+@dataclass(frozen=True)
+class ModelCaches:
+    """One tensor a layer; lists count Mamba layers and attention layers each from 0.
+
+    Index 0 of slots and blocks is the dummy: padding reads and writes it and nothing else.
+    """
+
+    conv_state: tuple[torch.Tensor, ...]  # [num_slots, W - 1, conv_dim], model dtype, oldest raw column first
+    ssm_state: tuple[torch.Tensor, ...]  # [num_slots, H, P, N] float32
+    keys: tuple[torch.Tensor, ...]  # [num_blocks, S, Hkv, D], model dtype
+    values: tuple[torch.Tensor, ...]  # [num_blocks, S, Hkv, D], model dtype
+
+    @classmethod
+    def allocate(
+        cls,
+        config: ModelConfig,
+        num_blocks: int,
+        block_size: int,
+        num_slots: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> ModelCaches:
+        """Zeroed caches. num_blocks and num_slots count the dummy; they are ignored where no layer uses them."""
+
+        def layers(kind_count: int, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+            return tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(kind_count))
+
+        conv: tuple[torch.Tensor, ...] = ()
+        ssm: tuple[torch.Tensor, ...] = ()
+        keys: tuple[torch.Tensor, ...] = ()
+        values: tuple[torch.Tensor, ...] = ()
+        if config.mamba is not None:
+            mamba, num_layers = config.mamba, config.count("mamba")
+            conv = layers(num_layers, (num_slots, mamba.conv_width - 1, mamba.conv_dim), dtype)
+            ssm_shape = (num_slots, mamba.num_heads, mamba.head_dim, mamba.state_size)
+            ssm = layers(num_layers, ssm_shape, torch.float32)
+        if config.attention is not None:
+            num_layers = config.count("attention")
+            shape = (num_blocks, block_size, config.attention.num_kv_heads, config.attention.head_dim)
+            keys, values = layers(num_layers, shape, dtype), layers(num_layers, shape, dtype)
+        return cls(conv, ssm, keys, values)
+
+    @property
+    def num_bytes(self) -> int:
+        tensors = (*self.conv_state, *self.ssm_state, *self.keys, *self.values)
+        return sum(math.prod(tensor.shape) * tensor.itemsize for tensor in tensors)

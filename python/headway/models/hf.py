@@ -1,0 +1,147 @@
+"""Reads a checkpoint's `config.json` by name and type, and refuses by name what Headway does not compute."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+from headway.errors import ModelLoadError
+from headway.models.config import RopeConfig
+
+Activation = Literal["silu", "relu2", "gelu"]
+_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "relu2": "relu2", "gelu": "gelu"}
+
+# Scaling kinds of rotary embedding and the constants each cannot do without.
+_ROPE_KINDS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+}
+
+
+class HfConfig:
+    """Typed access to the dictionary of a `config.json`. Every failure names key, value and what is accepted."""
+
+    def __init__(self, values: Mapping[str, object]) -> None:
+        self.values = values
+
+    def has(self, key: str) -> bool:
+        return self.values.get(key) is not None
+
+    def get(self, *keys: str) -> object:
+        """The first of the keys that is there and not null, else None."""
+        return next((self.values[key] for key in keys if self.has(key)), None)
+
+    def integer(self, *keys: str, default: int | None = None) -> int:
+        """A non-negative integer under the first key present; later keys are its older names."""
+        value = self._value(keys, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise _wrong(keys[0], value, "a non-negative integer")
+        return value
+
+    def number(self, *keys: str, default: float | None = None) -> float:
+        return _as_number(keys[0], self._value(keys, default))
+
+    def flag(self, *keys: str, default: bool) -> bool:
+        value = self._value(keys, default)
+        if not isinstance(value, bool):
+            raise _wrong(keys[0], value, "true or false")
+        return value
+
+    def text(self, *keys: str, default: str | None = None) -> str:
+        value = self._value(keys, default)
+        if not isinstance(value, str):
+            raise _wrong(keys[0], value, "a string")
+        return value
+
+    def activation(self, *keys: str) -> Activation:
+        name = self.text(*keys, default="silu")
+        if name not in _ACTIVATIONS:
+            raise _wrong(keys[0], name, "one of " + ", ".join(_ACTIVATIONS))
+        return _ACTIVATIONS[name]
+
+    def id_list(self, key: str) -> tuple[int, ...]:
+        """Token ids given as null, one id or a list."""
+        value = self.values.get(key)
+        ids = [] if value is None else value if isinstance(value, list) else [value]
+        if any(isinstance(item, bool) or not isinstance(item, int) for item in ids):
+            raise _wrong(key, value, "a token id or a list of them")
+        return tuple(ids)
+
+    def limits(self, key: str) -> tuple[float, float]:
+        """A [low, high] pair, infinity in any of the spellings found in checkpoints; (0, inf) when absent."""
+        value = self.values.get(key)
+        if value is None:
+            return 0.0, math.inf
+        if not isinstance(value, list) or len(value) != 2:
+            raise _wrong(key, value, "a [low, high] pair")
+        return _as_number(key, value[0]), _as_number(key, value[1])
+
+    def accept_only(self, key: str, *accepted: object, why: str = "") -> None:
+        """Refuses the checkpoint when the key is present and its value is none of `accepted` (null always is)."""
+        value = self.values.get(key)
+        if value is not None and value not in accepted:
+            allowed = ", ".join(repr(item) for item in accepted) or "null"
+            raise _wrong(key, value, allowed, why)
+
+    def rope(self, head_dim: int, *, default_fraction: float = 1.0) -> RopeConfig:
+        """Rotary settings from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+        scaling = dict(self._rope_parameters())
+        kind = scaling.setdefault("rope_type", scaling.pop("type", None) or "default")
+        if kind == "su":  # the first name of longrope
+            kind = scaling["rope_type"] = "longrope"
+        if not isinstance(kind, str) or kind not in _ROPE_KINDS:
+            raise _wrong("rope_type", kind, "one of " + ", ".join(_ROPE_KINDS))
+        if kind != "default":
+            self._complete_scaling(scaling, kind)
+        theta = scaling.pop("rope_theta", None) or self.number("rope_theta", default=10000.0)
+        fraction = scaling.pop("partial_rotary_factor", None) or self.number(
+            "partial_rotary_factor", default=default_fraction
+        )
+        rotary_dim = int(head_dim * _as_number("partial_rotary_factor", fraction))
+        if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
+            raise _wrong("partial_rotary_factor", fraction, f"an even number of channels of {head_dim}")
+        return RopeConfig(_as_number("rope_theta", theta), rotary_dim, scaling)
+
+    def _rope_parameters(self) -> Mapping[str, object]:
+        value = self.get("rope_parameters", "rope_scaling")
+        if value is None:
+            return {}
+        if not isinstance(value, dict) or any(isinstance(item, dict) for item in value.values()):
+            raise _wrong("rope_parameters", value, "one dictionary for all layers")
+        return value
+
+    def _complete_scaling(self, scaling: dict[str, object], kind: str) -> None:
+        """Puts in the lengths that some checkpoints keep outside the dictionary; a missing constant is an error."""
+        trained = self.integer("max_position_embeddings")
+        scaling["max_position_embeddings"] = trained
+        outer = self.get("original_max_position_embeddings")
+        original = outer or scaling.get("original_max_position_embeddings") or trained
+        scaling["original_max_position_embeddings"] = original
+        for key in _ROPE_KINDS[kind]:
+            if scaling.get(key) is None and kind == "yarn":
+                scaling[key] = trained / _as_number("original_max_position_embeddings", original)
+            elif scaling.get(key) is None:
+                raise ModelLoadError(f"config.json: rope_parameters of kind {kind!r} lack {key!r}")
+
+    def _value(self, keys: tuple[str, ...], default: object) -> object:
+        value = self.get(*keys)
+        if value is None and default is None:
+            raise ModelLoadError(f"config.json lacks {keys[0]!r}")
+        return default if value is None else value
+
+
+def _as_number(key: str, value: object) -> float:
+    if isinstance(value, dict) and set(value) == {"__float__"}:  # how transformers 5 writes infinity
+        value = float(str(value["__float__"]))
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        raise _wrong(key, value, "a number")
+    return float(value)
+
+
+def _wrong(key: str, value: object, accepted: str, why: str = "") -> ModelLoadError:
+    return ModelLoadError(f"config.json: {key} must be {accepted}, got {value!r}", hint=why)

@@ -1,0 +1,158 @@
+"""From a checkpoint folder to a `HybridModel`: configuration, allocation on the device, weights."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from headway.errors import ConfigError, ModelLoadError
+from headway.layers.params import ParamSpec
+from headway.models.checkpoint import Checkpoint
+from headway.models.config import ModelConfig
+from headway.models.dummy import fill_dummy
+from headway.models.families.family import Family
+from headway.models.hybrid import HybridModel, model_specs
+from headway.models.pieces import Piece
+from headway.models.registry import config_file, config_from_dict, find_family, read_json
+
+LOAD_FORMATS = ("auto", "safetensors", "dummy")
+
+# (bytes loaded, bytes in all), called after each tensor
+Progress = Callable[[int, int], None]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_MAX_NAMED = 8  # tensors listed in one error
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    model: HybridModel
+    config: ModelConfig
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "cpu",
+    load_format: str = "auto",
+    progress: Progress | None = None,
+    max_position: int | None = None,
+    seed: int = 0,
+) -> LoadedModel:
+    """Loads a checkpoint folder onto one device.
+
+    dtype: of matrices, caches and activations; "auto" = the checkpoint's. load_format: "dummy" needs config.json
+    alone and draws weights from seed. max_position: longest sequence to be served, default the checkpoint's.
+
+    Raises ModelLoadError naming what is missing, extra, misshapen or unsupported; ConfigError on a wrong argument.
+    """
+    if load_format not in LOAD_FORMATS:
+        raise ConfigError(f"load_format must be one of {', '.join(LOAD_FORMATS)}, got {load_format!r}")
+    file = config_file(path)
+    values = read_json(file)
+    config, family = config_from_dict(values), find_family(values)
+    specs = model_specs(config)
+    model_dtype = resolve_dtype(dtype, config)
+    if load_format == "dummy":
+        params = _allocate(specs, model_dtype, torch.device(device))
+        fill_dummy(specs, params, len(config.layers), seed)
+    else:
+        with Checkpoint(file.parent) as checkpoint:
+            pieces = _match(family, config, checkpoint)
+            params = _allocate(specs, model_dtype, torch.device(device))
+            _fill(params, pieces, checkpoint, progress)
+    return LoadedModel(HybridModel(config, params, max_position=max_position), config)
+
+
+def resolve_dtype(dtype: torch.dtype | str, config: ModelConfig) -> torch.dtype:
+    """The dtype to serve in, from a name, "auto" or a torch dtype."""
+    if isinstance(dtype, torch.dtype):
+        if dtype not in _DTYPES.values():
+            raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype}")
+        return dtype
+    name = config.dtype if dtype == "auto" else dtype
+    if name not in _DTYPES:
+        raise ConfigError(f"dtype must be 'auto' or one of {', '.join(_DTYPES)}, got {name!r}")
+    return _DTYPES[name]
+
+
+def _allocate(
+    specs: dict[str, ParamSpec], dtype: torch.dtype, device: torch.device
+) -> dict[str, torch.Tensor]:
+    return {
+        name: torch.empty(spec.shape, dtype=torch.float32 if spec.is_float32 else dtype, device=device)
+        for name, spec in specs.items()
+    }
+
+
+def _match(family: Family, config: ModelConfig, checkpoint: Checkpoint) -> list[Piece]:
+    """The family's pieces, after the checkpoint was found to hold each of them and nothing else."""
+    names = set(checkpoint.names())
+    prefix = next(
+        (prefix for prefix in family.prefixes if any(name.startswith(f"{prefix}.") for name in names)),
+        family.prefixes[0],
+    )
+    pieces = list(family.pieces(config, prefix))
+    wanted = {piece.source for piece in pieces}
+    missing = [piece for piece in pieces if piece.source not in names]
+    extra = sorted(name for name in names - wanted if not _is_known_extra(name, family, config))
+    if missing:
+        raise ModelLoadError(*_missing_message(missing, extra))
+    if extra:
+        raise ModelLoadError(
+            f"the checkpoint has tensors that {family.architecture} does not: {_list(extra)}"
+        )
+    wrong = [(piece, shape) for piece in pieces if (shape := checkpoint.shape(piece.source)) != piece.shape]
+    if wrong:
+        listed = _list(
+            [f"{piece.source} is {list(shape)}, expected {list(piece.shape)}" for piece, shape in wrong]
+        )
+        raise ModelLoadError(f"tensors do not have the shapes that config.json implies: {listed}")
+    return pieces
+
+
+def _missing_message(missing: Sequence[Piece], extra: Sequence[str]) -> tuple[str]:
+    """Names, shapes and, for the first, the closest name that is there instead."""
+    listed = _list([f"{piece.source} {list(piece.shape)}" for piece in missing])
+    close = difflib.get_close_matches(missing[0].source, extra, n=1)
+    hint = f"; closest present: {close[0]}" if close else ""
+    if missing[0].source == "lm_head.weight":
+        hint = "; where the head is the embedding's table, config.json says tie_word_embeddings: true"
+    return (f"the checkpoint lacks tensors: {listed}{hint}",)
+
+
+def _is_known_extra(name: str, family: Family, config: ModelConfig) -> bool:
+    """Tensors left out on purpose: a tied head stored twice, rotary tables, the family's own list."""
+    if name == "lm_head.weight" and config.tie_embeddings:
+        return True
+    return name.endswith("rotary_emb.inv_freq") or name.startswith(family.skipped)
+
+
+def _fill(
+    params: dict[str, torch.Tensor],
+    pieces: Sequence[Piece],
+    checkpoint: Checkpoint,
+    progress: Progress | None,
+) -> None:
+    total = sum(math.prod(piece.shape) * params[piece.target].itemsize for piece in pieces)
+    done = 0
+    for piece in pieces:
+        tensor = checkpoint.read(piece.source)
+        if piece.transform is not None:
+            tensor = piece.transform(tensor)
+        target = params[piece.target]
+        target[piece.index].copy_(tensor)
+        done += tensor.numel() * target.itemsize
+        if progress is not None:
+            progress(done, total)
+
+
+def _list(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _MAX_NAMED} more" if len(items) > _MAX_NAMED else ""
+    return ", ".join(items[:_MAX_NAMED]) + more
