@@ -58,9 +58,9 @@ class FieldSpec:
 
     def _range_words(self) -> str:
         if self.low is not None and self.high is not None:
-            return f" in {'(' if self.is_low_open else '['}{self.low:.10g}, {self.high:.10g}]"
+            return f" in {'(' if self.is_low_open else '['}{_plain(self.low)}, {_plain(self.high)}]"
         if self.low is not None:
-            return f" {'above' if self.is_low_open else 'of at least'} {self.low:.10g}"
+            return f" {'above' if self.is_low_open else 'of at least'} {_plain(self.low)}"
         return ""
 
     def accepts(self, value: object) -> bool:
@@ -98,6 +98,10 @@ def setting(default: Any, *, help: str, kind: Kind, **limits: Any) -> Any:
 def specs(owner: type) -> dict[str, FieldSpec]:
     """Name -> spec of every field declared with `setting`, in order of declaration."""
     return {f.name: f.metadata["spec"] for f in dataclasses.fields(owner) if "spec" in f.metadata}
+
+
+def _plain(limit: float) -> str:
+    return str(limit) if isinstance(limit, int) else f"{limit:g}"
 
 
 def flag(name: str) -> str:

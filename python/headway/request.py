@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self, TypedDict
+from typing import Any, Self, TypedDict, cast
 
 from headway.errors import RequestError
 from headway.fields import nearest, refuse_values, setting
@@ -162,3 +162,32 @@ class SamplingParams:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or many -> many. A flat list of integers is one prompt of token ids."""
+    if isinstance(prompts, (str, Mapping)):
+        return [prompts]
+    if not isinstance(prompts, Sequence) and not hasattr(prompts, "__len__"):
+        raise RequestError("prompts", prompts, "a string, token ids, a dictionary, or a list of these")
+    if len(prompts) == 0:
+        return []
+    is_flat = not isinstance(prompts[0], (str, Mapping, Sequence)) and not hasattr(prompts[0], "__len__")
+    return [cast(Prompt, prompts)] if is_flat else [cast(Prompt, prompt) for prompt in prompts]
+
+
+def params_list(params: SamplingParams | Sequence[SamplingParams], num_prompts: int) -> list[SamplingParams]:
+    """One set of parameters for all prompts, or one for each -> one for each."""
+    if isinstance(params, SamplingParams):
+        return [params] * num_prompts
+    if len(params) != num_prompts:
+        raise RequestError(
+            "sampling_params", f"{len(params)} of them", f"one, or {num_prompts}: one per prompt"
+        )
+    return list(params)
+
+
+def is_conversation(messages: Sequence[Any]) -> bool:
+    if len(messages) == 0:
+        raise RequestError("messages", messages, "at least one message")
+    return isinstance(messages[0], Mapping)

@@ -1,0 +1,133 @@
+"""`headway bench`: latency and throughput of a model on prompts of random tokens; one JSON object on stdout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headway.cli.console import open_llm
+from headway.cli.flags import add_engine_flags
+from headway.errors import ConfigError
+from headway.request import SamplingParams
+
+if TYPE_CHECKING:
+    from headway.llm import LLM
+    from headway.outputs import RequestOutput
+
+PERCENTILES = (10, 25, 50, 75, 90, 99)
+
+
+def add_to(commands: Any, *, shows_all: bool) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="measure latency and throughput",
+        description="Runs batches of random prompts and prints a JSON report; the end token is ignored.",
+    )
+    for name, default, text in (
+        ("--batch-size", 8, "prompts of a batch"),
+        ("--input-len", 32, "tokens of a prompt"),
+        ("--output-len", 128, "tokens to generate for each"),
+        ("--num-iters", 3, "batches measured"),
+        ("--num-iters-warmup", 1, "batches run before"),
+    ):
+        parser.add_argument(name, type=int, default=default, metavar="N", help=f"{text} ({default})")
+    parser.add_argument("--output-json", metavar="FILE", help="write the report here too")
+    parser.add_argument("--verbose", action="store_true", help="log to stderr even when it is no terminal")
+    add_engine_flags(parser, shows_all=shows_all)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    for name, low in (
+        ("batch_size", 1),
+        ("input_len", 1),
+        ("output_len", 1),
+        ("num_iters", 1),
+        ("num_iters_warmup", 0),
+    ):
+        if getattr(args, name) < low:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
+    with open_llm(args) as llm:
+        report = measure(llm, args)
+    text = json.dumps(report)
+    print(text)
+    if args.output_json:
+        Path(args.output_json).write_text(text + "\n", encoding="utf-8")
+    if sys.stderr.isatty():
+        print(_summary(report), file=sys.stderr)
+    return 0
+
+
+def measure(llm: LLM, args: argparse.Namespace) -> dict[str, Any]:
+    """Latency of each batch, and the times of all requests in them."""
+    params = SamplingParams(temperature=0.0, max_tokens=args.output_len, ignore_eos=True, detokenize=False)
+    draws = random.Random(0)
+    latencies: list[float] = []
+    outputs: list[RequestOutput] = []
+    for iteration in range(args.num_iters_warmup + args.num_iters):
+        prompts = [_random_prompt(draws, llm.vocab_size, args.input_len) for _ in range(args.batch_size)]
+        begin_s = time.perf_counter()
+        batch = llm.generate(prompts, params)
+        if iteration >= args.num_iters_warmup:
+            latencies.append(time.perf_counter() - begin_s)
+            outputs += batch
+    return {
+        **llm.describe(),
+        **_sizes(args),
+        **_throughput(latencies, outputs),
+        **_latency(latencies, outputs),
+    }
+
+
+def _random_prompt(draws: random.Random, vocab_size: int, num_tokens: int) -> list[int]:
+    return [draws.randrange(vocab_size) for _ in range(num_tokens)]
+
+
+def _sizes(args: argparse.Namespace) -> dict[str, int]:
+    names = ("batch_size", "input_len", "output_len", "num_iters")
+    return {name: getattr(args, name) for name in names}
+
+
+def _throughput(latencies: list[float], outputs: list[RequestOutput]) -> dict[str, float]:
+    elapsed_s = sum(latencies)
+    num_output = sum(output.metrics.num_output_tokens for output in outputs)
+    num_prompt = sum(output.metrics.num_prompt_tokens for output in outputs)
+    return {
+        "elapsed_time": elapsed_s,
+        "num_requests": len(outputs),
+        "total_num_tokens": num_prompt + num_output,
+        "requests_per_second": len(outputs) / elapsed_s,
+        "tokens_per_second": (num_prompt + num_output) / elapsed_s,
+        "output_tokens_per_second": num_output / elapsed_s,
+    }
+
+
+def _latency(latencies: list[float], outputs: list[RequestOutput]) -> dict[str, Any]:
+    """Seconds for whole batches, milliseconds for single requests, as the field's tools print them."""
+    ttfts = [output.metrics.ttft_s for output in outputs if output.metrics.ttft_s is not None]
+    tpots = [output.metrics.tpot_s for output in outputs if output.metrics.tpot_s is not None]
+    return {
+        "avg_latency": statistics.fmean(latencies),
+        "latencies": latencies,
+        "percentiles": {str(p): _percentile(latencies, p) for p in PERCENTILES},
+        "mean_ttft_ms": 1e3 * statistics.fmean(ttfts) if ttfts else None,
+        "mean_tpot_ms": 1e3 * statistics.fmean(tpots) if tpots else None,
+    }
+
+
+def _percentile(values: list[float], percent: int) -> float:
+    """Nearest rank."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, percent * len(ordered) // 100)]
+
+
+def _summary(report: dict[str, Any]) -> str:
+    rate, ttft, tpot = (report[name] for name in ("output_tokens_per_second", "mean_ttft_ms", "mean_tpot_ms"))
+    times = f"first token after {ttft:.1f} ms" + (f", then {tpot:.2f} ms a token" if tpot is not None else "")
+    return f"{report['batch_size']} requests at once: {rate:.0f} output tokens/s, {times}"

@@ -1,0 +1,74 @@
+"""Flags made from the declarations in `headway.config` and `headway.request`, and keywords made from flags."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from headway.config import EngineConfig
+from headway.fields import FieldSpec, flag, specs
+from headway.request import SamplingParams
+
+_SUFFIXES = {"": 1, "k": 1000, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+# One completion of plain text is all a terminal shows, and its seed is drawn from the engine's --seed.
+_NOT_FLAGS = frozenset({"n", "seed", "logprobs", "logit_bias", "detokenize", "stop_token_ids"})
+
+
+def add_engine_flags(parser: argparse.ArgumentParser, *, shows_all: bool) -> None:
+    group = parser.add_argument_group("engine")
+    _add(group, specs(EngineConfig), shows_all)
+    group.add_argument("--help-all", action="help", help="also lists the advanced flags")
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser, *, shows_all: bool) -> None:
+    listed = {name: spec for name, spec in specs(SamplingParams).items() if name not in _NOT_FLAGS}
+    _add(parser.add_argument_group("sampling"), listed, shows_all)
+
+
+def given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Keywords of EngineConfig that were given on the command line."""
+    return {name: getattr(args, name) for name in specs(EngineConfig) if hasattr(args, name)}
+
+
+def given_params(args: argparse.Namespace) -> dict[str, Any]:
+    """Keywords of SamplingParams that were given on the command line."""
+    return {
+        name: getattr(args, name)
+        for name in specs(SamplingParams)
+        if hasattr(args, name) and name not in _NOT_FLAGS
+    }
+
+
+def parse_size(text: str) -> int:
+    """`4096`, `32k`, `4GiB` -> an integer."""
+    digits = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    suffix = text[len(digits) :].lower()
+    suffix = suffix if suffix in _SUFFIXES else suffix.removesuffix("b")
+    try:
+        return int(float(digits) * _SUFFIXES[suffix]) if suffix else int(digits)
+    except (KeyError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 4096, 32k or 4GiB") from error
+
+
+def _add(group: argparse._ArgumentGroup, listed: dict[str, FieldSpec], shows_all: bool) -> None:
+    """SUPPRESS as default keeps what was not given out of the namespace: defaults live in the dataclass alone."""
+    for name, spec in listed.items():
+        is_shown = spec.tier == "basic" or shows_all
+        text = spec.help.replace("%", "%%") if is_shown else argparse.SUPPRESS
+        options: dict[str, Any] = {"dest": name, "help": text, "default": argparse.SUPPRESS}
+        if spec.kind == "bool":
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["metavar"] = _metavar(spec)
+            options["type"] = {"float": float, "bytes": parse_size, "tokens": parse_size, "int": int}.get(
+                spec.kind, str
+            )
+        if spec.kind == "list":
+            options["action"] = "append"
+        group.add_argument(flag(name), **options)
+
+
+def _metavar(spec: FieldSpec) -> str:
+    if spec.choices:
+        return "{" + ",".join(spec.choices) + "}"
+    return {"int": "N", "tokens": "N", "bytes": "SIZE", "float": "X", "list": "TEXT"}.get(spec.kind, "PATH")

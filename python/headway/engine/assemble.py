@@ -1,0 +1,208 @@
+"""Builds an engine from its settings: reads the configuration, budgets memory, loads weights, allocates."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from headway.config import EngineConfig
+from headway.engine.bindings import core
+from headway.engine.completion import Detokenizer
+from headway.engine.engine import Engine
+from headway.engine.memory import MemoryPlan, ModelBytes, available_bytes, plan_memory
+from headway.engine.runner import Runner
+from headway.errors import ConfigError, ModelLoadError
+from headway.models.caches import ModelCaches, cache_bytes
+from headway.models.config import ModelConfig
+from headway.models.hybrid import weight_bytes
+from headway.models.loader import load_model
+from headway.models.registry import read_model_config
+from headway.sampling.defaults import GenerationDefaults, read_generation_defaults
+from headway.sampling.limits import RequestLimits
+from headway.text import ChatTemplate, IncrementalDetokenizer, Tokenizer
+
+logger = logging.getLogger("headway")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """An engine and what stands beside it."""
+
+    engine: Engine
+    model_config: ModelConfig
+    memory: MemoryPlan
+    tokenizer: Tokenizer | None
+    chat_template: ChatTemplate | None
+    defaults: GenerationDefaults
+    device: torch.device
+    dtype: torch.dtype
+
+
+def embedded_model() -> Path:
+    """The checkpoint that is installed with the package."""
+    return Path(str(resources.files("headway"))) / "assets" / "tiny"
+
+
+def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly:
+    """Raises ModelLoadError, MemoryBudgetError, ConfigError or BuildError; allocates only what is known to fit."""
+    path = Path(config.model) if config.model is not None else embedded_model()
+    device = resolve_device(config.device)
+    model_config = read_model_config(path)
+    dtype = resolve_dtype(config.dtype, device, model_config)
+    folder = path if path.is_dir() else path.parent
+    defaults = read_generation_defaults(folder, is_applied=config.generation_config == "auto")
+    tokenizer = load_tokenizer(config, folder)
+    sizes = model_bytes(model_config, config.block_size, dtype)
+    memory = plan_memory(config, sizes, device.type, available_bytes(config, device))
+    logger.info("memory plan\n%s", memory)
+    loaded = load_model(path, dtype=dtype, device=device, load_format=config.load_format, progress=progress)
+    ledger_config = ledger_settings(config, memory, model_config.vocab_size)
+    caches = ModelCaches.allocate(
+        model_config, memory.num_blocks + 1, memory.block_size, memory.num_slots + 1, dtype, device
+    )
+    runner = Runner(loaded.model, caches, ledger_config, device)
+    engine = Engine(
+        core.Ledger(ledger_config, runner.staging.packet_ring_address, runner.staging.result_ring_address),
+        runner,
+        request_limits(config, memory, model_config, defaults, tokenizer),
+        seed=config.seed,
+        make_detokenizer=_detokenizer_factory(tokenizer),
+        decode_token=_token_decoder(tokenizer),
+    )
+    template = load_template(folder)
+    return Assembly(engine, model_config, memory, tokenizer, template, defaults, device, dtype)
+
+
+def resolve_device(name: str) -> torch.device:
+    has_gpu, has_kernels = torch.cuda.is_available(), importlib.util.find_spec("headway._cuda") is not None
+    if name == "cuda" and not has_gpu:
+        raise ConfigError(
+            "device (--device) is cuda, but torch sees no GPU", hint="--device cpu runs without one"
+        )
+    if name == "auto" and has_gpu and not has_kernels:
+        logger.warning("a GPU is present but headway was built without CUDA kernels: running on the CPU")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and has_gpu and has_kernels) else "cpu")
+
+
+def resolve_dtype(name: str, device: torch.device, model: ModelConfig) -> torch.dtype:
+    """auto: what the checkpoint was saved in, but float32 on a CPU, where it is exact and no slower."""
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else model.dtype
+    if name == "float16" and device.type == "cpu":
+        raise ConfigError("dtype (--dtype) float16 has no CPU kernels", hint="--dtype float32 or bfloat16")
+    return _DTYPES[name]
+
+
+def load_tokenizer(config: EngineConfig, folder: Path) -> Tokenizer | None:
+    """The one asked for, else the checkpoint's; a dummy model without one borrows the embedded model's."""
+    if config.tokenizer is not None:
+        return Tokenizer.from_dir(config.tokenizer)
+    if (folder / "tokenizer.json").is_file():
+        return Tokenizer.from_dir(folder)
+    if config.load_format == "dummy" and (embedded_model() / "tokenizer.json").is_file():
+        logger.warning(
+            "%s has no tokenizer.json: the embedded model's is used, its text means nothing", folder
+        )
+        return Tokenizer.from_dir(embedded_model())
+    logger.warning("%s has no tokenizer.json: prompts must be token ids and outputs have no text", folder)
+    return None
+
+
+def load_template(folder: Path) -> ChatTemplate | None:
+    try:
+        return ChatTemplate.from_dir(folder)
+    except ModelLoadError as error:
+        logger.debug("no chat template: %s", error)
+        return None
+
+
+def model_bytes(model: ModelConfig, block_size: int, dtype: torch.dtype) -> ModelBytes:
+    caches = cache_bytes(model, block_size, dtype)
+    return ModelBytes(
+        weights=weight_bytes(model, dtype),
+        per_block=caches.per_block,
+        per_slot=caches.per_slot,
+        per_step_token=_activation_columns(model) * dtype.itemsize,
+        per_sampled_row=3 * 4 * model.vocab_size,
+        max_position=model.max_position,
+    )
+
+
+def _activation_columns(model: ModelConfig) -> int:
+    """Columns alive for one token at the widest layer of each kind, and the residual stream beside them."""
+    columns = 4 * model.hidden_size
+    if model.mamba:
+        columns += model.mamba.in_proj_dim + model.mamba.conv_dim + 2 * model.mamba.d_inner
+    if model.attention:
+        heads = 2 * (model.attention.num_heads + model.attention.num_kv_heads)
+        columns += heads * model.attention.head_dim
+    if model.mlp:
+        columns += 3 * model.mlp.intermediate_size
+    if model.moe:
+        expert = model.moe.top_k * (3 * model.moe.intermediate_size + 2 * model.hidden_size)
+        columns += expert + 3 * model.moe.shared_intermediate_size
+    return columns
+
+
+def ledger_settings(config: EngineConfig, memory: MemoryPlan, vocab_size: int) -> core.LedgerConfig:
+    return core.LedgerConfig(
+        max_rows=memory.max_rows,
+        num_blocks=memory.num_blocks,
+        block_size=memory.block_size,
+        num_slots=memory.num_slots,
+        max_model_len=memory.max_model_len,
+        max_step_tokens=memory.max_step_tokens,
+        vocab_size=vocab_size,
+        max_logprobs=config.max_logprobs,
+        max_launch_depth=config.launch_depth,
+    )
+
+
+def request_limits(
+    config: EngineConfig,
+    memory: MemoryPlan,
+    model: ModelConfig,
+    defaults: GenerationDefaults,
+    tokenizer: Tokenizer | None,
+) -> RequestLimits:
+    ends = {*model.eos_token_ids, *defaults.eos_token_ids}
+    if not ends and tokenizer is not None and tokenizer.eos_token_id is not None:
+        ends = {tokenizer.eos_token_id}
+    return RequestLimits(
+        vocab_size=model.vocab_size,
+        max_model_len=memory.max_model_len,
+        max_logprobs=config.max_logprobs,
+        max_stop_ids=core.MAX_STOP_IDS,
+        max_logit_bias=core.MAX_LOGIT_BIAS,
+        eos_token_ids=tuple(sorted(token for token in ends if token < model.vocab_size)),
+    )
+
+
+def _detokenizer_factory(
+    tokenizer: Tokenizer | None,
+) -> Callable[[Sequence[int], bool], Detokenizer] | None:
+    if tokenizer is None:
+        return None
+    return lambda prompt_ids, skip_special: IncrementalDetokenizer(tokenizer, prompt_ids, skip_special)
+
+
+def _token_decoder(tokenizer: Tokenizer | None) -> Callable[[int], str] | None:
+    if tokenizer is None:
+        return None
+    cache: dict[int, str] = {}
+
+    def decode(token: int) -> str:
+        text = cache.get(token)
+        if text is None:
+            text = cache[token] = tokenizer.decode([token], skip_special_tokens=False)
+        return text
+
+    return decode

@@ -1,0 +1,172 @@
+"""One completion while it grows: tokens, text, log-probabilities, why it ended. Knows no ledger, no device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from headway.outputs import CompletionOutput, Delta, RequestMetrics, RequestOutput, TokenLogprobs
+from headway.request import SamplingParams
+from headway.sampling.stop import StopMatcher
+
+
+class Detokenizer(Protocol):
+    """What `headway.text.IncrementalDetokenizer` offers."""
+
+    def append(self, token_id: int) -> str: ...
+    def finish(self) -> str: ...
+
+
+class Completion:
+    """Grows by `append`, ends by `end`; read as deltas or as a whole.
+
+    Text is made only when somebody needs it: at every token where stop strings are watched for, else when a
+    delta or the output is taken.
+    """
+
+    def __init__(self, request: Request, index: int, detokenizer: Detokenizer | None) -> None:
+        params = request.params
+        self.request = request
+        self.index = index
+        self.ledger_id = -1
+        self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
+        self.cumulative_logprob = 0.0
+        self.finish_reason: str | None = None
+        self.stop_reason: str | int | None = None
+        self.first_token_s: float | None = None
+        self.finished_s: float | None = None
+        self._detokenizer = detokenizer
+        self._matcher = self._make_matcher(params) if detokenizer else None
+        self._pieces: list[str] = []
+        self._num_text_tokens = 0  # tokens already turned into text
+        self._num_pieces_taken = 0
+        self._num_tokens_taken = 0
+
+    @staticmethod
+    def _make_matcher(params: SamplingParams) -> StopMatcher | None:
+        if not params.stop_strings:
+            return None
+        return StopMatcher(params.stop_strings, is_included=params.include_stop_str_in_output)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def append(self, token: int, now_s: float, *, is_stop_token: bool = False) -> str | None:
+        """Adds a sampled token; returns the stop string it completed, if any.
+
+        A stop token belongs to the output's tokens but, unless asked for, not to its text.
+        """
+        if self.first_token_s is None:
+            self.first_token_s = now_s
+        self.token_ids.append(token)
+        if is_stop_token and not self.request.params.include_stop_str_in_output:
+            self._make_text(len(self.token_ids) - 1)
+            self._num_text_tokens = len(self.token_ids)
+        elif self._matcher is not None:
+            self._make_text(len(self.token_ids))
+        return None if self._matcher is None else self._matcher.matched
+
+    def append_logprobs(self, token: int, entry: TokenLogprobs) -> None:
+        assert self.logprobs is not None
+        self.logprobs.append(entry)
+        self.cumulative_logprob += entry[token].logprob
+
+    def end(self, reason: str, stop_reason: str | int | None, now_s: float) -> None:
+        self.finish_reason = reason
+        self.stop_reason = stop_reason
+        self.finished_s = now_s
+
+    def take_delta(self) -> Delta | None:
+        """What came since the last call; None while there is no text to show, such as half a character."""
+        is_text = self._detokenizer is not None
+        text = self._new_text()
+        if not self.is_finished and (not text if is_text else self._num_tokens_taken == len(self.token_ids)):
+            return None
+        begin, self._num_tokens_taken = self._num_tokens_taken, len(self.token_ids)
+        return Delta(
+            prompt_index=self.request.prompt_index,
+            index=self.index,
+            text=text,
+            token_ids=self.token_ids[begin:],
+            logprobs=None if self.logprobs is None else self.logprobs[begin:],
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+            metrics=self.request.metrics() if self.is_finished else None,
+        )
+
+    def output(self) -> CompletionOutput:
+        self._finish_text()
+        return CompletionOutput(
+            index=self.index,
+            text="".join(self._pieces),
+            token_ids=list(self.token_ids),
+            cumulative_logprob=None if self.logprobs is None else self.cumulative_logprob,
+            logprobs=self.logprobs,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+
+    def _new_text(self) -> str:
+        self._finish_text()
+        begin, self._num_pieces_taken = self._num_pieces_taken, len(self._pieces)
+        return "".join(self._pieces[begin:])
+
+    def _make_text(self, num_tokens: int) -> None:
+        """Detokenises up to num_tokens. The first min_tokens tokens cannot be part of a stop string."""
+        if self._detokenizer is None:
+            return
+        for place in range(self._num_text_tokens, num_tokens):
+            piece = self._detokenizer.append(self.token_ids[place])
+            is_watched = self._matcher is not None and place >= self.request.params.min_tokens
+            self._pieces.append(self._matcher.push(piece) if is_watched and self._matcher else piece)
+        self._num_text_tokens = max(self._num_text_tokens, num_tokens)
+
+    def _finish_text(self) -> None:
+        self._make_text(len(self.token_ids))
+        if not self.is_finished or self._detokenizer is None:
+            return
+        rest = self._detokenizer.finish()
+        self._pieces.append(
+            rest if self._matcher is None else self._matcher.push(rest) + self._matcher.flush()
+        )
+        self._detokenizer = None
+
+
+@dataclass
+class Request:
+    """A prompt, its parameters and its n completions."""
+
+    request_id: str
+    prompt_index: int  # in the call that brought it
+    prompt: str | None
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    arrival_s: float
+    completions: list[Completion] = field(default_factory=list)
+
+    @property
+    def is_finished(self) -> bool:
+        return all(completion.is_finished for completion in self.completions)
+
+    def metrics(self) -> RequestMetrics:
+        first = [c.first_token_s for c in self.completions if c.first_token_s is not None]
+        ends = [c.finished_s for c in self.completions if c.finished_s is not None]
+        return RequestMetrics(
+            arrival_s=self.arrival_s,
+            first_token_s=min(first, default=None),
+            finished_s=max(ends) if self.is_finished and ends else None,
+            num_prompt_tokens=len(self.prompt_token_ids),
+            num_output_tokens=sum(len(c.token_ids) for c in self.completions),
+        )
+
+    def output(self) -> RequestOutput:
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt=self.prompt,
+            prompt_token_ids=self.prompt_token_ids,
+            outputs=[completion.output() for completion in self.completions],
+            finished=self.is_finished,
+            metrics=self.metrics(),
+        )

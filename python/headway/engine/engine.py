@@ -1,0 +1,189 @@
+"""The engine: requests in, completions out, one `step()` at a time. Knows no checkpoint and no socket."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from headway.engine.bindings import core
+from headway.engine.completion import Completion, Detokenizer, Request
+from headway.engine.interrupts import DeferInterrupt
+from headway.engine.output import OutputProcessor
+from headway.errors import EngineDeadError, IntegrityError
+from headway.request import SamplingParams
+from headway.sampling.limits import RequestLimits
+from headway.sampling.seeds import SeedSource, completion_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headway._core import Ledger, Plan, SamplingSpec
+
+
+class StepRunner(Protocol):
+    """What carries a plan out: `headway.engine.runner.Runner`."""
+
+    def launch(self, plan: Plan) -> None: ...
+    def wait(self, is_ready: Callable[[], bool]) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class CheckedRequest:
+    """A request that passed every check and can be queued."""
+
+    request_id: str
+    prompt_index: int
+    prompt: str | None
+    token_ids: npt.NDArray[np.int32]  # [n]
+    params: SamplingParams
+
+
+class Engine:
+    """Runs requests over a ledger and a runner. Not thread-safe: `LLM` holds the lock.
+
+    After a fault in a step every call raises EngineDeadError with the fault as its cause.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        runner: StepRunner,
+        limits: RequestLimits,
+        *,
+        seed: int = 0,
+        make_detokenizer: Callable[[Sequence[int], bool], Detokenizer] | None = None,
+        decode_token: Callable[[int], str] | None = None,
+    ) -> None:
+        self.limits = limits
+        self.ledger = ledger
+        self._runner = runner
+        self._outputs = OutputProcessor(ledger.finish, ledger.abort, decode_token)
+        self._seeds = SeedSource(seed)
+        self._make_detokenizer = make_detokenizer
+        self._fault: BaseException | None = None
+        self._is_closed = False
+
+    def step(self) -> list[Completion]:
+        """Plans and launches what the launch depth allows, then collects the oldest step; returns who changed."""
+        self._refuse_if_dead()
+        with DeferInterrupt():
+            try:
+                while (plan := self.ledger.plan()) is not None:
+                    self._runner.launch(plan)
+                if not self.ledger.num_in_flight:
+                    return self._idle()
+                self._runner.wait(self.ledger.is_ready)
+                commit = self.ledger.commit()
+            except Exception as fault:
+                raise self._die(fault) from fault
+            assert commit is not None
+            return self._outputs.apply(commit, time.perf_counter())
+
+    def check(
+        self,
+        request_id: str,
+        prompt_index: int,
+        prompt: str | None,
+        token_ids: Sequence[int],
+        params: SamplingParams,
+    ) -> CheckedRequest:
+        """Finds all that can be wrong with a request before anything is queued. Raises RequestError."""
+        self._refuse_if_dead()
+        self.limits.check_params(params)
+        return CheckedRequest(request_id, prompt_index, prompt, self.limits.check_prompt(token_ids), params)
+
+    def submit(self, checked: CheckedRequest) -> Request:
+        """Queues a request's n completions, or none of them. Raises CapacityError if it can never fit."""
+        self._refuse_if_dead()
+        request = Request(
+            request_id=checked.request_id,
+            prompt_index=checked.prompt_index,
+            prompt=checked.prompt,
+            prompt_token_ids=checked.token_ids.tolist(),
+            params=checked.params,
+            arrival_s=time.perf_counter(),
+        )
+        seed = checked.params.seed if checked.params.seed is not None else self._seeds.draw()
+        with DeferInterrupt():
+            try:
+                for index in range(checked.params.n):
+                    self._queue(request, index, checked.token_ids, completion_seed(seed, index))
+            except Exception:
+                self.abort(request)
+                raise
+        return request
+
+    def abort(self, request: Request) -> None:
+        """Ends what is left of a request; its results in flight become void. Legal at any time, and twice."""
+        with DeferInterrupt():
+            for completion in request.completions:
+                self._outputs.cancel(completion, time.perf_counter())
+
+    @property
+    def num_unfinished(self) -> int:
+        return self._outputs.num_live
+
+    def close(self) -> None:
+        """Aborts everything and lets the device memory go. Legal twice."""
+        if self._is_closed:
+            return
+        for completion in self._outputs.live:
+            self._outputs.cancel(completion, time.perf_counter())
+        self._is_closed = True
+        self._runner.close()
+
+    def _queue(self, request: Request, index: int, prompt: npt.NDArray[np.int32], seed: int) -> None:
+        params = request.params
+        detokenizer = None
+        if self._make_detokenizer is not None and params.detokenize:
+            detokenizer = self._make_detokenizer(request.prompt_token_ids, params.skip_special_tokens)
+        completion = Completion(request, index, detokenizer)
+        max_new_tokens = self.limits.max_new_tokens(len(prompt), params)
+        completion.ledger_id = self.ledger.add(
+            prompt, self._spec(params, seed), max_new_tokens=max_new_tokens
+        )
+        request.completions.append(completion)
+        self._outputs.add(completion)
+
+    def _spec(self, params: SamplingParams, seed: int) -> SamplingSpec:
+        return core.SamplingSpec(
+            seed=seed,
+            temperature=params.effective_temperature,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            top_k=max(params.top_k, 0),
+            repetition_penalty=params.repetition_penalty,
+            presence_penalty=params.presence_penalty,
+            frequency_penalty=params.frequency_penalty,
+            min_tokens=params.min_tokens,
+            num_logprobs=-1 if params.logprobs is None else params.logprobs,
+            stop_ids=self.limits.stop_ids(params),
+            logit_bias=dict(params.logit_bias or {}),
+        )
+
+    def _idle(self) -> list[Completion]:
+        """Nothing to launch and nothing in flight: fine when all is done or paused, our bug otherwise."""
+        stats = self.ledger.stats()
+        if not stats.num_paused and (stats.num_waiting or stats.num_running):
+            raise IntegrityError(
+                f"{stats.num_waiting} waiting and {stats.num_running} running requests cannot move"
+            )
+        return []
+
+    def _die(self, fault: Exception) -> EngineDeadError:
+        self._fault = fault
+        return EngineDeadError(f"the engine stopped: {fault}", hint="create a new LLM")
+
+    def _refuse_if_dead(self) -> None:
+        if self._fault is not None:
+            raise EngineDeadError(
+                f"the engine stopped earlier: {self._fault}", hint="create a new LLM"
+            ) from self._fault
+        if self._is_closed:
+            raise EngineDeadError("the engine is closed", hint="create a new LLM")

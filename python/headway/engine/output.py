@@ -1,0 +1,126 @@
+"""From a commit to completions: who got which token, who ended and why. The only reader of `Commit`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from headway.engine.bindings import core
+from headway.engine.completion import Completion
+from headway.sampling.logprobs import position_logprobs
+
+if TYPE_CHECKING:
+    from headway._core import Commit
+
+logger = logging.getLogger("headway")
+
+_REASONS = {
+    core.FINISH_STOP: "stop",
+    core.FINISH_LENGTH: "length",
+    core.FINISH_ABORT: "abort",
+    core.FINISH_ERROR: "error",
+}
+
+
+class OutputProcessor:
+    """Completions that are not over, by ledger id.
+
+    `finish` tells the ledger that the host ended a request (a stop string), `abort` that its tokens are void.
+    """
+
+    def __init__(
+        self,
+        finish: Callable[[int, int], bool],
+        abort: Callable[[int], bool],
+        decode_token: Callable[[int], str] | None,
+    ) -> None:
+        self._finish = finish
+        self._abort = abort
+        self._decode_token = decode_token
+        self._live: dict[int, Completion] = {}
+
+    @property
+    def num_live(self) -> int:
+        return len(self._live)
+
+    @property
+    def live(self) -> list[Completion]:
+        return list(self._live.values())
+
+    def add(self, completion: Completion) -> None:
+        self._live[completion.ledger_id] = completion
+
+    def apply(self, commit: Commit, now_s: float) -> list[Completion]:
+        """Hands each token of a commit to its completion; returns the completions that changed."""
+        changed: list[Completion] = []
+        columns = zip(
+            commit.request_ids.tolist(),
+            commit.tokens.tolist(),
+            commit.finish_reasons.tolist(),
+            commit.stop_tokens.tolist(),
+            strict=True,
+        )
+        for place, (ledger_id, token, reason, stop_token) in enumerate(columns):
+            completion = self._live.get(ledger_id)
+            if completion is None:
+                continue
+            changed.append(completion)
+            try:
+                self._grow(completion, token, reason, stop_token, commit, place, now_s)
+            except Exception as fault:  # one request's text must not cost the others theirs
+                logger.exception(
+                    "request %s ended: its output cannot be built: %s", completion.request.request_id, fault
+                )
+                self._abort(ledger_id)
+                self._end(completion, "error", None, now_s)
+        return changed
+
+    def cancel(self, completion: Completion, now_s: float) -> None:
+        """Ends a completion that its caller no longer wants."""
+        if completion.is_finished:
+            return
+        self._abort(completion.ledger_id)
+        self._end(completion, "abort", None, now_s)
+
+    def _grow(
+        self,
+        completion: Completion,
+        token: int,
+        reason: int,
+        stop_token: int,
+        commit: Commit,
+        place: int,
+        now_s: float,
+    ) -> None:
+        matched = None
+        if token >= 0:
+            matched = completion.append(token, now_s, is_stop_token=stop_token >= 0)
+            if completion.logprobs is not None:
+                self._add_logprobs(completion, token, commit, place)
+        if reason != core.NOT_FINISHED:
+            self._end(completion, _REASONS[reason], matched or _stop_reason(completion, stop_token), now_s)
+        elif matched is not None:
+            self._finish(completion.ledger_id, len(completion.token_ids))
+            self._end(completion, "stop", matched, now_s)
+
+    def _add_logprobs(self, completion: Completion, token: int, commit: Commit, place: int) -> None:
+        num_top = completion.request.params.logprobs or 0
+        entry = position_logprobs(
+            token,
+            float(commit.logprobs[place]),
+            int(commit.ranks[place]),
+            commit.top_ids[place, :num_top].tolist(),
+            commit.top_logprobs[place, :num_top].tolist(),
+            self._decode_token if completion.request.params.detokenize else None,
+        )
+        completion.append_logprobs(token, entry)
+
+    def _end(self, completion: Completion, reason: str, stop_reason: str | int | None, now_s: float) -> None:
+        completion.end(reason, stop_reason, now_s)
+        del self._live[completion.ledger_id]
+
+
+def _stop_reason(completion: Completion, stop_token: int) -> int | None:
+    """The stop token id the caller named; None for the model's own end token."""
+    return stop_token if stop_token in (completion.request.params.stop_token_ids or ()) else None

@@ -1,0 +1,240 @@
+"""`LLM`: prompts in, completions out. A thin face over `headway.engine`; safe to use from several threads."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, cast
+
+from headway.config import EngineConfig
+from headway.engine.assemble import Progress, assemble
+from headway.engine.completion import Completion, Request
+from headway.engine.engine import CheckedRequest
+from headway.engine.memory import MemoryPlan
+from headway.errors import RequestError
+from headway.outputs import Delta, RequestOutput
+from headway.request import ChatMessage, Prompt, SamplingParams, is_conversation, params_list, prompt_list
+from headway.text import Tokenizer
+
+ParamsArgument = SamplingParams | Sequence[SamplingParams] | None
+
+
+class LLM:
+    """A model ready to answer.
+
+        with LLM() as llm:
+            print(llm.generate("def fib(n):")[0].outputs[0].text)
+
+    Args:
+        model: checkpoint folder; None runs the model that is installed with Headway.
+        progress: called with (bytes done, bytes in all) while weights load.
+        **settings: fields of `EngineConfig`, listed in docs/settings.md.
+
+    Raises:
+        ConfigError: an unknown setting or a value out of range.
+        ModelLoadError: the checkpoint is missing, unsupported or misshapen.
+        MemoryBudgetError: weights and caches do not fit; names a flag and a value that would.
+        BuildError: the compiled modules are missing.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> None:
+        self.config = EngineConfig(model=None if model is None else os.fspath(model), **settings)
+        self._parts = assemble(self.config, progress)
+        self._engine = self._parts.engine
+        self._lock = threading.RLock()
+        self._request_numbers = itertools.count()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: ParamsArgument = None,
+        *,
+        on_step: Callable[[int], None] | None = None,
+    ) -> list[RequestOutput]:
+        """Completes every prompt; the outputs are in the order of the prompts.
+
+        Args:
+            prompts: a string, token ids, {"prompt": ...}, {"prompt_token_ids": ...}, or a list of these.
+            sampling_params: one for all or one per prompt; None takes the checkpoint's defaults.
+            on_step: called after each step with the number of prompts still running.
+
+        Raises RequestError before anything runs when one of the prompts or parameters is wrong.
+        KeyboardInterrupt ends these requests alone; the LLM stays usable.
+        """
+        requests = self._submit(prompt_list(prompts), sampling_params)
+        try:
+            while running := sum(not request.is_finished for request in requests):
+                self._step(requests)
+                if on_step is not None:
+                    on_step(running)
+        except BaseException:
+            self._abort(requests)
+            raise
+        return [request.output() for request in requests]
+
+    def chat(
+        self,
+        messages: Sequence[ChatMessage] | Sequence[Sequence[ChatMessage]],
+        sampling_params: ParamsArgument = None,
+        *,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """`generate` for one conversation or a list of them, rendered with the checkpoint's chat template."""
+        conversations = [messages] if is_conversation(messages) else messages
+        prompts = [
+            self.render_chat(
+                cast("Sequence[ChatMessage]", conversation),
+                add_generation_prompt=add_generation_prompt,
+                chat_template_kwargs=chat_template_kwargs,
+            )
+            for conversation in conversations
+        ]
+        return self.generate(prompts, sampling_params)
+
+    def stream(
+        self, prompts: Prompt | Sequence[Prompt], sampling_params: ParamsArgument = None
+    ) -> Iterator[Delta]:
+        """Yields what each completion gains, as it comes. Leaving the loop early ends the requests."""
+        requests = self._submit(prompt_list(prompts), sampling_params)
+        return self._deltas(requests)
+
+    def render_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Prompt:
+        """The prompt of a conversation, as token ids beside its text."""
+        template = self._parts.chat_template
+        if template is None:
+            raise RequestError(
+                "messages", len(messages), "given to a model with a chat template", hint="use generate()"
+            )
+        kwargs = dict(chat_template_kwargs or {})
+        text = template.render(messages, add_generation_prompt=add_generation_prompt, **kwargs)
+        token_ids = self.get_tokenizer().encode(text, add_special_tokens=False)
+        return cast(Prompt, {"prompt": text, "prompt_token_ids": token_ids})
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._parts.chat_template is not None
+
+    def get_tokenizer(self) -> Tokenizer:
+        if self._parts.tokenizer is None:
+            raise RequestError(
+                "prompt", "text", "token ids: this model has no tokenizer", hint="pass tokenizer="
+            )
+        return self._parts.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """Used where a call brings none: generation_config.json of the checkpoint over the built-in defaults."""
+        return self._parts.defaults.params
+
+    @property
+    def vocab_size(self) -> int:
+        return self._parts.model_config.vocab_size
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of prompt and output that one request may have."""
+        return self._parts.memory.max_model_len
+
+    def describe(self) -> dict[str, str]:
+        """Device, dtype and family, for people and reports."""
+        parts = self._parts
+        return {
+            "device": str(parts.device),
+            "dtype": str(parts.dtype).removeprefix("torch."),
+            "family": parts.model_config.family,
+        }
+
+    def memory_report(self) -> MemoryPlan:
+        """Where the memory went; str() of it is the table printed at start-up."""
+        return self._parts.memory
+
+    def close(self) -> None:
+        """Ends all requests and frees the device's memory. Legal twice."""
+        with self._lock:
+            self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _deltas(self, requests: list[Request]) -> Iterator[Delta]:
+        open_completions = [completion for request in requests for completion in request.completions]
+        try:
+            while open_completions:
+                self._step(requests)
+                for completion in open_completions:
+                    if delta := self._take_delta(completion):
+                        yield delta
+                open_completions = [
+                    completion for completion in open_completions if not completion.is_finished
+                ]
+        finally:
+            self._abort(requests)
+
+    def _take_delta(self, completion: Completion) -> Delta | None:
+        with self._lock:
+            return completion.take_delta()
+
+    def _submit(self, prompts: Sequence[Prompt], sampling_params: ParamsArgument) -> list[Request]:
+        """Checks all, then queues all: one bad prompt leaves nothing behind."""
+        params = self.get_default_sampling_params() if sampling_params is None else sampling_params
+        all_params = params_list(params, len(prompts))
+        with self._lock:
+            checked = [
+                self._check(i, prompt, params)
+                for i, (prompt, params) in enumerate(zip(prompts, all_params, strict=True))
+            ]
+            requests: list[Request] = []
+            try:
+                for request in checked:
+                    requests.append(self._engine.submit(request))
+            except BaseException:
+                self._abort(requests)
+                raise
+        return requests
+
+    def _check(self, prompt_index: int, prompt: Prompt, params: SamplingParams) -> CheckedRequest:
+        text, token_ids = self._tokens_of(prompt)
+        return self._engine.check(str(next(self._request_numbers)), prompt_index, text, token_ids, params)
+
+    def _tokens_of(self, prompt: Prompt) -> tuple[str | None, Sequence[int]]:
+        if isinstance(prompt, str):
+            return prompt, self.get_tokenizer().encode(prompt)
+        if not isinstance(prompt, Mapping):
+            return None, prompt
+        text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+        if token_ids is not None:
+            return cast("str | None", text), cast("Sequence[int]", token_ids)
+        if isinstance(text, str):
+            return text, self.get_tokenizer().encode(text)
+        raise RequestError("prompt", dict(prompt), 'a dictionary with "prompt" or "prompt_token_ids"')
+
+    def _step(self, requests: list[Request]) -> None:
+        """One step, unless another thread's step has finished these requests while this one waited."""
+        with self._lock:
+            if not all(request.is_finished for request in requests):
+                self._engine.step()
+
+    def _abort(self, requests: list[Request]) -> None:
+        with self._lock:
+            for request in requests:
+                self._engine.abort(request)

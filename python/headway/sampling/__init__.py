@@ -1,0 +1,1 @@
+"""From sampling parameters to tokens: admission checks, seeds, stop strings, log-probabilities."""
