@@ -111,7 +111,7 @@ struct DeviceMirror {
   int32_t* bias_ids;          // [max_rows, kMaxLogitBias]
   float* bias_values;         // [max_rows, kMaxLogitBias]
   StepRow* live;              // [max_rows] rows of the newest packet: repeated when a step brings no packet
-  StepCounter* counter = nullptr;  // [1], zero at first; null: no timestamps, no padding, no replay
+  StepCounter* counter = nullptr;  // [1], step one before the first; null: no timestamps, no padding, no replay
 };
 
 // What begin_step derives for the layers; [] sizes are those of this step, buffers are as large as the largest step.

@@ -1,0 +1,83 @@
+// What a request changes in its logits before a token is drawn: bias, masked stop ids, penalties. Each block edits its
+// slice of the vocabulary in place.
+#pragma once
+
+#include "core/step_layout.h"
+#include "cuda/sample_select.cuh"
+
+namespace headway::cuda {
+
+// Tokens of the history are counted for this many vocabulary ids at a time; the counters share the histograms' memory.
+inline constexpr int kCountWindow = 4096;
+static_assert(kCountWindow * sizeof(uint32_t) <= sizeof(SelectHistogram));
+inline constexpr uint32_t kSeenBit = 0x80000000u;  // above the count of outputs
+
+struct RowText {
+  const int32_t* history;  // [kv_len] tokens by position
+  int kv_len;
+};
+
+__device__ __forceinline__ bool has_penalties(const RowSampling& sampling) {
+  return sampling.repetition_penalty != 1.0f || sampling.presence_penalty != 0.0f || sampling.frequency_penalty != 0.0f;
+}
+
+__device__ __forceinline__ bool masks_stop_ids(const RowSampling& sampling, int kv_len) {
+  return kv_len < sampling.min_total_len && sampling.num_stop_ids > 0;
+}
+
+__device__ inline float penalise(float value, uint32_t seen, const RowSampling& sampling) {
+  if (seen == 0) return value;
+  const float repetition = sampling.repetition_penalty;
+  value = value > 0.0f ? value / repetition : value * repetition;
+  const uint32_t count = seen & ~kSeenBit;
+  const float presence = count > 0 ? sampling.presence_penalty : 0.0f;
+  return value - (sampling.frequency_penalty * static_cast<float>(count) + presence);
+}
+
+__device__ inline void apply_penalties(const Slice& slice, const RowSampling& sampling, const RowText& text,
+                                       uint32_t* counts) {
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int window = 0; window < slice.size; window += kCountWindow) {
+    const int size = min(kCountWindow, slice.size - window);
+    for (int i = thread; i < size; i += kSampleThreads) counts[i] = 0;
+    __syncthreads();
+    for (int position = thread; position < text.kv_len; position += kSampleThreads) {
+      const int i = text.history[position] - slice.begin - window;
+      if (i < 0 || i >= size) continue;
+      atomicOr(&counts[i], kSeenBit);
+      if (position >= sampling.prompt_len) atomicAdd(&counts[i], 1u);
+    }
+    __syncthreads();
+    for (int i = thread; i < size; i += kSampleThreads) {
+      slice.values[window + i] = penalise(slice.values[window + i], counts[i], sampling);
+    }
+    __syncthreads();
+  }
+}
+
+// Every thread of the block calls it; the slice is complete on return.
+__device__ inline void edit_logits(const Slice& slice, const DeviceMirror& mirror, int row, int kv_len,
+                                   uint32_t* counts) {
+  const RowSampling& sampling = mirror.sampling[row];
+  const int thread = static_cast<int>(threadIdx.x);
+  const int32_t* bias_ids = mirror.bias_ids + static_cast<int64_t>(row) * kMaxLogitBias;
+  const float* bias_values = mirror.bias_values + static_cast<int64_t>(row) * kMaxLogitBias;
+  for (int i = thread; i < sampling.num_logit_bias; i += kSampleThreads) {
+    const int place = bias_ids[i] - slice.begin;
+    if (place >= 0 && place < slice.size) atomicAdd(&slice.values[place], bias_values[i]);
+  }
+  __syncthreads();
+  if (masks_stop_ids(sampling, kv_len)) {
+    for (int i = thread; i < sampling.num_stop_ids; i += kSampleThreads) {
+      const int place = mirror.stop_ids[static_cast<int64_t>(row) * kMaxStopIds + i] - slice.begin;
+      if (place >= 0 && place < slice.size) slice.values[place] = -__int_as_float(0x7f800000);
+    }
+    __syncthreads();
+  }
+  if (has_penalties(sampling)) {
+    const RowText text{mirror.history + static_cast<int64_t>(row) * mirror.max_model_len, kv_len};
+    apply_penalties(slice, sampling, text, counts);
+  }
+}
+
+}  // namespace headway::cuda
