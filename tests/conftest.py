@@ -1,0 +1,61 @@
+"""What every test may ask for: a device, the shipped model, and the same random numbers at every run."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+HAS_HYPOTHESIS = importlib.util.find_spec("hypothesis") is not None
+SEED = 20_240_917
+
+if HAS_HYPOTHESIS:
+    from hypothesis import HealthCheck, settings
+
+    # Deadlines measure the machine, not the code. Examples are drawn from the test's own name: a failure comes back.
+    slow_machine = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    settings.register_profile("headway", deadline=None, derandomize=True, suppress_health_check=slow_machine)
+    settings.load_profile("headway")
+
+
+def pytest_report_header() -> list[str]:
+    return [] if HAS_HYPOTHESIS else ["hypothesis is not installed: the test files that use it are left out"]
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    is_module = collection_path.suffix == ".py" and collection_path.name != "conftest.py"
+    if HAS_HYPOTHESIS or not is_module:
+        return None
+    return "hypothesis import" in collection_path.read_text() or None
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    random.seed(SEED)
+    np.random.seed(SEED)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(SEED)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Every device there is: a test that takes it runs once on each."""
+    torch = pytest.importorskip("torch")
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir() -> Path:
+    """The checkpoint that is installed with the package."""
+    spec = importlib.util.find_spec("headway")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    folder = Path(spec.submodule_search_locations[0]) / "assets" / "tiny"
+    assert (folder / "config.json").is_file(), f"{folder} has no model: the package is not installed whole"
+    return folder
