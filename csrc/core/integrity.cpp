@@ -1,0 +1,126 @@
+// The invariants of the ledger, by name. A broken one is our own bug, never bad input.
+//
+//   I1  a block's reference count is the number of block tables that hold it
+//   I2  free + live + fenced is the total, for blocks, slots and rows
+//   I3  no id is twice in a free list; free, live and fenced ids are disjoint
+//   I6  results are accepted from committed steps only: what a request knows is its prompt and its delivered outputs
+//   I7  what a launched step names stays live or fenced until that step has retired
+//   I8  no request holds a dummy
+//   I9  a ring entry belongs to one step in flight
+//   I10 a request ends once, and its outputs are those delivered; its positions only increase
+//   I11 when all is over and retired, nothing is live or fenced
+//
+// I4 and I5 speak of cached prefixes and I12 of rewinding; they come with those.
+#include <string>
+
+#include "core/error.h"
+#include "core/ledger.h"
+
+namespace headway {
+
+void Ledger::check_integrity() const {
+  blocks_.ids().check_integrity("blocks");
+  slots_.ids().check_integrity("slots");
+  rows_.ids().check_integrity("rows");
+  check_blocks();
+  check_rows();
+  check_in_flight();
+  check_requests();
+  if (num_unfinished_ == 0 && clock_.num_in_flight() == 0) check_drained();
+}
+
+void Ledger::check_blocks() const {
+  std::vector<int32_t> num_tables(config_.num_blocks + 1, 0);
+  for (int32_t row = 1; row <= rows_.num_rows(); ++row) {
+    if (rows_.request(row) == nullptr) continue;
+    for (const int32_t block : rows_.blocks(row)) {
+      require_integrity(block != kDummyBlock, "I8: a block table holds the dummy block");
+      ++num_tables[block];
+    }
+  }
+  for (int32_t block = 1; block <= config_.num_blocks; ++block) {
+    require_integrity(num_tables[block] == blocks_.ref_count(block), "I1: a block's count is not its block tables'");
+    const bool is_live = blocks_.ids().state(block) == FencedPool::State::kLive;
+    require_integrity(is_live == (num_tables[block] > 0), "I1: a block is held by nobody, or free and held");
+  }
+}
+
+void Ledger::check_rows() const {
+  int64_t num_held = 0;
+  int64_t num_slots = 0;
+  for (int32_t row = 1; row <= rows_.num_rows(); ++row) {
+    const Request* request = rows_.request(row);
+    const bool is_live = rows_.ids().state(row) == FencedPool::State::kLive;
+    require_integrity(is_live == (request != nullptr), "I2: a row is held by nobody, or free and held");
+    if (request == nullptr) continue;
+    ++num_held;
+    num_slots += rows_.slot(row) != kDummySlot;
+    require_integrity(request->row == row && !request->is_finished(), "I10: a row belongs to another request");
+    require_integrity((rows_.slot(row) == kDummySlot) == (config_.num_slots == 0), "I8: a row holds the dummy slot");
+    require_integrity(rows_.launched_len(row) <= rows_.bound_len(row), "I10: a position was launched twice");
+    require_integrity(rows_.bound_len(row) <= request->max_total_len, "I10: a row runs past its limit");
+    require_integrity(rows_.launched_len(row) <= rows_.capacity(row), "I7: a position was launched without a block");
+  }
+  require_integrity(num_slots == slots_.ids().num_live(), "I2: a slot is held by no row, or by two");
+  require_integrity(num_held == static_cast<int64_t>(rows_.running().size() + rows_.paused().size()),
+                    "I10: a row is neither running nor paused");
+}
+
+void Ledger::check_in_flight() const {
+  std::vector<int32_t> num_samples(rows_.num_rows() + 1, 0);
+  const auto is_kept = [](const FencedPool& pool, int32_t id, int64_t step) {
+    const auto state = pool.state(id);
+    return state == FencedPool::State::kLive || (state == FencedPool::State::kFenced && pool.fence_step(id) >= step);
+  };
+  for (int64_t step = clock_.retired + 1; step <= clock_.launched; ++step) {
+    const StepRecord& launched = record(step);
+    require_integrity(launched.step == step, "I9: a ring entry belongs to another step");
+    for (size_t i = 0; i < launched.rows.size(); ++i) {
+      const int32_t row = launched.rows[i];
+      require_integrity(row != kDummyRow, "I8: a step names the dummy row");
+      require_integrity(is_kept(rows_.ids(), row, step), "I7: a row was freed under a launched step");
+      for (const int32_t block : rows_.blocks(row)) {
+        require_integrity(is_kept(blocks_.ids(), block, step), "I7: a block was freed under a launched step");
+      }
+      num_samples[row] += static_cast<int32_t>(i) < launched.num_sampled;
+    }
+  }
+  for (int32_t row = 1; row <= rows_.num_rows(); ++row) {
+    const Request* request = rows_.request(row);
+    if (request == nullptr) continue;
+    require_integrity(rows_.bound_len(row) == request->num_tokens() + num_samples[row],
+                      "I10: a row's length is not its tokens and the samples in flight");
+  }
+}
+
+void Ledger::check_requests() const {
+  int64_t num_unfinished = 0;
+  int64_t num_paused = 0;
+  int64_t num_waiting = 0;
+  for (const auto& [id, request] : requests_) {
+    num_unfinished += !request->is_finished();
+    num_paused += request->state == RequestState::kPaused;
+    num_waiting += request->state == RequestState::kWaiting;
+    require_integrity(request->id == id, "I10: a request is filed under another id");
+    require_integrity(request->num_outputs() == request->num_delivered, "I6: outputs are not those delivered");
+    require_integrity(request->num_tokens() <= request->max_total_len, "I10: a request is longer than its limit");
+    require_integrity(request->is_finished() == (request->finish_reason != FinishReason::kNotFinished),
+                      "I10: a request is over without a reason, or has one and is not over");
+    require_integrity(waiting_.contains(*request) == (request->state == RequestState::kWaiting),
+                      "I10: a request waits outside the queue, or is queued without waiting");
+    const bool needs_row = request->state == RequestState::kRunning;
+    require_integrity(request->row == kDummyRow ? !needs_row : rows_.request(request->row) == request.get(),
+                      "I10: a request's row is not its own");
+  }
+  require_integrity(num_unfinished == num_unfinished_ && num_paused == num_paused_ && num_waiting == waiting_.size(),
+                    "I10: requests are miscounted");
+  require_integrity(requests_.size() == finished_.size() + num_unfinished, "I10: a request ended twice or not at all");
+}
+
+void Ledger::check_drained() const {
+  for (const FencedPool* pool : {&blocks_.ids(), &slots_.ids(), &rows_.ids()}) {
+    require_integrity(pool->num_free() == pool->num_total(), "I11: nothing runs, but memory is held");
+  }
+}
+
+}  // namespace headway

@@ -1,0 +1,230 @@
+#include "core/planner.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+
+namespace headway {
+namespace {
+
+// Whether a row may be evicted for `needy`: it must not run before it. Among equals a paused row gives way to any.
+bool gives_way_to(const Request& victim, const Request& needy) {
+  if (victim.priority != needy.priority) return victim.priority > needy.priority;
+  return victim.state == RequestState::kPaused || RunsBefore{}(&needy, &victim);
+}
+
+// Who is evicted first: higher priority value, then paused, then younger.
+bool is_evicted_before(const Request& a, const Request& b) {
+  if (a.priority != b.priority) return a.priority > b.priority;
+  if (a.state != b.state) return a.state == RequestState::kPaused;
+  return RunsBefore{}(&b, &a);
+}
+
+}  // namespace
+
+void StepDraft::clear(int64_t new_step) {
+  step = new_step;
+  rows.clear();
+  requests.clear();
+  admitted.clear();
+  grants.clear();
+  num_decode_rows = num_sampled = num_tokens = num_words = max_query_len = max_kv_len = 0;
+  has_news = false;
+}
+
+Planner::Planner(const LedgerConfig& config, const StepClock& clock, RowTable& rows, BlockPool& blocks,
+                 WaitingQueue& waiting)
+    : config_(config), clock_(clock), rows_(rows), blocks_(blocks), waiting_(waiting) {
+  draft_.rows.reserve(config.max_rows);
+  draft_.requests.reserve(config.max_rows);
+  draft_.admitted.reserve(config.max_rows);
+  draft_.grants.reserve(config.max_packet_grants());
+  final_chunks_.reserve(config.max_rows);
+  other_chunks_.reserve(config.max_rows);
+  device_rows_.reserve(config.max_rows);
+}
+
+const StepDraft& Planner::draft(int64_t step) {
+  draft_.clear(step);
+  plan_decodes();
+  plan_prompts();
+  admit_waiting();
+  order_rows();
+  draft_.has_news = !draft_.admitted.empty() || !draft_.grants.empty() || !repeats_device_rows();
+  if (draft_.has_news && !draft_.rows.empty()) {
+    grant_ahead();
+    device_rows_.clear();
+    for (const StepRow& row : draft_.rows) device_rows_.push_back(row.row);
+  }
+  return draft_;
+}
+
+// Rows evicted on the way come after the row they give way to, so the list shrinks only behind i.
+void Planner::plan_decodes() {
+  for (size_t i = 0; i < rows_.running().size() && tokens_left() > 0; ++i) {
+    const int32_t row = rows_.running()[i];
+    if (!rows_.is_decoding(row) || rows_.is_exhausted(row)) continue;
+    if (secure(row, 1) == 0) continue;
+    const int32_t start = rows_.launched_len(row);
+    draft_.rows.push_back({row, start, 1, -1});
+    draft_.requests.push_back(rows_.request(row));
+    draft_.max_kv_len = std::max(draft_.max_kv_len, start + 1);
+    ++draft_.num_tokens;
+    rows_.advance(row, draft_.step, 1, true);
+  }
+  draft_.num_decode_rows = static_cast<int32_t>(draft_.rows.size());
+  draft_.max_query_len = draft_.num_decode_rows > 0;
+}
+
+void Planner::plan_prompts() {
+  promised_blocks_ = 0;
+  for (size_t i = 0; i < rows_.running().size(); ++i) {
+    const int32_t row = rows_.running()[i];
+    if (rows_.is_decoding(row)) continue;
+    if (tokens_left() > 0) add_chunk(row);
+    promised_blocks_ += blocks_to_finish_prompt(row);
+  }
+}
+
+// First come, first served: a head that does not fit holds back those behind it, so none of them can starve it.
+void Planner::admit_waiting() {
+  while (tokens_left() > 0 && !waiting_.is_empty()) {
+    Request& request = waiting_.head();
+    if (!fits(request) && !displace_for(request)) return;
+    waiting_.remove(request);
+    const int32_t row = rows_.admit(request);
+    draft_.admitted.push_back(row);
+    draft_.num_words += request.num_words();
+    add_chunk(row);
+    promised_blocks_ += blocks_to_finish_prompt(row);
+  }
+}
+
+// As much of the prompt as the step's tokens and the free blocks allow.
+void Planner::add_chunk(int32_t row) {
+  const int32_t start = rows_.launched_len(row);
+  const int32_t num_left = rows_.bound_len(row) - start;
+  const int32_t num_tokens = secure(row, std::min(num_left, tokens_left()));
+  if (num_tokens == 0) return;
+  const bool is_final = num_tokens == num_left;
+  (is_final ? final_chunks_ : other_chunks_).push_back({{row, start, num_tokens, 0}, rows_.request(row)});
+  draft_.num_tokens += num_tokens;
+  draft_.max_query_len = std::max(draft_.max_query_len, num_tokens);
+  draft_.max_kv_len = std::max(draft_.max_kv_len, start + num_tokens);
+  rows_.advance(row, draft_.step, num_tokens, is_final);
+}
+
+// Rows that sample come first, so that they are a prefix.
+void Planner::order_rows() {
+  int32_t prompt_begin = 0;
+  const auto append = [&](std::vector<Chunk>& chunks) {
+    for (Chunk& chunk : chunks) {
+      chunk.row.prompt_begin = prompt_begin;
+      prompt_begin += chunk.row.num_tokens;
+      draft_.rows.push_back(chunk.row);
+      draft_.requests.push_back(chunk.request);
+    }
+    chunks.clear();
+  };
+  append(final_chunks_);
+  draft_.num_sampled = static_cast<int32_t>(draft_.rows.size());
+  append(other_chunks_);
+}
+
+bool Planner::repeats_device_rows() const {
+  const auto is_same = [](const StepRow& planned, int32_t row) { return planned.row == row; };
+  return draft_.num_decode_rows == static_cast<int32_t>(draft_.rows.size()) &&
+         std::equal(draft_.rows.begin(), draft_.rows.end(), device_rows_.begin(), device_rows_.end(), is_same);
+}
+
+// A packet is sent anyway, so every row that will decode is topped up with it: the next packets for want of a block
+// fall together instead of one row a step. Stops while each running row can still get the block it must have.
+void Planner::grant_ahead() {
+  const auto num_reserved = static_cast<int32_t>(rows_.running().size());
+  for (int32_t i = 0; i < draft_.num_sampled; ++i) {
+    const int32_t row = draft_.rows[i].row;
+    const Request* request = rows_.request(row);
+    if (request == nullptr) continue;  // evicted while this step was planned
+    const int64_t ahead = int64_t{rows_.launched_len(row)} + int64_t{config_.grant_ahead_blocks} * config_.block_size;
+    const auto wanted = static_cast<int32_t>(std::min<int64_t>(ahead, request->max_total_len - 1));
+    while (rows_.capacity(row) < wanted && blocks_.num_free() > num_reserved + promised_blocks_) {
+      grant_up_to(row, rows_.capacity(row) + 1);
+    }
+  }
+}
+
+// Memory for the row's next tokens, as many as can be had of num_tokens; 0: the row must skip the step.
+int32_t Planner::secure(int32_t row, int32_t num_tokens) {
+  const int32_t start = rows_.launched_len(row);
+  if (rows_.capacity(row) - start >= num_tokens) return num_tokens;
+  grant_up_to(row, start + num_tokens);
+  while (rows_.capacity(row) == start && make_room(*rows_.request(row))) grant_up_to(row, start + num_tokens);
+  return std::min(num_tokens, rows_.capacity(row) - start);
+}
+
+void Planner::grant_up_to(int32_t row, int32_t num_tokens) {
+  while (rows_.capacity(row) < num_tokens && blocks_.num_free() > 0) {
+    rows_.grant(row);
+    const auto& table = rows_.blocks(row);
+    draft_.grants.push_back({row, static_cast<int32_t>(table.size()) - 1, table.back()});
+  }
+}
+
+// True when a block became free. What is fenced is coming: nobody is evicted while it is.
+bool Planner::make_room(const Request& needy) {
+  if (blocks_.num_fenced() > 0) return false;
+  const int32_t victim = pick_victim(needy);
+  if (victim == kDummyRow) return false;
+  evict(victim);
+  return blocks_.num_free() > 0;
+}
+
+int32_t Planner::pick_victim(const Request& needy) const {
+  int32_t victim = kDummyRow;
+  const auto consider = [&](int32_t row) {
+    const Request& request = *rows_.request(row);
+    if (!gives_way_to(request, needy)) return;
+    if (victim == kDummyRow || is_evicted_before(request, *rows_.request(victim))) victim = row;
+  };
+  for (const int32_t row : rows_.paused()) consider(row);
+  if (!rows_.running().empty()) consider(rows_.running().back());
+  return victim;
+}
+
+void Planner::evict(int32_t row) {
+  Request& request = *rows_.request(row);
+  rows_.release(row);
+  ++request.num_evictions;
+  ++num_evictions_;
+  if (request.state == RequestState::kPaused) return;
+  request.state = RequestState::kWaiting;
+  waiting_.push_back_in(request);
+}
+
+// A request is admitted when its whole prompt fits beside what running prompts still need. One that was evicted also
+// leaves each running row a block, or it would soon be evicted again.
+bool Planner::fits(const Request& request) const {
+  if (!clock_.has_retired(request.last_step) || !rows_.has_room()) return false;
+  if (draft_.num_words + request.num_words() > config_.max_packet_words()) return false;
+  const int32_t num_spare = request.num_evictions > 0 ? static_cast<int32_t>(rows_.running().size()) : 0;
+  const int64_t num_needed = int64_t{config_.blocks_for(request.num_tokens())} + promised_blocks_ + num_spare;
+  return config_.num_blocks == 0 || num_needed <= blocks_.num_free();
+}
+
+// When nothing runs and nothing is coming, rows that cannot run (paused ones, or stalled behind them) give way.
+bool Planner::displace_for(const Request& request) {
+  while (draft_.num_tokens == 0 && clock_.num_in_flight() == 0) {
+    const int32_t victim = pick_victim(request);
+    if (victim == kDummyRow) return false;
+    evict(victim);
+    if (fits(request)) return true;
+  }
+  return false;
+}
+
+int32_t Planner::blocks_to_finish_prompt(int32_t row) const {
+  if (rows_.is_decoding(row)) return 0;
+  return std::max(0, config_.blocks_for(rows_.bound_len(row)) - static_cast<int32_t>(rows_.blocks(row).size()));
+}
+
+}  // namespace headway

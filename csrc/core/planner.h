@@ -1,0 +1,84 @@
+// Which rows run next, under token, row, block and slot budgets. Plans from lengths alone: no token value is read.
+//
+// Order: running rows that decode, then running prompts, then waiting requests; within each, those that run first come
+// first (priority, then arrival). Memory that is fenced counts as coming: who lacks a block skips the step while any is
+// coming, and only then is the row that runs last evicted, never for one it outranks.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/row_table.h"
+
+namespace headway {
+
+// A step under construction; the lists' memory is reused from step to step.
+struct StepDraft {
+  int64_t step = 0;
+  std::vector<StepRow> rows;             // decode rows, then final prompt chunks, then other chunks
+  std::vector<Request*> requests;        // of the rows; a row may be evicted while its last step is planned
+  std::vector<int32_t> admitted;         // rows whose mirror entries are reset
+  std::vector<BlockGrant> grants;
+  int32_t num_decode_rows = 0;
+  int32_t num_sampled = 0;
+  int32_t num_tokens = 0;
+  int32_t num_words = 0;                 // of the admitted rows' stop and bias lists
+  int32_t max_query_len = 0;
+  int32_t max_kv_len = 0;
+  bool has_news = false;                 // false: the device can repeat the rows it has
+
+  void clear(int64_t new_step);
+};
+
+class Planner {
+ public:
+  Planner(const LedgerConfig& config, const StepClock& clock, RowTable& rows, BlockPool& blocks, WaitingQueue& waiting);
+
+  // Plans the step and accounts for it; a draft without rows is not a step and changes no row's lengths.
+  const StepDraft& draft(int64_t step);
+
+  // Takes the row's memory back; its request waits (or stays paused) and will be recomputed. Results still in flight
+  // are valid.
+  void evict(int32_t row);
+
+  int64_t num_evictions() const { return num_evictions_; }
+  const std::vector<int32_t>& device_rows() const { return device_rows_; }
+
+ private:
+  struct Chunk {
+    StepRow row;
+    Request* request;
+  };
+
+  void plan_decodes();
+  void plan_prompts();
+  void admit_waiting();
+  void add_chunk(int32_t row);
+  void order_rows();
+  void grant_ahead();
+  bool repeats_device_rows() const;
+
+  int32_t secure(int32_t row, int32_t num_tokens);
+  void grant_up_to(int32_t row, int32_t num_tokens);
+  bool make_room(const Request& needy);
+  int32_t pick_victim(const Request& needy) const;
+
+  bool fits(const Request& request) const;
+  bool displace_for(const Request& request);
+  int32_t tokens_left() const { return config_.max_step_tokens - draft_.num_tokens; }
+  int32_t blocks_to_finish_prompt(int32_t row) const;
+
+  const LedgerConfig& config_;
+  const StepClock& clock_;
+  RowTable& rows_;
+  BlockPool& blocks_;
+  WaitingQueue& waiting_;
+  StepDraft draft_;
+  std::vector<Chunk> final_chunks_;
+  std::vector<Chunk> other_chunks_;
+  std::vector<int32_t> device_rows_;   // the device's live list: rows of the newest packet
+  int32_t promised_blocks_ = 0;        // that running prompts still need until they are computed
+  int64_t num_evictions_ = 0;
+};
+
+}  // namespace headway

@@ -1,0 +1,85 @@
+// One request from submission to its end, and the queue of those that wait for a row.
+#pragma once
+
+#include <cstdint>
+#include <set>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "core/types.h"
+
+namespace headway {
+
+enum class RequestState : uint8_t {
+  kWaiting,   // in the queue: never admitted, or evicted
+  kRunning,   // holds a row and is planned
+  kPaused,    // is not planned; keeps its row unless it has none or is evicted
+  kFinished,  // over; the record stays until the last launched step that names it has retired
+};
+
+struct Request;
+
+// Who runs first: lower priority value, then earlier arrival. Ids count up, so they are the arrival order.
+struct RunsBefore {
+  bool operator()(const Request* a, const Request* b) const;
+};
+using WaitingSet = std::set<Request*, RunsBefore>;
+
+struct Request {
+  // Read for every sampled token.
+  std::vector<int32_t> tokens;  // prompt, then committed outputs; its capacity is max_total_len from admission on
+  int32_t prompt_len = 0;
+  int32_t min_total_len = 0;    // stop ids count from this many tokens on
+  int32_t max_total_len = 0;    // the request ends for length at this many tokens
+  int32_t num_logprobs = -1;
+  int32_t row = kDummyRow;      // kDummyRow while it holds none
+  RequestState state = RequestState::kWaiting;
+  FinishReason finish_reason = FinishReason::kNotFinished;
+  std::vector<int32_t> stop_ids;
+  int64_t id = 0;
+  int32_t num_delivered = 0;    // outputs handed out by commits and kept
+
+  int32_t priority = 0;
+  int32_t num_evictions = 0;
+  int64_t last_step = 0;        // last launched step that names it; set when its row is released
+  RowSampling sampling = {};
+  std::vector<std::pair<int32_t, float>> logit_bias;
+  WaitingSet::node_type wait_node;  // its place in the queue while it is outside, so that queueing never allocates
+
+  int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }
+  int32_t num_outputs() const { return num_tokens() - prompt_len; }
+  int32_t num_words() const { return static_cast<int32_t>(stop_ids.size() + 2 * logit_bias.size()); }
+  bool is_finished() const { return state == RequestState::kFinished; }
+};
+
+inline bool RunsBefore::operator()(const Request* a, const Request* b) const {
+  return a->priority != b->priority ? a->priority < b->priority : a->id < b->id;
+}
+
+// Why the sequence ends with `token` as its next token, or kNotFinished. The device applies the same rule.
+FinishReason verdict(const Request& request, int32_t token);
+
+// Throws RequestError or CapacityError; a request that passes can always run when it is alone.
+void validate_request(const LedgerConfig& config, std::span<const int32_t> prompt, const SamplingSpec& spec,
+                      int32_t max_new_tokens);
+
+// Fills everything but the id from validated arguments.
+void fill_request(const LedgerConfig& config, std::span<const int32_t> prompt, const SamplingSpec& spec,
+                  int32_t max_new_tokens, Request& request);
+
+class WaitingQueue {
+ public:
+  bool is_empty() const { return queue_.empty(); }
+  int64_t size() const { return static_cast<int64_t>(queue_.size()); }
+  Request& head() const { return **queue_.begin(); }
+  bool contains(Request& request) const { return queue_.contains(&request); }
+  void push_new(Request& request) { queue_.insert(&request); }
+  void push_back_in(Request& request) { queue_.insert(std::move(request.wait_node)); }
+  void remove(Request& request) { request.wait_node = queue_.extract(&request); }
+
+ private:
+  WaitingSet queue_;
+};
+
+}  // namespace headway

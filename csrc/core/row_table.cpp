@@ -1,0 +1,88 @@
+#include "core/row_table.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace headway {
+
+RowTable::RowTable(const LedgerConfig& config, const StepClock& clock, BlockPool& blocks, SlotPool& slots)
+    : block_size_(config.block_size),
+      has_blocks_(config.num_blocks > 0),
+      block_pool_(blocks),
+      slots_(slots),
+      ids_(config.max_rows, config.max_in_flight(), clock),
+      requests_(config.max_rows + 1, nullptr),
+      launched_len_(config.max_rows + 1, 0),
+      bound_len_(config.max_rows + 1, 0),
+      max_total_len_(config.max_rows + 1, 0),
+      capacity_(config.max_rows + 1, 0),
+      is_decoding_(config.max_rows + 1, 0),
+      last_step_(config.max_rows + 1, 0),
+      tickets_(config.max_rows + 1),
+      blocks_(config.max_rows + 1) {
+  running_.reserve(config.max_rows);
+  paused_.reserve(config.max_rows);
+}
+
+int32_t RowTable::admit(Request& request) {
+  const int32_t row = ids_.take();
+  tickets_[row] = slots_.acquire();
+  requests_[row] = &request;
+  launched_len_[row] = 0;
+  bound_len_[row] = request.num_tokens();
+  max_total_len_[row] = request.max_total_len;
+  capacity_[row] = has_blocks_ ? 0 : std::numeric_limits<int32_t>::max();
+  is_decoding_[row] = false;
+  last_step_[row] = 0;
+  blocks_[row].clear();
+  if (has_blocks_) blocks_[row].reserve((request.max_total_len + block_size_ - 1) / block_size_);
+  request.tokens.reserve(request.max_total_len);
+  request.row = row;
+  request.state = RequestState::kRunning;
+  insert_running(row);
+  return row;
+}
+
+void RowTable::release(int32_t row) {
+  Request& request = *requests_[row];
+  if (request.state == RequestState::kPaused) {
+    std::erase(paused_, row);
+  } else {
+    erase_running(row);
+  }
+  const int64_t last_step = last_step_[row];
+  for (const int32_t block : blocks_[row]) block_pool_.release(block, last_step);
+  tickets_[row].release(last_step);
+  ids_.release(row, last_step);
+  requests_[row] = nullptr;
+  request.row = kDummyRow;
+  request.last_step = last_step;
+}
+
+void RowTable::grant(int32_t row) {
+  blocks_[row].push_back(block_pool_.acquire());
+  capacity_[row] += block_size_;
+}
+
+void RowTable::pause(int32_t row) {
+  erase_running(row);
+  paused_.push_back(row);
+  requests_[row]->state = RequestState::kPaused;
+}
+
+void RowTable::resume(int32_t row) {
+  std::erase(paused_, row);
+  insert_running(row);
+  requests_[row]->state = RequestState::kRunning;
+}
+
+void RowTable::insert_running(int32_t row) { running_.insert(find_place(row), row); }
+
+void RowTable::erase_running(int32_t row) { running_.erase(find_place(row)); }
+
+std::vector<int32_t>::iterator RowTable::find_place(int32_t row) {
+  const auto runs_before = [this](int32_t a, int32_t b) { return RunsBefore{}(requests_[a], requests_[b]); };
+  return std::lower_bound(running_.begin(), running_.end(), row, runs_before);
+}
+
+}  // namespace headway

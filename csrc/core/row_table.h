@@ -1,0 +1,82 @@
+// Rows: the stable index of a request on the device, from admission to release, and the memory it holds there.
+// Struct of arrays by row id 1..max_rows. Keeps the order in which rows run; decides nothing.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/block_pool.h"
+#include "core/fenced_pool.h"
+#include "core/request.h"
+#include "core/slot_pool.h"
+
+namespace headway {
+
+class RowTable {
+ public:
+  RowTable(const LedgerConfig& config, const StepClock& clock, BlockPool& blocks, SlotPool& slots);
+
+  bool has_room() const { return ids_.num_free() > 0 && slots_.has_room(); }
+
+  // Takes a row and a slot for a request, which starts as a prompt of all its known tokens. Needs has_room().
+  int32_t admit(Request& request);
+
+  // Gives back row, slot and blocks; each becomes free when the last launched step of the row has retired.
+  void release(int32_t row);
+
+  void grant(int32_t row);  // one more block; needs a free one
+  void pause(int32_t row);
+  void resume(int32_t row);
+  void retire(int64_t step) { ids_.retire(step); }
+
+  // The step computes num_tokens of the row and, when is_sampled, one sample more will come.
+  void advance(int32_t row, int64_t step, int32_t num_tokens, bool is_sampled) {
+    launched_len_[row] += num_tokens;
+    bound_len_[row] += is_sampled;
+    is_decoding_[row] = is_sampled;
+    last_step_[row] = step;
+  }
+
+  Request* request(int32_t row) const { return requests_[row]; }  // null for a row that nobody holds
+  // Tokens whose computation has been launched: the next position to compute.
+  int32_t launched_len(int32_t row) const { return launched_len_[row]; }
+  // Known tokens and launched samples: the sequence's length once all results are there, if it does not stop before.
+  int32_t bound_len(int32_t row) const { return bound_len_[row]; }
+  // Tokens that the row's blocks hold; unlimited in a model without attention.
+  int32_t capacity(int32_t row) const { return capacity_[row]; }
+  bool is_decoding(int32_t row) const { return is_decoding_[row]; }
+  // All samples the request may take are launched: nothing is left to plan.
+  bool is_exhausted(int32_t row) const { return bound_len_[row] >= max_total_len_[row]; }
+  int64_t last_step(int32_t row) const { return last_step_[row]; }
+  int32_t slot(int32_t row) const { return tickets_[row].slot(); }
+  const std::vector<int32_t>& blocks(int32_t row) const { return blocks_[row]; }
+
+  const std::vector<int32_t>& running() const { return running_; }  // those that run first come first
+  const std::vector<int32_t>& paused() const { return paused_; }
+  const FencedPool& ids() const { return ids_; }
+  int32_t num_rows() const { return ids_.num_total(); }
+
+ private:
+  void insert_running(int32_t row);
+  void erase_running(int32_t row);
+  std::vector<int32_t>::iterator find_place(int32_t row);
+
+  const int32_t block_size_;
+  const bool has_blocks_;
+  BlockPool& block_pool_;
+  SlotPool& slots_;
+  FencedPool ids_;
+  std::vector<Request*> requests_;
+  std::vector<int32_t> launched_len_;
+  std::vector<int32_t> bound_len_;
+  std::vector<int32_t> max_total_len_;
+  std::vector<int32_t> capacity_;
+  std::vector<uint8_t> is_decoding_;
+  std::vector<int64_t> last_step_;
+  std::vector<SlotTicket> tickets_;
+  std::vector<std::vector<int32_t>> blocks_;  // a released row's list stays until the row is taken again
+  std::vector<int32_t> running_;
+  std::vector<int32_t> paused_;
+};
+
+}  // namespace headway

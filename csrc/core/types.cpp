@@ -1,0 +1,81 @@
+#include "core/types.h"
+
+#include <algorithm>
+#include <string>
+
+#include "core/error.h"
+
+namespace headway {
+namespace {
+
+constexpr int64_t kRingAlignment = 64;
+constexpr int64_t kSectionAlignment = 16;
+constexpr int32_t kMaxCount = 1 << 29;         // keeps every sum of two counts within int32
+constexpr int32_t kMaxRows = 1 << 20;
+constexpr int32_t kMaxLaunchDepth = 64;
+constexpr int32_t kFullListsPerPacket = 64;    // rows admitted in one step with the longest stop and bias lists
+constexpr int32_t kWordsPerRow = kMaxStopIds + 2 * kMaxLogitBias;
+
+int64_t align_up(int64_t num_bytes, int64_t alignment) { return (num_bytes + alignment - 1) / alignment * alignment; }
+
+void require_range(const char* name, int32_t value, int32_t low, int32_t high) {
+  if (value < low || value > high) {
+    throw RequestError(name, value, "in [" + std::to_string(low) + ", " + std::to_string(high) + "]");
+  }
+}
+
+}  // namespace
+
+void LedgerConfig::validate() const {
+  require_range("max_rows", max_rows, 1, kMaxRows);
+  require_range("num_blocks", num_blocks, 0, kMaxCount);
+  require_range("block_size", block_size, 1, kMaxCount);
+  require_range("num_slots", num_slots, 0, kMaxCount);
+  require_range("max_model_len", max_model_len, 2, kMaxCount);
+  require_range("max_step_tokens", max_step_tokens, 1, kMaxCount);
+  require_range("vocab_size", vocab_size, 1, kMaxCount);
+  require_range("max_logprobs", max_logprobs, 0, vocab_size);
+  require_range("max_launch_depth", max_launch_depth, 0, kMaxLaunchDepth);
+  require_range("grant_ahead_blocks", grant_ahead_blocks, 0, kMaxRows);
+}
+
+int32_t LedgerConfig::max_blocks_per_row() const { return std::max(1, blocks_for(max_model_len)); }
+
+int32_t LedgerConfig::max_packet_words() const { return std::min(max_rows, kFullListsPerPacket) * kWordsPerRow; }
+
+// A row with n tokens gains at most n / S + 1 blocks, and those ahead.
+int32_t LedgerConfig::max_packet_grants() const {
+  const int64_t most = max_step_tokens / block_size + int64_t{max_rows} * (1 + grant_ahead_blocks);
+  return static_cast<int32_t>(std::min<int64_t>(most, num_blocks));
+}
+
+int64_t LedgerConfig::packet_entry_bytes() const {
+  const int64_t sections[] = {
+      static_cast<int64_t>(sizeof(RowInit)) * max_rows,
+      static_cast<int64_t>(sizeof(int32_t)) * max_packet_words(),
+      static_cast<int64_t>(sizeof(BlockGrant)) * max_packet_grants(),
+      static_cast<int64_t>(sizeof(StepRow)) * max_rows,
+      static_cast<int64_t>(sizeof(int32_t)) * max_step_tokens,
+  };
+  int64_t total = sizeof(PacketHeader);
+  for (const int64_t num_bytes : sections) total += align_up(num_bytes, kSectionAlignment);
+  return align_up(total, kRingAlignment);
+}
+
+int64_t LedgerConfig::result_entry_bytes() const {
+  const int64_t row_bytes = sizeof(ResultRow) + (sizeof(int32_t) + sizeof(float)) * int64_t{max_logprobs};
+  return align_up(sizeof(ResultHeader) + row_bytes * max_rows, kRingAlignment);
+}
+
+void CommitRecord::clear() {
+  request_ids.clear();
+  tokens.clear();
+  finish_reasons.clear();
+  stop_tokens.clear();
+  logprobs.clear();
+  ranks.clear();
+  top_ids.clear();
+  top_logprobs.clear();
+}
+
+}  // namespace headway

@@ -1,0 +1,115 @@
+// What goes in and out of the ledger: sizes, sampling, the plan of a step, the changes of a commit, counters.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "core/step_layout.h"
+
+namespace headway {
+
+// Sizes of everything the ledger accounts for. Counts exclude the dummies at index 0.
+struct LedgerConfig {
+  int32_t max_rows = 0;            // requests that hold a row at once
+  int32_t num_blocks = 0;          // KV blocks; 0 for a model without attention
+  int32_t block_size = 0;          // S: tokens a block
+  int32_t num_slots = 0;           // Mamba state slots; 0 for a model without Mamba layers
+  int32_t max_model_len = 0;       // tokens of one sequence
+  int32_t max_step_tokens = 0;     // T of the largest step
+  int32_t vocab_size = 0;
+  int32_t max_logprobs = 0;        // K: columns of the top alternatives
+  int32_t max_launch_depth = 0;    // steps in flight beyond the one the host waits for
+  int32_t grant_ahead_blocks = 1;  // blocks granted before the boundary
+
+  void validate() const;  // throws RequestError
+
+  int32_t max_in_flight() const { return max_launch_depth + 1; }
+  int32_t blocks_for(int64_t num_tokens) const {
+    return num_blocks == 0 ? 0 : static_cast<int32_t>((num_tokens + block_size - 1) / block_size);
+  }
+  int32_t max_blocks_per_row() const;  // at least 1, so that the block table is never empty
+  int32_t max_packet_words() const;    // stop ids and logit biases that one packet can bring
+  int32_t max_packet_grants() const;
+  int64_t packet_entry_bytes() const;
+  int64_t packet_ring_bytes() const { return packet_entry_bytes() * max_in_flight(); }
+  int64_t result_entry_bytes() const;  // laid out for max_rows rows
+  int64_t result_ring_bytes() const { return result_entry_bytes() * max_in_flight(); }
+};
+
+enum class FinishReason : int32_t { kNotFinished = 0, kStop = 1, kLength = 2, kAbort = 3, kError = 4 };
+
+// What RowSampling holds, minus what follows from lengths, plus the lists that go with it.
+struct SamplingSpec {
+  uint64_t seed = 0;
+  float temperature = 0.0f;
+  float top_p = 1.0f;
+  float min_p = 0.0f;
+  int32_t top_k = 0;
+  float repetition_penalty = 1.0f;
+  float presence_penalty = 0.0f;
+  float frequency_penalty = 0.0f;
+  int32_t min_tokens = 0;
+  int32_t num_logprobs = -1;
+  std::vector<int32_t> stop_ids;
+  std::vector<std::pair<int32_t, float>> logit_bias;
+};
+
+// One step to launch.
+struct Plan {
+  int64_t step = 0;
+  int32_t num_rows = 0;         // R
+  int32_t num_decode_rows = 0;
+  int32_t num_sampled = 0;      // Rs
+  int32_t num_tokens = 0;       // T
+  int32_t max_query_len = 0;    // tokens of the longest row of this step
+  int32_t max_kv_len = 0;       // upper bound of the rows' KV length after this step
+  const uint8_t* packet = nullptr;  // null: nothing new; otherwise valid until the step is committed
+  uint32_t packet_bytes = 0;
+  uint8_t* result = nullptr;    // the ring entry the step publishes to
+};
+
+// What one retired step changed. Lists share an index; void results are left out.
+struct CommitRecord {
+  int64_t step = 0;
+  int32_t num_columns = 0;              // max_logprobs
+  int64_t begin_ns = 0;
+  int64_t end_ns = 0;
+  std::vector<int64_t> request_ids;
+  std::vector<int32_t> tokens;          // -1 where the reason is kError
+  std::vector<int32_t> finish_reasons;  // FinishReason
+  std::vector<int32_t> stop_tokens;     // the stop id that ended the request, -1 if none
+  std::vector<float> logprobs;
+  std::vector<int32_t> ranks;
+  std::vector<int32_t> top_ids;         // [n, max_logprobs], -1 where unused; empty when no row asked for any
+  std::vector<float> top_logprobs;      // likewise
+
+  void clear();
+};
+
+struct Stats {
+  int64_t num_waiting = 0;
+  int64_t num_running = 0;
+  int64_t num_paused = 0;
+  int64_t blocks_total = 0;
+  int64_t blocks_free = 0;
+  int64_t blocks_fenced = 0;
+  int64_t slots_total = 0;
+  int64_t slots_free = 0;
+  int64_t slots_fenced = 0;
+  int64_t steps_launched = 0;
+  int64_t steps_committed = 0;
+  int64_t num_evictions = 0;
+  int64_t num_finished = 0;
+};
+
+// The newest step launched and the newest retired; steps count from 1 and retire in order.
+struct StepClock {
+  int64_t launched = 0;
+  int64_t retired = 0;
+
+  int64_t num_in_flight() const { return launched - retired; }
+  bool has_retired(int64_t step) const { return step <= retired; }
+};
+
+}  // namespace headway
