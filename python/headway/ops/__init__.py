@@ -1,7 +1,7 @@
 """One thin function an op over torch tensors: checks shapes by name, fills the arguments, launches.
 
 Each op `f` has a twin `f_ref` in `ops.reference` with the same signature in plain torch, which judges it in tests.
-`ops.library` registers the kernels as `torch.ops.headway.*` for users and torch.compile; layers call the functions here.
+`ops.library` registers the kernels as `torch.ops.headway.*` for users and torch.compile; layers call these functions.
 """
 
 from headway.ops.attention import kv_write, paged_attention, rotary

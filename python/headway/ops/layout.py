@@ -86,3 +86,7 @@ RESULT_HEADER: Final = np.dtype(
         ("reserved", np.int32, (9,)),
     ]
 )
+
+STEP_COUNTER: Final = np.dtype(
+    [("step", np.int64), ("begin_ns", np.int64), ("num_live", np.int32), ("num_sampled", np.int32)]
+)

@@ -108,6 +108,7 @@ def ssm_scan(
     dt_min: float = 0.0,
     dt_max: float = float("inf"),
     *,
+    max_query_len: int = 0,
     out: Tensor | None = None,
 ) -> Tensor:
     """The Mamba-2 recurrence: S = exp(A dt) S + dt x B^T, y = S C + D x.
@@ -127,6 +128,7 @@ def ssm_scan(
         write_slots: [R].
         dt_min: lower clamp of the step size.
         dt_max: upper clamp of the step size.
+        max_query_len: at least the longest row's tokens, where the host knows it; chooses between kernels.
         out: [T, H, P] contiguous.
 
     Returns:
@@ -183,6 +185,7 @@ def ssm_scan(
         write_slots.data_ptr(),
         result.data_ptr(),
         dtype_code(op, "x", x),
+        max_query_len,
         stream,
     )
     return result

@@ -49,10 +49,9 @@ def route(
             f"{op}: num_groups must divide E = {num_experts} and topk_group lie in 1..num_groups, got "
             f"num_groups {num_groups}, topk_group {topk_group}"
         )
-    if not 1 <= top_k <= num_experts // num_groups * topk_group:
-        raise ValueError(
-            f"{op}: top_k must lie in 1..{num_experts // num_groups * topk_group}, the experts that compete, got {top_k}"
-        )
+    num_competing = num_experts // num_groups * topk_group
+    if not 1 <= top_k <= num_competing:
+        raise ValueError(f"{op}: top_k must lie in 1..{num_competing}, the experts that compete, got {top_k}")
     weights = torch.empty((num_tokens, top_k), dtype=torch.float32, device=logits.device)
     expert_ids = torch.empty((num_tokens, top_k), dtype=torch.int32, device=logits.device)
     kernels, stream = target_of(logits)

@@ -7,14 +7,14 @@ packet. The records are those of csrc/core/step_layout.h; `ops.layout` has them 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
 
 from headway.ops.backend import target_of
 from headway.ops.checks import check_inner_dense, check_same_dtype
-from headway.ops.layout import MAX_LOGIT_BIAS, MAX_STOP_IDS, RESULT_ROW, ROW_SAMPLING, STEP_ROW
+from headway.ops.layout import MAX_LOGIT_BIAS, MAX_STOP_IDS, RESULT_ROW, ROW_SAMPLING, STEP_COUNTER, STEP_ROW
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class StepMirror:
     bias_ids: Tensor  # [max_rows, MAX_LOGIT_BIAS]
     bias_values: Tensor  # [max_rows, MAX_LOGIT_BIAS] float32
     live: Tensor  # [max_rows, 4]: StepRow
+    counter: Tensor  # [24] uint8: StepCounter
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class StepBuffers:
             bias_ids=zeros(max_rows, MAX_LOGIT_BIAS),
             bias_values=zeros(max_rows, MAX_LOGIT_BIAS, dtype=torch.float32),
             live=zeros(max_rows, STEP_ROW.itemsize // 4),
+            counter=zeros(STEP_COUNTER.itemsize, dtype=torch.uint8),
         )
         inputs = StepInputs(
             token_ids=zeros(max_step_tokens),
@@ -143,6 +145,7 @@ class StepBuffers:
             mirror.bias_ids.data_ptr(),
             mirror.bias_values.data_ptr(),
             mirror.live.data_ptr(),
+            mirror.counter.data_ptr(),
         )
 
     @cached_property
@@ -209,8 +212,9 @@ def begin_step(
         num_decode_rows,
         num_sampled,
         num_tokens,
-        *buffers.mirror_arguments,
-        *buffers.input_arguments,
+        buffers.mirror_arguments,
+        buffers.input_arguments,
+        False,
         stream,
     )
 
@@ -228,6 +232,9 @@ def sample(buffers: StepBuffers, logits: Tensor) -> None:
     if num_sampled > buffers.max_rows:
         raise ValueError(f"sample: logits must have at most {buffers.max_rows} rows, got {num_sampled}")
     kernels, stream = target_of(logits)
+    scratch = (
+        torch.empty_like(logits) if logits.is_cuda and not _keeps_rows_on_chip(logits.get_device()) else None
+    )
     kernels.sample(
         num_sampled,
         vocab_size,
@@ -236,10 +243,17 @@ def sample(buffers: StepBuffers, logits: Tensor) -> None:
         logits.stride(0),
         buffers.inputs.rows.data_ptr(),
         buffers.inputs.kv_lens.data_ptr(),
-        *buffers.mirror_arguments,
+        buffers.mirror_arguments,
         *buffers.result_arguments,
+        0 if scratch is None else scratch.data_ptr(),
         stream,
     )
+
+
+@cache
+def _keeps_rows_on_chip(device_index: int) -> bool:
+    """Whether a row of logits fits the shared memory of a cluster; older GPUs sample through a scratch copy."""
+    return torch.cuda.get_device_capability(device_index) >= (9, 0)
 
 
 def finish_step(
@@ -269,10 +283,12 @@ def finish_step(
         num_rows,
         num_sampled,
         buffers.max_logprobs,
-        *buffers.mirror_arguments,
-        *buffers.input_arguments,
+        buffers.mirror_arguments,
+        buffers.input_arguments,
         *buffers.result_arguments,
         result_address,
         ring_max_rows,
+        0,
+        0,
         stream,
     )

@@ -56,6 +56,7 @@ def ssm_scan_ref(
     dt_min: float = 0.0,
     dt_max: float = float("inf"),
     *,
+    max_query_len: int = 0,
     out: Tensor | None = None,
 ) -> Tensor:
     """S = exp(A dt) S + dt x B^T, y = S C + D x, token by token: x [T, H, P], B and C [T, G, N] -> [T, H, P]."""

@@ -15,6 +15,7 @@ from headway.ops.layout import (
     RESULT_ROW,
     ROW_INIT,
     ROW_SAMPLING,
+    STEP_COUNTER,
     STEP_ROW,
 )
 from headway.ops.step import StepBuffers
@@ -23,6 +24,7 @@ Records = npt.NDArray[Any]
 
 
 class _Packet(NamedTuple):
+    step: int
     inits: Records
     words: npt.NDArray[np.int32]
     grants: Records
@@ -41,14 +43,19 @@ def begin_step_ref(
 ) -> None:
     """See `ops.begin_step`."""
     live = buffers.mirror.live.numpy().view(STEP_ROW)[:, 0]
+    counter = buffers.mirror.counter.numpy().view(STEP_COUNTER)
     prompt_tokens = np.zeros(0, np.int32)
+    counter["step"] += 1
     if packet_address:
         packet = _read_packet(packet_address)
+        counter["step"] = packet.step
         _apply(buffers, packet)
         live[: len(packet.rows)] = packet.rows
         prompt_tokens = packet.prompt_tokens
     else:
         num_decode_rows = num_rows
+    counter["num_live"] = num_rows
+    counter["num_sampled"] = num_sampled
     inputs = buffers.inputs
     query_start = inputs.query_start.numpy()
     query_start[0] = 0
@@ -88,6 +95,7 @@ def _read_packet(address: int) -> _Packet:
         return np.frombuffer(raw, dtype, int(header[count]), int(header[offset]))
 
     return _Packet(
+        step=int(header["step"]),
         inits=section(ROW_INIT, "num_inits", "inits_offset"),
         words=section(np.int32, "num_words", "words_offset"),
         grants=section(BLOCK_GRANT, "num_grants", "grants_offset"),
@@ -105,6 +113,7 @@ def _apply(buffers: StepBuffers, packet: _Packet) -> None:
     sampling = mirror.sampling.numpy().view(ROW_SAMPLING)[:, 0]
     for init in packet.inits:
         row = int(init["row"])
+        mirror.last_token[row] = 0
         mirror.num_computed[row] = 0
         mirror.stopped[row] = 0
         mirror.slot[row] = int(init["slot"])

@@ -1,0 +1,293 @@
+// The sampler: one row of logits to one token, by the definition in docs/shapes.md's terms: bias, stop masking,
+// penalties, temperature, top_k, top_p, min_p, inverse CDF in vocabulary order. Sums of probabilities are of fp32 lanes
+// within a block and of doubles across blocks.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+
+#include "cpu/best.h"
+#include "cpu/math.h"
+#include "cpu/parallel.h"
+#include "cpu/philox.h"
+#include "cpu/variants.h"
+
+namespace headway::cpu::HEADWAY_SIMD {
+namespace {
+
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+constexpr int64_t kBlock = 512;  // values whose masses are summed in fp32
+
+// One row's part of the call.
+struct Row {
+  const SampleParams& params;
+  int64_t index;  // in the step
+  int32_t id;
+  const RowSampling& sampling;
+  const float* logits;
+  int64_t vocab_size;
+  int32_t kv_len;
+
+  const int32_t* stop_ids() const { return params.mirror.stop_ids + int64_t{id} * kMaxStopIds; }
+  const int32_t* history() const { return params.mirror.history + int64_t{id} * params.mirror.max_model_len; }
+};
+
+struct Peak {
+  float value;
+  int32_t id;   // lowest of those with this value
+  bool is_bad;  // NaN or +inf among the values
+};
+
+Peak find_peak(const float* values, int64_t count) {
+  F32 best = broadcast(kMinusInfinity);
+  I32 best_ids{};
+  I32 ids;
+  for (int lane = 0; lane < kLanes; ++lane) ids[lane] = lane;
+  I32 nans{};
+  const int64_t whole = count / kLanes * kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    const F32 value = load(values + i);
+    nans |= value != value;
+    best_ids = value > best ? ids : best_ids;
+    best = value > best ? value : best;
+    ids += kLanes;
+  }
+  Peak peak{kMinusInfinity, 0, false};
+  for (int lane = 0; lane < kLanes; ++lane) {
+    peak.is_bad |= nans[lane] != 0;
+    if (best[lane] > peak.value || (best[lane] == peak.value && best_ids[lane] < peak.id)) {
+      peak = {best[lane], best_ids[lane], peak.is_bad};
+    }
+  }
+  for (int64_t i = whole; i < count; ++i) {
+    peak.is_bad |= std::isnan(values[i]);
+    if (values[i] > peak.value) peak = {values[i], static_cast<int32_t>(i), peak.is_bad};
+  }
+  peak.is_bad |= peak.value == -kMinusInfinity;
+  return peak;
+}
+
+bool has_penalties(const RowSampling& sampling) {
+  return sampling.repetition_penalty != 1.0f || sampling.presence_penalty != 0.0f || sampling.frequency_penalty != 0.0f;
+}
+
+bool needs_adjusting(const Row& row) {
+  const bool masks_stops = row.kv_len < row.sampling.min_total_len && row.sampling.num_stop_ids > 0;
+  return row.sampling.num_logit_bias > 0 || masks_stops || has_penalties(row.sampling);
+}
+
+void penalise(const Row& row, float* values) {
+  const RowSampling& sampling = row.sampling;
+  const std::unique_ptr<int32_t[]> counts(new int32_t[static_cast<size_t>(row.vocab_size)]());
+  const int32_t* history = row.history();
+  const int32_t length = std::min(row.kv_len, row.params.mirror.max_model_len);
+  for (int32_t i = 0; i < length; ++i) {
+    float& value = values[history[i]];
+    if (counts[history[i]]++ != 0) continue;
+    value = value > 0.0f ? value / sampling.repetition_penalty : value * sampling.repetition_penalty;
+  }
+  for (int32_t i = 0; i < length; ++i) counts[history[i]] = 0;
+  for (int32_t i = sampling.prompt_len; i < length; ++i) ++counts[history[i]];
+  for (int32_t i = sampling.prompt_len; i < length; ++i) {
+    int32_t& count = counts[history[i]];
+    if (count == 0) continue;
+    values[history[i]] -= sampling.frequency_penalty * static_cast<float>(count) + sampling.presence_penalty;
+    count = 0;
+  }
+}
+
+// The logits after bias, stop masking and penalties.
+void adjust(const Row& row, float* values) {
+  const int64_t bias_begin = int64_t{row.id} * kMaxLogitBias;
+  std::memcpy(values, row.logits, static_cast<size_t>(row.vocab_size) * sizeof(float));
+  for (int32_t i = 0; i < row.sampling.num_logit_bias; ++i) {
+    values[row.params.mirror.bias_ids[bias_begin + i]] += row.params.mirror.bias_values[bias_begin + i];
+  }
+  if (row.kv_len < row.sampling.min_total_len) {
+    for (int32_t i = 0; i < row.sampling.num_stop_ids; ++i) values[row.stop_ids()[i]] = kMinusInfinity;
+  }
+  if (has_penalties(row.sampling)) penalise(row, values);
+}
+
+// exp(value - peak) per value; lanes beyond count are 0.
+F32 mass_part(const float* values, float peak, int64_t count) {
+  F32 mass = exp(load_part(values, count) - peak);
+  for (int64_t lane = count; lane < kLanes; ++lane) mass[lane] = 0.0f;
+  return mass;
+}
+
+double sum_block(const float* masses, int64_t count) {
+  F32 sum{};
+  for (int64_t i = 0; i < count; i += kLanes) sum += load_part(masses + i, count - i);
+  return reduce_add(sum);
+}
+
+// How many of the best (sorted, of total mass `total`) reach top_p; 0 when all of them together do not.
+int64_t count_nucleus(const BestList& best, float peak, double wanted) {
+  double reached = 0.0;
+  for (int64_t i = 0; i < best.size(); ++i) {
+    reached += exp(broadcast(best[i].value - peak))[0];
+    if (reached >= wanted) return i + 1;
+  }
+  return 0;
+}
+
+double total_mass(const BestList& best, float peak) {
+  double total = 0.0;
+  for (int64_t i = 0; i < best.size(); ++i) total += exp(broadcast(best[i].value - peak))[0];
+  return total;
+}
+
+// The worst token that top_k and top_p keep; every better one is kept too.
+Candidate find_border(const Row& row, const float* scaled, const float* masses, float peak) {
+  const int64_t vocab_size = row.vocab_size;
+  const RowSampling& sampling = row.sampling;
+  if (sampling.top_k > 0 && sampling.top_k < vocab_size) {
+    BestList best(sampling.top_k);
+    best.collect(scaled, vocab_size);
+    if (sampling.top_p >= 1.0f) return best[best.size() - 1];
+    const int64_t count = count_nucleus(best, peak, double{sampling.top_p} * total_mass(best, peak));
+    return best[(count > 0 ? count : best.size()) - 1];
+  }
+  double total = 0.0;
+  for (int64_t i = 0; i < vocab_size; i += kBlock) total += sum_block(masses + i, std::min(kBlock, vocab_size - i));
+  for (int64_t limit = std::min<int64_t>(64, vocab_size);; limit = std::min(8 * limit, vocab_size)) {
+    BestList best(limit);
+    best.collect(scaled, vocab_size);
+    const int64_t count = count_nucleus(best, peak, double{sampling.top_p} * total);
+    if (count > 0) return best[count - 1];
+    if (limit == vocab_size) return best[best.size() - 1];
+  }
+}
+
+void drop_beyond(const Candidate& border, const float* scaled, float* masses, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const bool is_kept = scaled[i] > border.value || (scaled[i] == border.value && i <= border.id);
+    masses[i] = is_kept ? masses[i] : 0.0f;
+  }
+}
+
+void drop_below(float least, float* masses, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) masses[i] = masses[i] >= least ? masses[i] : 0.0f;
+}
+
+// Smallest id whose cumulative mass exceeds uniform * total.
+int32_t invert(const float* masses, int64_t count, float uniform) {
+  double total = 0.0;
+  for (int64_t i = 0; i < count; i += kBlock) total += sum_block(masses + i, std::min(kBlock, count - i));
+  const double target = double{uniform} * total;
+  double reached = 0.0;
+  int64_t last = 0;
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int64_t size = std::min(kBlock, count - begin);
+    const double after = reached + sum_block(masses + begin, size);
+    if (after > target) {
+      for (int64_t i = begin; i < begin + size; ++i) {
+        if (masses[i] == 0.0f) continue;
+        last = i;
+        reached += masses[i];
+        if (reached > target) break;
+      }
+      return static_cast<int32_t>(last);  // by rounding the walk may end just short: then the block's last
+    }
+    reached = after;
+  }
+  return static_cast<int32_t>(last);
+}
+
+int32_t draw(const Row& row, const float* values, float peak) {
+  const RowSampling& sampling = row.sampling;
+  const int64_t count = row.vocab_size;
+  const std::unique_ptr<float[]> memory(new float[2 * static_cast<size_t>(count)]);
+  float* scaled = memory.get();
+  float* masses = scaled + count;
+  const float top = peak / sampling.temperature;
+  for (int64_t i = 0; i < count; i += kLanes) {
+    store_part(scaled + i, load_part(values + i, count - i) / sampling.temperature, count - i);
+    store_part(masses + i, mass_part(scaled + i, top, count - i), count - i);
+  }
+  const bool has_border = (sampling.top_k > 0 && sampling.top_k < count) || sampling.top_p < 1.0f;
+  if (has_border) drop_beyond(find_border(row, scaled, masses, top), scaled, masses, count);
+  if (sampling.min_p > 0.0f) drop_below(sampling.min_p, masses, count);
+  return invert(masses, count, philox_uniform(sampling.seed, static_cast<uint32_t>(row.kv_len)));
+}
+
+int32_t choose(const Row& row, const Peak& raw_peak) {
+  if (!needs_adjusting(row)) {
+    return row.sampling.temperature == 0.0f ? raw_peak.id : draw(row, row.logits, raw_peak.value);
+  }
+  const std::unique_ptr<float[]> values(new float[static_cast<size_t>(row.vocab_size)]);
+  adjust(row, values.get());
+  const Peak peak = find_peak(values.get(), row.vocab_size);
+  const bool is_greedy = row.sampling.temperature == 0.0f || peak.value == kMinusInfinity;
+  return is_greedy ? peak.id : draw(row, values.get(), peak.value);
+}
+
+// Log-probability, rank and alternatives, of the raw logits.
+void report(const Row& row, float peak, ResultRow& result) {
+  double total = 0.0;
+  for (int64_t begin = 0; begin < row.vocab_size; begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, row.vocab_size);
+    F32 sum{};
+    for (int64_t i = begin; i < end; i += kLanes) sum += mass_part(row.logits + i, peak, end - i);
+    total += reduce_add(sum);
+  }
+  const double log_total = std::log(total) + double{peak};
+  const float chosen = row.logits[result.token];
+  int32_t rank = 1;
+  for (int64_t i = 0; i < row.vocab_size; ++i) rank += row.logits[i] > chosen ? 1 : 0;
+  result.rank = rank;
+  result.logprob = static_cast<float>(double{chosen} - log_total);
+
+  const int64_t num_tops =
+      std::min({int64_t{row.sampling.num_logprobs}, int64_t{row.params.max_logprobs}, row.vocab_size});
+  if (num_tops <= 0) return;
+  BestList best(num_tops);
+  best.collect(row.logits, row.vocab_size);
+  for (int64_t i = 0; i < num_tops; ++i) {
+    row.params.top_ids[row.index * row.params.max_logprobs + i] = best[i].id;
+    row.params.top_logprobs[row.index * row.params.max_logprobs + i] =
+        static_cast<float>(double{best[i].value} - log_total);
+  }
+}
+
+bool is_stopped(const Row& row, int32_t token) {
+  if (row.kv_len + 1 >= row.sampling.max_total_len) return true;
+  if (row.kv_len < row.sampling.min_total_len) return false;
+  const int32_t* end = row.stop_ids() + row.sampling.num_stop_ids;
+  return std::find(row.stop_ids(), end, token) != end;
+}
+
+void sample_row(const SampleParams& params, int64_t index) {
+  ResultRow& result = params.results[index];
+  result = {};
+  for (int64_t i = 0; i < params.max_logprobs; ++i) {
+    params.top_ids[index * params.max_logprobs + i] = -1;
+    params.top_logprobs[index * params.max_logprobs + i] = 0.0f;
+  }
+  const int32_t id = params.rows[index];
+  if (id == kDummyRow) return;
+  result.row = id;
+  const Row row{params,
+                index,
+                id,
+                params.mirror.sampling[id],
+                params.logits + index * params.logits_stride,
+                params.vocab_size,
+                params.kv_lens[index]};
+  const Peak peak = find_peak(row.logits, row.vocab_size);
+  result.is_bad = peak.is_bad ? 1 : 0;
+  if (peak.is_bad) return;
+  result.token = choose(row, peak);
+  result.is_stopped = is_stopped(row, result.token) ? 1 : 0;
+  if (row.sampling.num_logprobs >= 0) report(row, peak.value, result);
+}
+
+}  // namespace
+
+void sample(const SampleParams& params) {
+  const int64_t cost = int64_t{params.num_sampled} * params.vocab_size * 4;
+  parallel_for(params.num_sampled, cost, [&](int64_t index) { sample_row(params, index); });
+}
+
+}  // namespace headway::cpu::HEADWAY_SIMD

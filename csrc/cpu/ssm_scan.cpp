@@ -1,0 +1,242 @@
+// The Mamba-2 recurrence (arXiv 2405.21060) in its sequential form, for prompts and decode alike. A few state rows of
+// one head stay in registers over a tile of tokens; between tiles the state lies in its slot, in fp32, so cutting a
+// prompt anywhere changes nothing. Work items are (row, head, slice of P) and share nothing.
+#include <algorithm>
+
+#include "cpu/element.h"
+#include "cpu/math.h"
+#include "cpu/parallel.h"
+#include "cpu/variants.h"
+
+namespace headway::cpu::HEADWAY_SIMD {
+namespace {
+
+constexpr int kTileTokens = 16;
+constexpr int kMaxState = 512;
+constexpr int kMaxDots =
+    256;  // products S C of a block of state rows and a tile's tokens, before their lanes are summed
+constexpr int kRegisters = kLanes == 16 ? 16 : 8;  // of the register file, for the state
+
+// What the tokens of a tile bring to one head.
+struct Tile {
+  int num_tokens;
+  alignas(64) float dt[kTileTokens];
+  alignas(64) float decay[kTileTokens];          // exp(A dt)
+  alignas(64) float b[kTileTokens * kMaxState];  // rows padded to whole vectors with zeros
+  alignas(64) float c[kTileTokens * kMaxState];
+};
+
+template <class T>
+void widen(const T* source, int64_t size, float* target) {
+  for (int64_t i = 0; i < size; i += kLanes) store(target + i, load_part(source + i, size - i));
+}
+
+template <class T>
+void load_tile(const SsmScanParams& params, int64_t head, int64_t token, int count, int padded, Tile& tile) {
+  tile.num_tokens = count;
+  const int64_t group = head / (params.num_heads / params.num_groups) * params.state_size;
+  for (int t = 0; t < count; ++t) {
+    widen(as<T>(params.B) + (token + t) * params.b_stride + group, params.state_size, tile.b + t * padded);
+    widen(as<T>(params.C) + (token + t) * params.c_stride + group, params.state_size, tile.c + t * padded);
+    tile.dt[t] = to_float(as<T>(params.dt)[(token + t) * params.dt_stride + head]) + params.dt_bias[head];
+  }
+  for (int t = 0; t < count; t += kLanes) {
+    F32 dt = softplus(load_part(tile.dt + t, count - t));
+    dt = min(max(dt, broadcast(params.dt_min)), broadcast(params.dt_max));
+    store_part(tile.decay + t, exp(dt * params.A[head]), count - t);
+    store_part(tile.dt + t, dt, count - t);
+  }
+}
+
+// A block of state rows of one head, their inflow and their outputs over a tile.
+struct Block {
+  const float* source;  // [rows, N]; null: zeros
+  float* target;        // [rows, N]; may be source
+  int num_rows;
+  float inflow[kMaxDots];  // [tokens, rows] dt * x
+  F32 dots[kMaxDots];      // [tokens, rows] S C by lane
+};
+
+// Rows first .. first + kRows of the block, kVectors * kLanes = N.
+template <int kVectors, int kRows>
+void scan_rows(const Tile& tile, Block& block, int first) {
+  constexpr int kState = kVectors * kLanes;
+  F32 s[kRows][kVectors] = {};
+  if (block.source != nullptr) {
+    for (int r = 0; r < kRows; ++r) {
+      for (int j = 0; j < kVectors; ++j) s[r][j] = load(block.source + (first + r) * kState + j * kLanes);
+    }
+  }
+  for (int t = 0; t < tile.num_tokens; ++t) {
+    const F32 decay = broadcast(tile.decay[t]);
+    F32 inflow[kRows];
+    F32 dots[kRows] = {};
+    for (int r = 0; r < kRows; ++r) inflow[r] = broadcast(block.inflow[t * block.num_rows + first + r]);
+#pragma GCC unroll 16
+    for (int j = 0; j < kVectors; ++j) {
+      const F32 b = load(tile.b + t * kState + j * kLanes);
+      const F32 c = load(tile.c + t * kState + j * kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        s[r][j] = fma(inflow[r], b, s[r][j] * decay);
+        dots[r] = fma(s[r][j], c, dots[r]);
+      }
+    }
+    for (int r = 0; r < kRows; ++r) block.dots[t * block.num_rows + first + r] = dots[r];
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int j = 0; j < kVectors; ++j) store(block.target + (first + r) * kState + j * kLanes, s[r][j]);
+  }
+}
+
+template <int kVectors>
+void scan_block(const Tile& tile, Block& block) {
+  constexpr int kRows = std::clamp(kRegisters / kVectors, 1, 8);
+  int row = 0;
+  for (; row + kRows <= block.num_rows; row += kRows) scan_rows<kVectors, kRows>(tile, block, row);
+  for (; row < block.num_rows; ++row) scan_rows<kVectors, 1>(tile, block, row);
+}
+
+// Any N up to kMaxState: one row at a time, its state in L1.
+void scan_block_any(const Tile& tile, Block& block, int state_size, int padded) {
+  F32 s[kMaxState / kLanes];
+  const int num_vectors = padded / kLanes;
+  for (int row = 0; row < block.num_rows; ++row) {
+    for (int j = 0; j < num_vectors; ++j) {
+      const int part = state_size - j * kLanes;
+      s[j] = block.source == nullptr ? F32{} : load_part(block.source + row * state_size + j * kLanes, part);
+    }
+    for (int t = 0; t < tile.num_tokens; ++t) {
+      const F32 inflow = broadcast(block.inflow[t * block.num_rows + row]);
+      F32 dots{};
+      for (int j = 0; j < num_vectors; ++j) {
+        s[j] = fma(inflow, load(tile.b + t * padded + j * kLanes), s[j] * tile.decay[t]);
+        dots = fma(s[j], load(tile.c + t * padded + j * kLanes), dots);
+      }
+      block.dots[t * block.num_rows + row] = dots;
+    }
+    for (int j = 0; j < num_vectors; ++j) {
+      store_part(block.target + row * state_size + j * kLanes, s[j], state_size - j * kLanes);
+    }
+  }
+}
+
+void scan_block_of_size(const Tile& tile, Block& block, int state_size, int padded) {
+  if (state_size == padded) {
+    switch (padded / kLanes) {
+      case 1:
+        return scan_block<1>(tile, block);
+      case 2:
+        return scan_block<2>(tile, block);
+      case 4:
+        return scan_block<4>(tile, block);
+      case 8:
+        return scan_block<8>(tile, block);
+      case 16:
+        return scan_block<16>(tile, block);
+      default:
+        break;
+    }
+  }
+  scan_block_any(tile, block, state_size, padded);
+}
+
+// One (row, head, slice of P).
+struct Item {
+  int64_t row;
+  int64_t head;
+  int channel_begin;
+  int channel_end;
+};
+
+template <class T>
+void scan_tile(const SsmScanParams& params, const Item& item, const Tile& tile, int64_t token, int padded,
+               const float* source, float* target) {
+  const int rows_a_block = std::max(1, kMaxDots / tile.num_tokens);
+  const int state_size = params.state_size;
+  const float skip = params.D[item.head];
+  Block block;
+  for (int channel = item.channel_begin; channel < item.channel_end; channel += rows_a_block) {
+    block.num_rows = std::min(rows_a_block, item.channel_end - channel);
+    block.source = source == nullptr ? nullptr : source + int64_t{channel} * state_size;
+    block.target = target + int64_t{channel} * state_size;
+    const int64_t head_channel = item.head * params.head_dim + channel;
+    const T* x = as<T>(params.x) + token * params.x_stride + head_channel;
+    for (int t = 0; t < tile.num_tokens; ++t) {
+      for (int i = 0; i < block.num_rows; ++i) {
+        block.inflow[t * block.num_rows + i] = tile.dt[t] * to_float(x[t * params.x_stride + i]);
+      }
+    }
+    scan_block_of_size(tile, block, state_size, padded);
+
+    // y = sum of the lanes + D x.
+    const int num_dots = tile.num_tokens * block.num_rows;
+    alignas(64) float y[kMaxDots];
+    for (int i = num_dots; i % kLanes != 0; ++i) block.dots[i] = F32{};
+    for (int i = 0; i < num_dots; i += kLanes) store(y + i, reduce_add_each(block.dots + i));
+    const int64_t token_size = int64_t{params.num_heads} * params.head_dim;
+    T* out = as<T>(params.out) + token * token_size + head_channel;
+    for (int t = 0; t < tile.num_tokens; ++t) {
+      for (int i = 0; i < block.num_rows; i += kLanes) {
+        const int part = block.num_rows - i;
+        const F32 sum = load_part(y + t * block.num_rows + i, part);
+        const F32 value = fma(load_part(x + t * params.x_stride + i, part), broadcast(skip), sum);
+        store_part(out + t * token_size + i, value, part);
+      }
+    }
+  }
+}
+
+template <class T>
+void scan_item(const SsmScanParams& params, const Item& item) {
+  const int64_t begin = params.rows.query_start[item.row];
+  const int64_t end = params.rows.query_start[item.row + 1];
+  const int64_t head_offset = item.head * params.head_dim * params.state_size;
+  const float* source = params.state + params.read_slots[item.row] * params.state_stride + head_offset;
+  float* target = params.state + params.write_slots[item.row] * params.state_stride + head_offset;
+  if (params.rows.row_start[item.row] == 0) source = nullptr;
+  if (begin == end && source != target) {
+    const int64_t offset = int64_t{item.channel_begin} * params.state_size;
+    const int64_t size = int64_t{item.channel_end - item.channel_begin} * params.state_size;
+    if (source == nullptr) {
+      std::memset(target + offset, 0, static_cast<size_t>(size) * sizeof(float));
+    } else {
+      std::memcpy(target + offset, source + offset, static_cast<size_t>(size) * sizeof(float));
+    }
+  }
+  const int padded = (params.state_size + kLanes - 1) / kLanes * kLanes;
+  Tile tile;
+  for (int64_t token = begin; token < end; token += kTileTokens) {
+    load_tile<T>(params, item.head, token, static_cast<int>(std::min<int64_t>(kTileTokens, end - token)), padded, tile);
+    scan_tile<T>(params, item, tile, token, padded, source, target);
+    source = target;
+  }
+}
+
+// Slices of P so that few rows and heads still occupy all threads.
+int slice_channels(const SsmScanParams& params) {
+  const int64_t pairs = int64_t{params.rows.num_rows} * params.num_heads;
+  const int64_t wanted = std::max<int64_t>(1, 4 * num_threads() / std::max<int64_t>(1, pairs));
+  const int64_t channels = (params.head_dim + wanted - 1) / wanted;
+  return static_cast<int>(std::max<int64_t>(16, (channels + 15) / 16 * 16));
+}
+
+}  // namespace
+
+void ssm_scan(const SsmScanParams& params) {
+  if (params.state_size > kMaxState) throw std::invalid_argument("ssm_scan: the state size must be at most 512");
+  const int channels = slice_channels(params);
+  const int64_t num_slices = (params.head_dim + channels - 1) / channels;
+  const int64_t num_items = int64_t{params.rows.num_rows} * params.num_heads * num_slices;
+  const int64_t state_elements = int64_t{params.num_heads} * params.head_dim * params.state_size;
+  with_element(params.dtype, [&]<class T>(T) {
+    parallel_for(num_items, (params.num_tokens + params.rows.num_rows) * state_elements, [&](int64_t index) {
+      const int begin = static_cast<int>(index % num_slices) * channels;
+      const int64_t pair = index / num_slices;
+      scan_item<T>(params, {pair / params.num_heads, pair % params.num_heads, begin,
+                            std::min(begin + channels, params.head_dim)});
+    });
+  });
+}
+
+}  // namespace headway::cpu::HEADWAY_SIMD
