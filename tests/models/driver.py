@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field
 
 import torch
+
 from headway.engine.batch import StepBatch
 from headway.models.caches import ModelCaches
 from headway.models.hybrid import HybridModel

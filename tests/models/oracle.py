@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+
 from headway.models.config import AttentionConfig, MambaConfig, ModelConfig, MoeConfig
 
 Weights = Mapping[str, torch.Tensor]

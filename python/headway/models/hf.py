@@ -58,10 +58,10 @@ class HfConfig:
             raise _wrong(keys[0], value, "a string")
         return value
 
-    def activation(self, *keys: str) -> Activation:
-        name = self.text(*keys, default="silu")
+    def activation(self, key: str, default: Activation = "silu") -> Activation:
+        name = self.text(key, default=default)
         if name not in _ACTIVATIONS:
-            raise _wrong(keys[0], name, "one of " + ", ".join(_ACTIVATIONS))
+            raise _wrong(key, name, "one of " + ", ".join(_ACTIVATIONS))
         return _ACTIVATIONS[name]
 
     def id_list(self, key: str) -> tuple[int, ...]:
@@ -88,7 +88,16 @@ class HfConfig:
             allowed = ", ".join(repr(item) for item in accepted) or "null"
             raise _wrong(key, value, allowed, why)
 
-    def rope(self, head_dim: int, *, default_fraction: float = 1.0) -> RopeConfig:
+    def refuse_sliding_window(self, *, max_position: int) -> None:
+        """Refuses attention that forgets; a window no sequence outgrows is none."""
+        window = self.get("sliding_window")
+        is_used = self.flag("use_sliding_window", default=True) and window is not None
+        if is_used and self.integer("sliding_window") < max_position:
+            raise _wrong("sliding_window", window, "null", "sliding-window attention is not supported")
+
+    def rope(
+        self, head_dim: int, *, default_theta: float = 10000.0, default_fraction: float = 1.0
+    ) -> RopeConfig:
         """Rotary settings from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
         scaling = dict(self._rope_parameters())
         kind = scaling.setdefault("rope_type", scaling.pop("type", None) or "default")
@@ -98,7 +107,7 @@ class HfConfig:
             raise _wrong("rope_type", kind, "one of " + ", ".join(_ROPE_KINDS))
         if kind != "default":
             self._complete_scaling(scaling, kind)
-        theta = scaling.pop("rope_theta", None) or self.number("rope_theta", default=10000.0)
+        theta = scaling.pop("rope_theta", None) or self.number("rope_theta", default=default_theta)
         fraction = scaling.pop("partial_rotary_factor", None) or self.number(
             "partial_rotary_factor", default=default_fraction
         )

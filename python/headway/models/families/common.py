@@ -35,11 +35,16 @@ def read_attention(
     hf: HfConfig,
     rope_fraction: float | None = 1.0,
     *,
+    rope_theta: float = 10000.0,
     scale: float | None = None,
     bias: bool = False,
     has_qk_norm: bool = False,
 ) -> AttentionConfig:
-    """Grouped-query attention; rope_fraction None = positions are not encoded. Default scale: 1 / sqrt(D)."""
+    """Grouped-query attention.
+
+    Defaults for what the checkpoint leaves out: rope_fraction of each head is rotated (None: positions are not
+    encoded) with base rope_theta; scores are scaled by 1 / sqrt(D).
+    """
     num_heads = hf.integer("num_attention_heads")
     num_kv_heads = hf.integer("num_key_value_heads", default=num_heads)
     if num_kv_heads == 0 or num_heads == 0 or num_heads % num_kv_heads:
@@ -49,7 +54,7 @@ def read_attention(
     head_dim = hf.integer("head_dim", "attention_head_dim", default=hf.integer("hidden_size") // num_heads)
     rope: RopeConfig | None = None
     if rope_fraction is not None:
-        rope = hf.rope(head_dim, default_fraction=rope_fraction)
+        rope = hf.rope(head_dim, default_theta=rope_theta, default_fraction=rope_fraction)
     return AttentionConfig(
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,

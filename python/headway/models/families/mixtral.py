@@ -20,14 +20,15 @@ _NAMES = BlockNames(
 
 
 def _read_config(hf: HfConfig) -> ModelConfig:
-    hf.accept_only("sliding_window", why="sliding-window attention is not supported")
+    max_position = hf.integer("max_position_embeddings", default=131072)
+    hf.refuse_sliding_window(max_position=max_position)
     num_blocks = hf.integer("num_hidden_layers")
     return ModelConfig(
         family="mixtral",
         layers=two_layer_blocks(["attention"] * num_blocks, ["moe"] * num_blocks),
         norm_eps=hf.number("rms_norm_eps", default=1e-5),
-        max_position=hf.integer("max_position_embeddings", default=131072),
-        attention=read_attention(hf),
+        max_position=max_position,
+        attention=read_attention(hf, rope_theta=1e6),
         moe=MoeConfig(
             num_experts=hf.integer("num_local_experts", "num_experts", default=8),
             top_k=hf.integer("num_experts_per_tok", default=2),

@@ -34,14 +34,15 @@ _MOE = MoeNames(
 
 
 def _read_config(hf: HfConfig) -> ModelConfig:
-    hf.accept_only("sliding_window", why="sliding-window attention is not supported")
+    max_position = hf.integer("max_position_embeddings", default=4096)
+    hf.refuse_sliding_window(max_position=max_position)
     hf.accept_only("residual_in_fp32", False)
     layers = _read_layers(hf)
     return ModelConfig(
         family="nemotron_h",
         layers=layers,
         norm_eps=hf.number("layer_norm_epsilon", "norm_eps", "rms_norm_eps", default=1e-5),
-        max_position=hf.integer("max_position_embeddings", default=4096),
+        max_position=max_position,
         mamba=_read_mamba(hf) if "mamba" in layers else None,
         attention=read_attention(hf, None, bias=hf.flag("attention_bias", default=False))
         if "attention" in layers
@@ -91,7 +92,7 @@ def _read_mamba(hf: HfConfig) -> MambaConfig:
 def _read_mlp(hf: HfConfig) -> MlpConfig:
     return MlpConfig(
         intermediate_size=hf.integer("intermediate_size"),
-        activation=hf.activation("mlp_hidden_act"),
+        activation=hf.activation("mlp_hidden_act", "relu2"),
         is_gated=False,
         bias=hf.flag("mlp_bias", default=False),
     )
@@ -104,7 +105,7 @@ def _read_moe(hf: HfConfig) -> MoeConfig:
         num_experts=hf.integer("n_routed_experts", "num_local_experts"),
         top_k=hf.integer("num_experts_per_tok"),
         intermediate_size=hf.integer("moe_intermediate_size"),
-        activation=hf.activation("mlp_hidden_act"),
+        activation=hf.activation("mlp_hidden_act", "relu2"),
         is_gated=False,
         score="sigmoid",
         normalise=hf.flag("norm_topk_prob", default=True),

@@ -39,11 +39,13 @@ def _read_moe(hf: HfConfig) -> ModelConfig:
 
 
 def _read_config(hf: HfConfig, family: str, feed_forward: list[LayerKind]) -> ModelConfig:
+    max_position = hf.integer("max_position_embeddings", default=32768)
+    hf.refuse_sliding_window(max_position=max_position)
     return ModelConfig(
         family=family,
         layers=two_layer_blocks(["attention"] * len(feed_forward), feed_forward),
         norm_eps=hf.number("rms_norm_eps", default=1e-6),
-        max_position=hf.integer("max_position_embeddings", default=32768),
+        max_position=max_position,
         attention=_read_attention(hf, len(feed_forward)),
         mlp=_mlp_config(hf) if "mlp" in feed_forward else None,
         moe=_moe_config(hf) if "moe" in feed_forward else None,
@@ -52,7 +54,6 @@ def _read_config(hf: HfConfig, family: str, feed_forward: list[LayerKind]) -> Mo
 
 
 def _read_attention(hf: HfConfig, num_blocks: int) -> AttentionConfig:
-    hf.accept_only("use_sliding_window", False, why="sliding-window attention is not supported")
     mixer_kinds(hf, num_blocks)
     return read_attention(hf, bias=hf.flag("attention_bias", default=False), has_qk_norm=True)
 
