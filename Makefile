@@ -23,7 +23,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 install = $(PY) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); print(*$1, sep="\n")' \
   > $@.txt && $(PIP) install -r $@.txt
 NATIVE_SOURCES := CMakeLists.txt $(shell find cmake csrc -type f)
-CLANG_FORMATTED := $(shell find csrc bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CLANG_FORMATTED := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help demo test test-long test-gpu bench lint format clean
 .DEFAULT_GOAL := help
@@ -87,7 +87,8 @@ endif
 $(STAMPS)/package: $(STAMPS)/torch pyproject.toml $(NATIVE_SOURCES)
 	@echo "building headway (the first time takes minutes)"
 ifneq ($(strip $(VENV)),)
-	@$(call install,p["build-system"]["requires"] + ["cmake>=3.24", "ninja"])
+	@$(call install,p["build-system"]["requires"])
+	@$(PIP) install 'cmake>=3.24' ninja
 	@$(PIP) install --no-build-isolation --editable .
 else
 	@$(PIP) install --no-build-isolation --no-deps --editable .
