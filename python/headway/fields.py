@@ -91,7 +91,7 @@ class FieldSpec:
 
 def setting(default: Any, *, help: str, kind: Kind, **limits: Any) -> Any:
     """A dataclass field with its `FieldSpec`; `limits` are further fields of that class."""
-    spec = FieldSpec(help=help, kind=kind, is_optional=default is None, **limits)
+    spec = FieldSpec(help=help, kind=kind, **{"is_optional": default is None, **limits})
     return dataclasses.field(default=default, metadata={"spec": spec})
 
 

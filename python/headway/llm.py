@@ -16,7 +16,15 @@ from headway.engine.engine import CheckedRequest
 from headway.engine.memory import MemoryPlan
 from headway.errors import RequestError
 from headway.outputs import Delta, RequestOutput
-from headway.request import ChatMessage, Prompt, SamplingParams, is_conversation, params_list, prompt_list
+from headway.request import (
+    ChatMessage,
+    Prompt,
+    SamplingParams,
+    is_conversation,
+    params_list,
+    prompt_list,
+    prompt_parts,
+)
 from headway.text import Tokenizer
 
 ParamsArgument = SamplingParams | Sequence[SamplingParams] | None
@@ -217,16 +225,10 @@ class LLM:
         return self._engine.check(str(next(self._request_numbers)), prompt_index, text, token_ids, params)
 
     def _tokens_of(self, prompt: Prompt) -> tuple[str | None, Sequence[int]]:
-        if isinstance(prompt, str):
-            return prompt, self.get_tokenizer().encode(prompt)
-        if not isinstance(prompt, Mapping):
-            return None, prompt
-        text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+        text, token_ids = prompt_parts(prompt)
         if token_ids is not None:
-            return cast("str | None", text), cast("Sequence[int]", token_ids)
-        if isinstance(text, str):
-            return text, self.get_tokenizer().encode(text)
-        raise RequestError("prompt", dict(prompt), 'a dictionary with "prompt" or "prompt_token_ids"')
+            return text, token_ids
+        return text, self.get_tokenizer().encode(text or "")
 
     def _step(self, requests: list[Request]) -> None:
         """One step, unless another thread's step has finished these requests while this one waited."""

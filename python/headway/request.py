@@ -66,7 +66,12 @@ class SamplingParams:
         None, kind="int", low=0, high=2**64 - 1, help="of this request; unset: drawn from the engine's seed"
     )
     max_tokens: int | None = setting(
-        16, kind="int", low=1, high=2**31 - 1, help="tokens to generate at most; None: up to max_model_len"
+        16,
+        kind="int",
+        low=1,
+        high=2**31 - 1,
+        is_optional=True,
+        help="tokens to generate at most; None: up to max_model_len",
     )
     min_tokens: int = setting(
         0, kind="int", low=0, high=2**31 - 1, help="tokens before the end token or a stop may appear"
@@ -174,6 +179,23 @@ def prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         return []
     is_flat = not isinstance(prompts[0], (str, Mapping, Sequence)) and not hasattr(prompts[0], "__len__")
     return [cast(Prompt, prompts)] if is_flat else [cast(Prompt, prompt) for prompt in prompts]
+
+
+def prompt_parts(prompt: Prompt) -> tuple[str | None, Sequence[int] | None]:
+    """Text and token ids of a prompt; one of them may be None. Raises RequestError for any other form."""
+    if isinstance(prompt, Mapping):
+        text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+    else:
+        text, token_ids = (prompt, None) if isinstance(prompt, str) else (None, prompt)
+    if token_ids is not None and hasattr(token_ids, "__len__"):
+        return cast("str | None", text), cast("Sequence[int]", token_ids)
+    if token_ids is not None or not isinstance(text, str):
+        raise RequestError(
+            "prompt", prompt, 'text, token ids, or a dictionary with "prompt" or "prompt_token_ids"'
+        )
+    if not text:
+        raise RequestError("prompt", text, "at least one character")
+    return text, None
 
 
 def params_list(params: SamplingParams | Sequence[SamplingParams], num_prompts: int) -> list[SamplingParams]:

@@ -72,5 +72,5 @@ class RequestLimits:
         return (
             isinstance(token, numbers.Integral)
             and not isinstance(token, bool)
-            and 0 <= token < self.vocab_size
+            and 0 <= int(token) < self.vocab_size
         )

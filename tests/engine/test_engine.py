@@ -1,0 +1,299 @@
+"""The loop over the fake model: whatever the batch, the chunking or the memory, a request's tokens are its own."""
+
+from __future__ import annotations
+
+import signal
+
+import numpy as np
+import pytest
+
+from headway.errors import CapacityError, EngineDeadError, RequestError
+from tests.engine.driving import prompt_of, run_dry, submit, tokens_of
+from tests.engine.fake_model import EOS, POISON, VOCAB_SIZE, expected_tokens, make_engine, sequence_logits
+
+PROMPT_LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31)
+
+
+@pytest.mark.parametrize("launch_depth", [0, 1, 2])
+@pytest.mark.parametrize("max_step_tokens", [8, 9, 32])
+def test_a_batch_gives_what_each_prompt_gives_alone(launch_depth: int, max_step_tokens: int) -> None:
+    engine = make_engine(launch_depth=launch_depth, max_step_tokens=max_step_tokens).engine
+    requests = [submit(engine, prompt_of(length, length)) for length in PROMPT_LENGTHS]
+    run_dry(engine)
+    for length, request in zip(PROMPT_LENGTHS, requests, strict=True):
+        assert tokens_of(request) == expected_tokens(prompt_of(length, length), 12)
+
+
+def test_chunked_and_whole_prompts_agree() -> None:
+    whole, chunked = make_engine(max_step_tokens=64), make_engine(max_step_tokens=8)
+    outputs = []
+    for harness in (whole, chunked):
+        request = submit(harness.engine, prompt_of(31))
+        run_dry(harness.engine)
+        outputs.append(tokens_of(request))
+    assert outputs[0] == outputs[1] == expected_tokens(prompt_of(31), 12)
+    assert max(whole.model.step_sizes) == 31
+    assert max(chunked.model.step_sizes) == 8
+
+
+@pytest.mark.parametrize("launch_depth", [0, 1])
+def test_tiny_pools_evict_and_lose_nothing(launch_depth: int) -> None:
+    tight = make_engine(num_blocks=18, max_rows=6, launch_depth=launch_depth)
+    requests = [submit(tight.engine, prompt_of(13, i), max_tokens=40, ignore_eos=True) for i in range(6)]
+    run_dry(tight.engine)
+    assert tight.ledger.stats().num_evictions > 0
+    for i, request in enumerate(requests):
+        assert tokens_of(request) == expected_tokens(prompt_of(13, i), 40, stops_at=None)
+
+
+def test_fewer_slots_than_rows_only_wait() -> None:
+    harness = make_engine(num_slots=2)
+    requests = [submit(harness.engine, prompt_of(6, i)) for i in range(7)]
+    run_dry(harness.engine)
+    assert [tokens_of(r) for r in requests] == [expected_tokens(prompt_of(6, i), 12) for i in range(7)]
+
+
+def test_everything_returns_to_the_pools() -> None:
+    harness = make_engine()
+    for i in range(5):
+        submit(harness.engine, prompt_of(9, i))
+    run_dry(harness.engine)
+    stats = harness.ledger.stats()
+    assert (stats.blocks_free, stats.slots_free) == (stats.blocks_total, stats.slots_total)
+
+
+@pytest.mark.parametrize("launch_depth", [0, 1])
+def test_abort_in_the_middle_leaves_the_others(launch_depth: int) -> None:
+    engine = make_engine(launch_depth=launch_depth).engine
+    requests = [submit(engine, prompt_of(6, i), max_tokens=20, ignore_eos=True) for i in range(4)]
+    for _ in range(6):
+        engine.step()
+    engine.abort(requests[1])
+    engine.abort(requests[1])
+    num_tokens = len(tokens_of(requests[1]))
+    run_dry(engine)
+    assert requests[1].completions[0].finish_reason == "abort"
+    assert len(tokens_of(requests[1])) == num_tokens < 20
+    for i in (0, 2, 3):
+        assert tokens_of(requests[i]) == expected_tokens(prompt_of(6, i), 20, stops_at=None)
+
+
+def test_abort_before_the_first_step() -> None:
+    engine = make_engine().engine
+    request = submit(engine, prompt_of(4))
+    engine.abort(request)
+    assert request.is_finished
+    assert engine.num_unfinished == 0
+    assert tokens_of(request) == []
+
+
+def test_bad_logits_end_their_own_request() -> None:
+    engine = make_engine().engine
+    poisoned = submit(engine, [5, POISON, 7])
+    healthy = submit(engine, prompt_of(5))
+    run_dry(engine)
+    assert poisoned.completions[0].finish_reason == "error"
+    assert tokens_of(poisoned) == []
+    assert tokens_of(healthy) == expected_tokens(prompt_of(5), 12)
+
+
+def test_end_token_and_length() -> None:
+    engine = make_engine().engine
+    request = submit(engine, prompt_of(5), logit_bias={EOS: 100.0})
+    ignoring = submit(engine, prompt_of(5), logit_bias={EOS: 100.0}, ignore_eos=True, max_tokens=4)
+    run_dry(engine)
+    assert (tokens_of(request), request.completions[0].finish_reason) == ([EOS], "stop")
+    assert request.completions[0].stop_reason is None
+    assert (tokens_of(ignoring), ignoring.completions[0].finish_reason) == ([EOS] * 4, "length")
+
+
+def test_stop_token_is_named() -> None:
+    engine = make_engine().engine
+    stop = expected_tokens(prompt_of(5), 4)[-1]
+    request = submit(engine, prompt_of(5), stop_token_ids=[stop])
+    run_dry(engine)
+    assert tokens_of(request)[-1] == stop
+    assert request.completions[0].stop_reason == stop
+
+
+def test_min_tokens_holds_the_end_back() -> None:
+    engine = make_engine().engine
+    request = submit(engine, prompt_of(5), min_tokens=6, logit_bias={EOS: 100.0})
+    run_dry(engine)
+    tokens = tokens_of(request)
+    assert len(tokens) == 7
+    assert tokens[-1] == EOS
+    assert EOS not in tokens[:-1]
+
+
+def test_output_stops_at_max_model_len() -> None:
+    engine = make_engine(max_model_len=20).engine
+    request = submit(engine, prompt_of(12), max_tokens=None, ignore_eos=True)
+    run_dry(engine)
+    assert len(tokens_of(request)) == 8
+    assert request.completions[0].finish_reason == "length"
+
+
+def test_logit_bias_forces_a_token() -> None:
+    engine = make_engine().engine
+    request = submit(engine, prompt_of(5), logit_bias={42: 100.0}, max_tokens=5)
+    run_dry(engine)
+    assert tokens_of(request) == [42] * 5
+
+
+def test_presence_penalty_forbids_repeats_of_output() -> None:
+    engine = make_engine().engine
+    request = submit(
+        engine, prompt_of(3), logit_bias={40: 3.0, 41: 2.5}, frequency_penalty=2.0, max_tokens=10
+    )
+    plain = submit(engine, prompt_of(3), logit_bias={40: 3.0, 41: 2.5}, max_tokens=10)
+    run_dry(engine)
+    counts = [tokens_of(r).count(40) + tokens_of(r).count(41) for r in (request, plain)]
+    assert counts[0] < counts[1]
+
+
+def test_logprobs_are_those_of_the_raw_logits() -> None:
+    engine = make_engine().engine
+    request = submit(engine, prompt_of(5), logprobs=3, max_tokens=4, logit_bias={30: 100.0})
+    plain = submit(engine, prompt_of(5), max_tokens=4)
+    run_dry(engine)
+    completion = request.completions[0]
+    assert plain.completions[0].logprobs is None
+    assert completion.logprobs is not None
+    assert len(completion.logprobs) == 4
+    sequence = prompt_of(5)
+    for token, entries in zip(completion.token_ids, completion.logprobs, strict=True):
+        logits = sequence_logits(sequence).astype(np.float64)
+        expected = logits - np.log(np.exp(logits).sum())
+        order = np.argsort(-logits, kind="stable")
+        assert set(entries) == {token, *order[:3].tolist()}
+        assert next(iter(entries)) == token
+        for token_id, entry in entries.items():
+            assert entry.logprob == pytest.approx(expected[token_id], abs=1e-4)
+            assert entry.rank == 1 + int((logits > logits[token_id]).sum())
+        sequence.append(token)
+    assert completion.cumulative_logprob == pytest.approx(
+        sum(entries[t].logprob for t, entries in zip(completion.token_ids, completion.logprobs, strict=True))
+    )
+
+
+def test_zero_logprobs_report_the_chosen_token_alone() -> None:
+    engine = make_engine().engine
+    request = submit(engine, prompt_of(5), logprobs=0, max_tokens=2)
+    run_dry(engine)
+    assert [list(entries) for entries in request.completions[0].logprobs or []] == [
+        [t] for t in tokens_of(request)
+    ]
+
+
+def test_a_seed_gives_the_same_tokens_in_any_company() -> None:
+    outputs = []
+    for companions in (0, 3, 7):
+        engine = make_engine(seed=companions).engine
+        crowd = [submit(engine, prompt_of(4 + i, i), temperature=1.3) for i in range(companions)]
+        request = submit(engine, prompt_of(6), temperature=1.0, seed=1234, max_tokens=16, ignore_eos=True)
+        run_dry(engine)
+        outputs.append(tokens_of(request))
+        assert all(r.is_finished for r in crowd)
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert outputs[0] != expected_tokens(prompt_of(6), 16, stops_at=None)
+
+
+def test_unset_seeds_come_from_the_engine() -> None:
+    def sample(seed: int) -> list[list[int]]:
+        engine = make_engine(seed=seed).engine
+        requests = [submit(engine, prompt_of(6), temperature=1.0, ignore_eos=True) for _ in range(2)]
+        run_dry(engine)
+        return [tokens_of(request) for request in requests]
+
+    assert sample(1) == sample(1) != sample(2)
+    assert sample(1)[0] != sample(1)[1]
+
+
+def test_n_completions_differ_and_the_first_is_that_of_n_1() -> None:
+    engine = make_engine().engine
+    many = submit(engine, prompt_of(6), temperature=1.0, seed=5, n=4, ignore_eos=True)
+    one = submit(engine, prompt_of(6), temperature=1.0, seed=5, ignore_eos=True)
+    run_dry(engine)
+    outputs = [tuple(tokens_of(many, i)) for i in range(4)]
+    assert len(set(outputs)) == 4
+    assert outputs[0] == tuple(tokens_of(one))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "parameter"),
+    [
+        ([], {}, "prompt"),
+        ([VOCAB_SIZE], {}, "prompt_token_ids"),
+        ([-1], {}, "prompt_token_ids"),
+        ([1.5], {}, "prompt_token_ids"),
+        ([5] * 64, {}, "prompt"),
+        ([5], {"stop_token_ids": [VOCAB_SIZE]}, "stop_token_ids"),
+        ([5], {"stop_token_ids": [-1]}, "stop_token_ids"),
+        ([5], {"logit_bias": {VOCAB_SIZE: 1.0}}, "logit_bias"),
+        ([5], {"logprobs": 6}, "logprobs"),
+        ([5], {"temperature": float("nan")}, "temperature"),
+    ],
+)
+def test_bad_requests_name_the_parameter_and_disturb_nobody(
+    prompt: list[int], params: dict[str, object], parameter: str
+) -> None:
+    engine = make_engine().engine
+    healthy = submit(engine, prompt_of(5))
+    engine.step()
+    with pytest.raises(RequestError) as caught:
+        submit(engine, prompt, **params)
+    assert caught.value.parameter == parameter
+    run_dry(engine)
+    assert tokens_of(healthy) == expected_tokens(prompt_of(5), 12)
+
+
+def test_a_request_that_can_never_fit_is_refused_whole() -> None:
+    engine = make_engine(num_blocks=4).engine
+    with pytest.raises(CapacityError):
+        submit(engine, prompt_of(30), temperature=1.0, n=3)
+    assert engine.num_unfinished == 0
+    assert not engine.ledger.has_unfinished
+
+
+def test_a_fault_kills_the_engine_with_its_cause() -> None:
+    engine = make_engine(fail_at=3).engine
+    submit(engine, prompt_of(5), ignore_eos=True)
+    with pytest.raises(EngineDeadError, match="caught fire"):
+        run_dry(engine)
+    for call in (engine.step, lambda: submit(engine, prompt_of(2))):
+        with pytest.raises(EngineDeadError) as caught:
+            call()
+        assert "caught fire" in str(caught.value.__cause__)
+    engine.close()
+
+
+def test_close_ends_requests_and_is_legal_twice() -> None:
+    engine = make_engine().engine
+    request = submit(engine, prompt_of(5))
+    engine.step()
+    engine.close()
+    engine.close()
+    assert request.completions[0].finish_reason == "abort"
+    with pytest.raises(EngineDeadError, match="closed"):
+        engine.step()
+
+
+def test_an_idle_engine_steps_to_nothing() -> None:
+    assert make_engine().engine.step() == []
+
+
+@pytest.mark.parametrize("launch_depth", [0, 2])
+def test_an_interrupt_comes_between_steps(launch_depth: int) -> None:
+    """SIGINT is raised inside the model; the step is carried through first, and the engine goes on."""
+    harness = make_engine(launch_depth=launch_depth, before_step=lambda: None)
+    request = submit(harness.engine, prompt_of(5), ignore_eos=True)
+    harness.engine.step()
+    harness.model.before_step = lambda: signal.raise_signal(signal.SIGINT)
+    num_before = len(tokens_of(request))
+    with pytest.raises(KeyboardInterrupt):
+        harness.engine.step()
+    assert len(tokens_of(request)) == num_before + 1
+    harness.model.before_step = None
+    run_dry(harness.engine)
+    assert tokens_of(request) == expected_tokens(prompt_of(5), 12, stops_at=None)
