@@ -6,7 +6,6 @@ import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import torch
@@ -48,7 +47,7 @@ class Assembly:
 
 def embedded_model() -> Path:
     """The checkpoint that is installed with the package."""
-    return Path(str(resources.files("headway"))) / "assets" / "tiny"
+    return Path(__file__).resolve().parents[1] / "assets" / "tiny"
 
 
 def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly:
