@@ -136,18 +136,9 @@ def ssm_scan(
     """
     op = "ssm_scan"
     num_tokens, num_heads, head_dim = x.shape
-    _, num_groups, state_size = B.shape
+    num_groups, state_size = B.shape[1:]
     num_rows = row_start.shape[0]
-    if num_heads % num_groups:
-        raise ValueError(
-            f"{op}: B must have a number of groups that divides H = {num_heads}, got {num_groups}"
-        )
-    check_shape(op, "B", B, (num_tokens, num_groups, state_size), "T, G, N")
-    check_shape(op, "C", C, (num_tokens, num_groups, state_size), "T, G, N")
-    check_shape(op, "dt", dt, (num_tokens, num_heads), "T, H")
-    for name, tensor in (("x", x), ("B", B), ("C", C), ("dt", dt)):
-        check_inner_dense(op, name, tensor)
-        check_same_dtype(op, name, tensor, x.dtype)
+    _check_scan(op, x, B, C, dt)
     for name, tensor in (("A", A), ("D", D), ("dt_bias", dt_bias)):
         check_vector(op, name, tensor, num_heads, "H")
         check_same_dtype(op, name, tensor, torch.float32)
@@ -157,38 +148,32 @@ def ssm_scan(
     _check_rows(op, num_rows, query_start, row_start, read_slots, write_slots)
     result = output_like(op, out, (num_tokens, num_heads, head_dim), x)
     kernels, stream = target_of(x)
+    # fmt: off
     kernels.ssm_scan(
-        num_rows,
-        query_start.data_ptr(),
-        row_start.data_ptr(),
-        num_tokens,
-        num_heads,
-        head_dim,
-        num_groups,
-        state_size,
-        x.data_ptr(),
-        x.stride(0),
-        B.data_ptr(),
-        B.stride(0),
-        C.data_ptr(),
-        C.stride(0),
-        dt.data_ptr(),
-        dt.stride(0),
-        A.data_ptr(),
-        D.data_ptr(),
-        dt_bias.data_ptr(),
-        dt_min,
-        dt_max,
-        state.data_ptr(),
-        state.stride(0),
-        read_slots.data_ptr(),
-        write_slots.data_ptr(),
-        result.data_ptr(),
-        dtype_code(op, "x", x),
-        max_query_len,
-        stream,
+        num_rows, query_start.data_ptr(), row_start.data_ptr(),
+        num_tokens, num_heads, head_dim, num_groups, state_size,
+        x.data_ptr(), x.stride(0), B.data_ptr(), B.stride(0), C.data_ptr(), C.stride(0), dt.data_ptr(), dt.stride(0),
+        A.data_ptr(), D.data_ptr(), dt_bias.data_ptr(), dt_min, dt_max,
+        state.data_ptr(), state.stride(0), read_slots.data_ptr(), write_slots.data_ptr(),
+        result.data_ptr(), dtype_code(op, "x", x), max_query_len, stream,
     )
+    # fmt: on
     return result
+
+
+def _check_scan(op: str, x: Tensor, B: Tensor, C: Tensor, dt: Tensor) -> None:
+    num_tokens, num_heads, _ = x.shape
+    num_groups, state_size = B.shape[1:]
+    if num_groups < 1 or num_heads % num_groups:
+        raise ValueError(
+            f"{op}: B must have a number of groups that divides H = {num_heads}, got {num_groups}"
+        )
+    check_shape(op, "B", B, (num_tokens, num_groups, state_size), "T, G, N")
+    check_shape(op, "C", C, (num_tokens, num_groups, state_size), "T, G, N")
+    check_shape(op, "dt", dt, (num_tokens, num_heads), "T, H")
+    for name, tensor in (("x", x), ("B", B), ("C", C), ("dt", dt)):
+        check_inner_dense(op, name, tensor)
+        check_same_dtype(op, name, tensor, x.dtype)
 
 
 def _check_rows(

@@ -71,19 +71,10 @@ def begin_step_ref(
             continue
         start = int(buffers.mirror.num_computed[row] if is_decode else live[index]["start"])
         prompt_begin = int(live[index]["prompt_begin"])
-        tokens = (
-            buffers.mirror.last_token.numpy()[row : row + 1]
-            if is_decode
-            else prompt_tokens[prompt_begin : prompt_begin + count]
-        )
-        buffers.mirror.num_computed[row] = start
-        buffers.mirror.history.numpy()[row, start : start + count] = tokens
-        inputs.token_ids.numpy()[begin : begin + count] = tokens
-        inputs.positions.numpy()[begin : begin + count] = np.arange(start, start + count)
-        inputs.rows[index] = row
-        inputs.slots[index] = buffers.mirror.slot[row]
-        inputs.row_start[index] = start
-        inputs.kv_lens[index] = start + count
+        tokens = prompt_tokens[prompt_begin : prompt_begin + count]
+        if is_decode:
+            tokens = buffers.mirror.last_token.numpy()[row : row + 1]
+        _fill_row(buffers, index, begin, row, start, tokens)
     inputs.sample_tokens.numpy()[:num_sampled] = query_start[1 : num_sampled + 1] - 1
 
 
@@ -127,6 +118,20 @@ def _apply(buffers: StepBuffers, packet: _Packet) -> None:
         mirror.bias_values.numpy()[row, :num_bias] = values.view(np.float32)
     for grant in packet.grants:
         mirror.block_table[int(grant["row"]), int(grant["index"])] = int(grant["block"])
+
+
+def _fill_row(
+    buffers: StepBuffers, index: int, begin: int, row: int, start: int, tokens: npt.NDArray[np.int32]
+) -> None:
+    inputs, end = buffers.inputs, start + len(tokens)
+    buffers.mirror.num_computed[row] = start
+    buffers.mirror.history.numpy()[row, start:end] = tokens
+    inputs.token_ids.numpy()[begin : begin + len(tokens)] = tokens
+    inputs.positions.numpy()[begin : begin + len(tokens)] = np.arange(start, end)
+    inputs.rows[index] = row
+    inputs.slots[index] = buffers.mirror.slot[row]
+    inputs.row_start[index] = start
+    inputs.kv_lens[index] = end
 
 
 def _fill_dummy(buffers: StepBuffers, index: int, begin: int, count: int) -> None:

@@ -1,0 +1,158 @@
+"""Packets and steps built by hand, as the ledger would."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from headway import ops
+from headway.ops.layout import (
+    BLOCK_GRANT,
+    PACKET_HEADER,
+    RESULT_HEADER,
+    RESULT_ROW,
+    ROW_INIT,
+    ROW_SAMPLING,
+    STEP_ROW,
+)
+
+NEUTRAL = {"top_p": 1.0, "repetition_penalty": 1.0, "max_total_len": 1 << 30, "num_logprobs": -1}
+
+
+@dataclass
+class Init:
+    """One row's admission."""
+
+    row: int
+    slot: int
+    sampling: dict[str, float] = field(default_factory=dict)
+    stop_ids: list[int] = field(default_factory=list)
+    bias: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass
+class Packet:
+    """What the host says in one step; rows are (row, start, prompt tokens), None for a decode row."""
+
+    step: int
+    rows: list[tuple[int, int, list[int] | None]]
+    num_sampled: int
+    inits: list[Init] = field(default_factory=list)
+    grants: list[tuple[int, int, int]] = field(default_factory=list)
+
+    @property
+    def num_decode_rows(self) -> int:
+        return sum(tokens is None for _, _, tokens in self.rows)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(1 if tokens is None else len(tokens) for _, _, tokens in self.rows)
+
+    def counts(self) -> dict[str, int]:
+        return {
+            "num_rows": len(self.rows),
+            "num_decode_rows": self.num_decode_rows,
+            "num_sampled": self.num_sampled,
+            "num_tokens": self.num_tokens,
+        }
+
+    def pack(self) -> npt.NDArray[np.uint8]:
+        words: list[int] = []
+        inits = np.zeros(len(self.inits), ROW_INIT)
+        for record, init in zip(inits, self.inits, strict=True):
+            record["row"], record["slot"], record["words_begin"] = init.row, init.slot, len(words)
+            record["sampling"] = sampling_record(init)
+            values = np.array(list(init.bias.values()), np.float32).view(np.int32)
+            words += [*init.stop_ids, *init.bias.keys(), *values.tolist()]
+        rows = np.zeros(len(self.rows), STEP_ROW)
+        tokens: list[int] = []
+        for record, (row, start, prompt) in zip(rows, self.rows, strict=True):
+            record["row"], record["start"] = row, start
+            record["num_tokens"] = 1 if prompt is None else len(prompt)
+            record["prompt_begin"] = -1 if prompt is None else len(tokens)
+            tokens += prompt or []
+        grants = np.array(self.grants, BLOCK_GRANT)
+        sections = [inits, np.array(words, np.int32), grants, rows, np.array(tokens, np.int32)]
+        return self._join(sections, len(words), len(tokens))
+
+    def _join(
+        self, sections: list[npt.NDArray[Any]], num_words: int, num_tokens: int
+    ) -> npt.NDArray[np.uint8]:
+        header = np.zeros(1, PACKET_HEADER)
+        body = bytearray(PACKET_HEADER.itemsize)
+        for name, section in zip(("inits", "words", "grants", "rows", "tokens"), sections, strict=True):
+            header[f"{name}_offset"] = len(body)
+            body += section.tobytes()
+            body += bytes(-len(body) % 16)
+        header["step"], header["num_bytes"] = self.step, len(body)
+        header["num_inits"], header["num_grants"] = len(self.inits), len(self.grants)
+        header["num_words"], header["num_prompt_tokens"] = num_words, num_tokens
+        for name, count in self.counts().items():
+            header[name] = count
+        return np.frombuffer(header.tobytes() + bytes(body[PACKET_HEADER.itemsize :]), np.uint8)
+
+
+def sampling_record(init: Init) -> npt.NDArray[Any]:
+    record = np.zeros((), ROW_SAMPLING)
+    for name, value in {**NEUTRAL, **init.sampling}.items():
+        record[name] = value
+    record["num_stop_ids"], record["num_logit_bias"] = len(init.stop_ids), len(init.bias)
+    return record
+
+
+def allocate(device: str, **changes: int) -> ops.StepBuffers:
+    sizes = {
+        "max_rows": 9,
+        "max_blocks_per_row": 4,
+        "max_model_len": 64,
+        "max_step_tokens": 80,
+        "max_logprobs": 5,
+    }
+    return ops.StepBuffers.allocate(**{**sizes, **changes}, device=device)
+
+
+def begin(begin_step: Any, buffers: ops.StepBuffers, packet: Packet) -> None:
+    """Runs begin_step with the packet in memory that its device can read."""
+    device = buffers.mirror.slot.device
+    memory = torch.from_numpy(packet.pack().copy())
+    memory = memory.to(device) if device.type == "cuda" else memory
+    begin_step(buffers, packet_address=memory.data_ptr(), **packet.counts())
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+@dataclass
+class Entry:
+    """A ring entry in memory that every device writes."""
+
+    max_rows: int
+    max_logprobs: int
+
+    def __post_init__(self) -> None:
+        num_bytes = RESULT_HEADER.itemsize + self.max_rows * (RESULT_ROW.itemsize + 8 * self.max_logprobs)
+        self.memory = torch.full((num_bytes,), 0xA5, dtype=torch.uint8)
+        if torch.cuda.is_available():
+            self.memory = self.memory.pin_memory()
+
+    @property
+    def address(self) -> int:
+        return self.memory.data_ptr()
+
+    @property
+    def header(self) -> Any:
+        return self.memory.numpy()[: RESULT_HEADER.itemsize].view(RESULT_HEADER)[0]
+
+    def sections(self, num_sampled: int) -> dict[str, npt.NDArray[Any]]:
+        body = self.memory.numpy()[RESULT_HEADER.itemsize :]
+        rows, tops = self.max_rows * RESULT_ROW.itemsize, 4 * self.max_rows * self.max_logprobs
+        ids = body[rows : rows + tops].view(np.int32).reshape(self.max_rows, -1)
+        logprobs = body[rows + tops :].view(np.float32).reshape(self.max_rows, -1)
+        return {
+            "rows": body[:rows].view(RESULT_ROW)[:num_sampled],
+            "top_ids": ids[:num_sampled],
+            "top_logprobs": logprobs[:num_sampled],
+        }
