@@ -4,9 +4,9 @@
 // consecutive flat tokens with the last W - 1 raw columns in registers; a tile may span many rows. Every output is one
 // sum of W products in tap order, so neither the tile size nor the way a row was cut into calls changes a bit.
 //
-// A slot is read and written by the thread that owns the row's first token, and by no other: the first W - 1 tokens of a
-// row, the only ones that look at the slot, belong to the tile of the row's first token even where they lie beyond its
-// end, and that tile also writes the row's last raw columns. So in-place slots need no ordering between blocks.
+// A slot is read and written by the thread that owns the row's first token, and by no other: the first W - 1 tokens of
+// a row, the only ones that look at the slot, belong to the tile of the row's first token even where they lie beyond
+// its end, and that tile also writes the row's last raw columns. So in-place slots need no ordering between blocks.
 #include "cuda/common/math.cuh"
 #include "cuda/common/rows.cuh"
 #include "cuda/common/vector.cuh"
@@ -120,8 +120,8 @@ __device__ __forceinline__ void filter_tokens(const Channels<T, kTaps, kWidth>& 
 }
 
 template <typename T, int kTaps, int kWidth>
-__global__ void __launch_bounds__(kThreads) causal_conv1d_kernel(CausalConv1dParams params, int tile_tokens,
-                                                                 int warps_per_tile) {
+__global__ void __launch_bounds__(kThreads)
+    causal_conv1d_kernel(CausalConv1dParams params, int tile_tokens, int warps_per_tile) {
   // Whole warps share a tile; the warps of a block may belong to different tiles.
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarpSize;
   const int32_t* query_start = params.rows.query_start;

@@ -15,7 +15,9 @@ inline void check(cudaError_t error, const char* op) {
 }
 
 // After each launch: reports what the launch itself refused (grid, shared memory, no kernel image for this device).
-inline void check_launch(const char* op) { check(cudaGetLastError(), op); }
+inline void check_launch(const char* op) {
+  check(cudaGetLastError(), op);
+}
 
 inline void require(bool is_supported, const char* op, const std::string& limit) {
   if (!is_supported) throw std::runtime_error(std::string(op) + ": " + limit);

@@ -12,12 +12,18 @@ __device__ __forceinline__ float softplus(float value) {
   return value > kSoftplusThreshold ? value : log1pf(expf(value));
 }
 
-__device__ __forceinline__ float silu(float value) { return value / (1.0f + expf(-value)); }
+__device__ __forceinline__ float silu(float value) {
+  return value / (1.0f + expf(-value));
+}
 
 // The exact form, by the error function.
-__device__ __forceinline__ float gelu(float value) { return 0.5f * value * (1.0f + erff(value * 0.70710678f)); }
+__device__ __forceinline__ float gelu(float value) {
+  return 0.5f * value * (1.0f + erff(value * 0.70710678f));
+}
 
 // For 16-bit outputs. exp(-x) overflows to inf below -88: the quotient is then -0, the right limit.
-__device__ __forceinline__ float fast_silu(float value) { return __fdividef(value, 1.0f + __expf(-value)); }
+__device__ __forceinline__ float fast_silu(float value) {
+  return __fdividef(value, 1.0f + __expf(-value));
+}
 
 }  // namespace headway::cuda

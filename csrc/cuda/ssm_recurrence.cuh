@@ -1,0 +1,216 @@
+// The Mamba-2 recurrence token by token, fp32 throughout: what a block does for one row and one head.
+//
+// Some rows of the head's state matrix [P, N] stay in registers over all tokens. A state row lies across kLanes lanes
+// in 16-byte pieces; y is the lanes' sum in an order that depends on N alone, so neither batch, nor block size, nor
+// cuts change a bit.
+#pragma once
+
+#include "cuda/common/math.cuh"
+#include "cuda/common/reduce.cuh"
+#include "cuda/common/vector.cuh"
+#include "params/mamba.h"
+
+namespace headway::cuda {
+
+inline constexpr int kMaxScanWarps = 8;
+inline constexpr int kPiece = 4;  // floats a lane loads at once
+
+// How a warp holds its state rows.
+template <int kN>
+struct ScanLayout {
+  static constexpr int kLanes = kN / kPiece < 8 ? kN / kPiece : 8;  // lanes across N
+  static constexpr int kPieces = kN / (kPiece * kLanes);            // pieces of a state row a lane
+  static constexpr int kRowsAtOnce = kWarpSize / kLanes;
+  static constexpr int kRows = kPieces > 4 ? 2 : 4;  // state rows a lane: at most 64 registers
+  static constexpr int kWarpRows = kRowsAtOnce * kRows;
+  static constexpr int kTile = kN > 128 ? 8 : 16;  // tokens staged in shared memory
+};
+
+template <int kN>
+struct ScanTile {
+  static constexpr int kTokens = ScanLayout<kN>::kTile;
+  static constexpr int kMaxRows = ScanLayout<kN>::kWarpRows * kMaxScanWarps;
+  alignas(16) float B[kTokens][kN];
+  alignas(16) float C[kTokens][kN];
+  float x[kTokens][kMaxRows];
+  float y[kTokens][kMaxRows];
+  float dt[kTokens];
+  float decay[kTokens];
+};
+
+// Stages `count` tokens from flat token `token` on. kIsExact: N == kN; else the rest of the state row is zeros.
+template <typename T, int kN, bool kIsExact>
+__device__ __forceinline__ void load_scan_tile(const SsmScanParams& params, ScanTile<kN>& tile, int64_t token,
+                                               int count, int head, int first_p, int num_p) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int num_threads = static_cast<int>(blockDim.x);
+  const int group = head / (params.num_heads / params.num_groups);
+  const T* B = static_cast<const T*>(params.B) + token * params.b_stride + group * params.state_size;
+  const T* C = static_cast<const T*>(params.C) + token * params.c_stride + group * params.state_size;
+  const T* x = static_cast<const T*>(params.x) + token * params.x_stride + head * params.head_dim + first_p;
+  const T* dt = static_cast<const T*>(params.dt) + token * params.dt_stride + head;
+  for (int i = thread; i < count * kN; i += num_threads) {
+    const int t = i / kN;
+    const int n = i % kN;
+    const bool is_inside = kIsExact || n < params.state_size;
+    tile.B[t][n] = is_inside ? to_float(B[t * params.b_stride + n]) : 0.0f;
+    tile.C[t][n] = is_inside ? to_float(C[t * params.c_stride + n]) : 0.0f;
+  }
+  for (int i = thread; i < count * num_p; i += num_threads) {
+    const int t = i / num_p;
+    const int p = i - t * num_p;
+    tile.x[t][p] = to_float(x[t * params.x_stride + p]);
+  }
+  for (int t = thread; t < count; t += num_threads) {
+    const float raw = softplus(to_float(dt[t * params.dt_stride]) + params.dt_bias[head]);
+    const float clamped = fminf(fmaxf(raw, params.dt_min), params.dt_max);
+    tile.dt[t] = clamped;
+    tile.decay[t] = expf(params.A[head] * clamped);
+  }
+}
+
+// The state rows a lane holds: row r is p = r * kRowsAtOnce + lane / kLanes of its warp; piece c starts at
+// n = (c * kLanes + lane % kLanes) * kPiece.
+template <int kN, bool kIsExact>
+struct StateRows {
+  using L = ScanLayout<kN>;
+  float values[L::kRows][L::kPieces][kPiece];
+
+  template <typename Visit>
+  __device__ __forceinline__ void for_each_piece(int num_rows, int state_size, Visit&& visit) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+#pragma unroll
+    for (int r = 0; r < L::kRows; ++r) {
+      const int p = r * L::kRowsAtOnce + lane / L::kLanes;
+      if (p >= num_rows) continue;
+#pragma unroll
+      for (int c = 0; c < L::kPieces; ++c) {
+        const int n = (c * L::kLanes + lane % L::kLanes) * kPiece;
+        visit(values[r][c], p * state_size + n, state_size - n);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int r = 0; r < L::kRows; ++r) {
+#pragma unroll
+      for (int c = 0; c < L::kPieces; ++c) {
+#pragma unroll
+        for (int i = 0; i < kPiece; ++i) values[r][c][i] = 0.0f;
+      }
+    }
+  }
+
+  __device__ __forceinline__ void load(const float* source, int num_rows, int state_size) {
+    for_each_piece(num_rows, state_size, [&](float (&piece)[kPiece], int offset, int inside) {
+      if constexpr (kIsExact) {
+        load_floats<float, kPiece>(source + offset, piece);
+      } else {
+        for (int i = 0; i < kPiece; ++i) piece[i] = i < inside ? source[offset + i] : 0.0f;
+      }
+    });
+  }
+
+  __device__ __forceinline__ void store(float* target, int num_rows, int state_size) {
+    for_each_piece(num_rows, state_size, [&](float (&piece)[kPiece], int offset, int inside) {
+      if constexpr (kIsExact) {
+        store_floats<float, kPiece>(target + offset, piece);
+      } else {
+        for (int i = 0; i < kPiece && i < inside; ++i) target[offset + i] = piece[i];
+      }
+    });
+  }
+
+  // S = decay S + (dt x) B^T, y = S C + D x for token t of the tile; `first_row` is the warp's first row in the tile.
+  __device__ __forceinline__ void step(ScanTile<kN>& tile, int t, int first_row, int num_rows, float D) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+    const float dt = tile.dt[t];
+    const float decay = tile.decay[t];
+    float x[L::kRows];
+    float sums[L::kRows] = {};
+#pragma unroll
+    for (int r = 0; r < L::kRows; ++r) x[r] = tile.x[t][first_row + r * L::kRowsAtOnce + lane / L::kLanes];
+#pragma unroll
+    for (int c = 0; c < L::kPieces; ++c) {
+      const int n = (c * L::kLanes + lane % L::kLanes) * kPiece;
+      float B[kPiece];
+      float C[kPiece];
+      load_floats<float, kPiece>(&tile.B[t][n], B);
+      load_floats<float, kPiece>(&tile.C[t][n], C);
+#pragma unroll
+      for (int r = 0; r < L::kRows; ++r) {
+#pragma unroll
+        for (int i = 0; i < kPiece; ++i) {
+          float& value = values[r][c][i];
+          value = fmaf(decay, value, dt * x[r] * B[i]);
+          sums[r] = fmaf(value, C[i], sums[r]);
+        }
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < L::kRows; ++r) {
+      const int p = r * L::kRowsAtOnce + lane / L::kLanes;
+      const float sum = warp_sum<L::kLanes>(sums[r]);
+      if (lane % L::kLanes == 0 && p < num_rows) tile.y[t][first_row + p] = fmaf(D, x[r], sum);
+    }
+  }
+};
+
+template <typename T, int kN>
+__device__ __forceinline__ void store_scan_tile(const SsmScanParams& params, const ScanTile<kN>& tile, int64_t token,
+                                                int count, int head, int first_p, int num_p) {
+  const int64_t out_stride = static_cast<int64_t>(params.num_heads) * params.head_dim;
+  T* out = static_cast<T*>(params.out) + token * out_stride + head * params.head_dim + first_p;
+  for (int i = static_cast<int>(threadIdx.x); i < count * num_p; i += static_cast<int>(blockDim.x)) {
+    const int t = i / num_p;
+    const int p = i - t * num_p;
+    out[t * out_stride + p] = from_float<T>(tile.y[t][p]);
+  }
+}
+
+// Flat tokens [begin, end) of one row, and where its state comes from (null: zeros) and goes to: slot bases.
+struct RecurrentSpan {
+  int64_t begin;
+  int64_t end;
+  const float* source;
+  float* target;
+};
+
+// All tokens of a row.
+__device__ __forceinline__ RecurrentSpan recurrent_span(const SsmScanParams& params, int row) {
+  const bool has_state = params.rows.row_start[row] > 0;
+  return {params.rows.query_start[row], params.rows.query_start[row + 1],
+          has_state ? params.state + params.read_slots[row] * params.state_stride : nullptr,
+          params.state + params.write_slots[row] * params.state_stride};
+}
+
+// Scans the span for channels [first_p, first_p + num_p) of one head. The whole block calls it; `tile` is free again
+// when it returns only after a barrier.
+template <typename T, int kN, bool kIsExact>
+__device__ __forceinline__ void scan_recurrently(const SsmScanParams& params, const RecurrentSpan& span, int head,
+                                                 int first_p, int num_p, ScanTile<kN>& tile) {
+  using L = ScanLayout<kN>;
+  const int block_rows = static_cast<int>(blockDim.x) / kWarpSize * L::kWarpRows;
+  const int warp_row = static_cast<int>(threadIdx.x) / kWarpSize * L::kWarpRows;
+  for (int done = 0; done < num_p; done += block_rows) {
+    const int p = first_p + done;
+    const int block_p = min(block_rows, num_p - done);
+    const int warp_rows = min(L::kWarpRows, block_p - warp_row);
+    const int64_t offset = (static_cast<int64_t>(head) * params.head_dim + p + warp_row) * params.state_size;
+    StateRows<kN, kIsExact> state;
+    state.clear();
+    if (span.source != nullptr) state.load(span.source + offset, warp_rows, params.state_size);
+    for (int64_t token = span.begin; token < span.end; token += L::kTile) {
+      const int count = static_cast<int>(min(static_cast<int64_t>(L::kTile), span.end - token));
+      load_scan_tile<T, kN, kIsExact>(params, tile, token, count, head, p, block_p);
+      __syncthreads();
+      for (int t = 0; t < count; ++t) state.step(tile, t, warp_row, warp_rows, params.D[head]);
+      __syncthreads();
+      store_scan_tile<T, kN>(params, tile, token, count, head, p, block_p);
+    }
+    state.store(span.target + offset, warp_rows, params.state_size);
+  }
+}
+
+}  // namespace headway::cuda

@@ -1,0 +1,249 @@
+// ssm_scan for prompts: rows in chunks on the tensor cores (ssm_chunk.cuh), their last few tokens and all short rows
+// token by token (ssm_recurrence.cuh), in one launch.
+//
+// What is bit-equal: the chunk grid lies on absolute positions, so a row gives the same bits whatever its batch mates,
+// whatever slice width the launch chose, and however it was cut at multiples of kChunkTokens, if it began at one.
+// Outputs before a cut are bit-equal wherever the cut lies; a cut inside a chunk changes what follows by rounding,
+// since the state is then read between two points of the grid.
+#include "cuda/common/mma.cuh"
+#include "cuda/ops.h"
+#include "cuda/ssm_chunk.cuh"
+#include "cuda/ssm_recurrence.cuh"
+#include "cuda/ssm_scan.h"
+
+namespace headway::cuda {
+namespace {
+
+using namespace chunk;
+
+constexpr char kOp[] = "ssm_scan";
+
+// Index of the `rank`-th row (from 0) that has chunked tokens, or -1. Called by whole warps.
+__device__ __forceinline__ int find_chunked_row(const RowList& rows, int rank) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  for (int first = 0; first < rows.num_rows; first += kWarpSize) {
+    const int row = first + lane;
+    bool is_chunked = false;
+    if (row < rows.num_rows) {
+      const int num_tokens = rows.query_start[row + 1] - rows.query_start[row];
+      is_chunked = num_chunked_tokens(rows.row_start[row], num_tokens) > 0;
+    }
+    const unsigned chunked = __ballot_sync(kFullWarp, is_chunked);
+    const int count = __popc(chunked);
+    if (rank < count) return first + static_cast<int>(__fns(chunked, 0, rank + 1));
+    rank -= count;
+  }
+  return -1;
+}
+
+// The row's chunked tokens, cut by the grid.
+struct RowTokens {
+  int64_t begin;  // flat
+  int start;      // absolute
+  int num_tokens;
+
+  __device__ __forceinline__ RowTokens(const RowList& rows, int row)
+      : begin(rows.query_start[row]), start(rows.row_start[row]) {
+    num_tokens = num_chunked_tokens(start, rows.query_start[row + 1] - rows.query_start[row]);
+  }
+
+  // From the row's `done`-th token to the next point of the grid; empty at the end.
+  __device__ __forceinline__ Chunk chunk_at(int done) const {
+    return {begin + done, min(kTokens - (start + done) % kTokens, num_tokens - done)};
+  }
+};
+
+// All chunks of a row. Each pass computes one chunk while the next one's copies run.
+template <int kN, int kSlice>
+__device__ __forceinline__ void scan_chunks(const Work<kN, kSlice>& work, const RowTokens& tokens, int block,
+                                            Shared<kN, kSlice>& shared, State<kN, kSlice>& state) {
+  const bool is_first_warp = threadIdx.x < kWarpSize;
+  Outputs<kN, kSlice> outputs;
+  outputs.block = block;
+  Chunk chunk = tokens.chunk_at(0);
+  int done = 0;
+  for (int stage = 0; chunk.count > 0; stage ^= 1) {
+    wait_copies<0>();
+    __syncthreads();  // chunk, decays and state are there; the other stage is free
+
+    done += chunk.count;
+    const Chunk next = tokens.chunk_at(done);
+    float2 next_dt = {0.0f, 0.0f};
+    if (next.count > 0) {
+      work.copy_chunk(shared, stage ^ 1, next);
+      if (is_first_warp) next_dt = work.load_dt(next);
+    }
+
+    outputs.multiply_c(shared, stage);
+    outputs.decay(shared.decays[stage]);
+    state.decay(fast_exp2(shared.decays[stage].log2_sum[kTokens - 1]));
+    add_tokens(shared, stage, outputs, state);
+    outputs.store(shared, stage, work, chunk);
+    if (is_first_warp && next.count > 0) work.store_decays(shared.decays[stage ^ 1], next_dt, next);
+
+    __syncthreads();  // every warp is done with the old state
+    state.publish(shared.state);
+    chunk = next;
+  }
+}
+
+// A row's last tokens, or all of a row without chunks, token by token.
+template <int kN>
+__device__ __forceinline__ void scan_rest(const SsmScanParams& params, int row, int head, int first_channel,
+                                          int num_channels, void* shared) {
+  RecurrentSpan span = recurrent_span(params, row);
+  const RowTokens chunked(params.rows, row);
+  if (chunked.num_tokens > 0) {
+    if (span.begin + chunked.num_tokens == span.end) return;
+    span.begin += chunked.num_tokens;
+    span.source = span.target;
+  }
+  auto& tile = *static_cast<ScanTile<kN>*>(shared);
+  scan_recurrently<Bf16, kN, true>(params, span, head, first_channel, num_channels, tile);
+}
+
+template <int kN, int kSlice>
+__device__ __forceinline__ void scan_row(const Work<kN, kSlice>& work, int row, Shared<kN, kSlice>& shared) {
+  const SsmScanParams& params = work.params;
+  const RowTokens tokens(params.rows, row);
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+
+  // The first chunk's copies run while the state is fetched.
+  const Chunk first = tokens.chunk_at(0);
+  work.copy_chunk(shared, 0, first);
+  if (warp == 0) work.store_decays(shared.decays[0], work.load_dt(first), first);
+  const int64_t offset = (static_cast<int64_t>(work.head) * params.head_dim + work.first_channel) * kN;
+  const float* source = params.state + params.read_slots[row] * params.state_stride + offset;
+  const bool has_state = tokens.start > 0;
+  State<kN, kSlice> state;
+  state.for_each(
+      [&](float& value, int n, int p) { value = has_state && p < work.num_channels ? source[p * kN + n] : 0.0f; });
+  state.publish(shared.state);
+
+  // Blocks that share a multiprocessor take the token blocks in opposite order, for later ones have more to do.
+  scan_chunks(work, tokens, (blockIdx.x >> 7) % 2 == 0 ? warp : kWarps - 1 - warp, shared, state);
+
+  float* target = params.state + params.write_slots[row] * params.state_stride + offset;
+  state.for_each([&](float& value, int n, int p) {
+    if (p < work.num_channels) target[p * kN + n] = value;
+  });
+}
+
+template <int kN, int kSlice>
+__global__ void __launch_bounds__(kThreads, kN > 128 ? 1 : 2)
+    chunked_scan_kernel(SsmScanParams params, int slices, int num_chunk_blocks) {
+  extern __shared__ __align__(128) unsigned char shared_bytes[];
+  auto& shared = *reinterpret_cast<Shared<kN, kSlice>*>(shared_bytes);
+  const int heads_per_group = params.num_heads / params.num_groups;
+
+  // Block -> (row that has chunks, head, slice), in strides. Neighbours share B and C in the cache.
+  const int block = static_cast<int>(blockIdx.x);
+  for (int item = block; block < num_chunk_blocks; item += num_chunk_blocks) {
+    const int row = find_chunked_row(params.rows, item / slices / params.num_heads);
+    if (row < 0) return;
+    const int head = item / slices % params.num_heads;
+    const int first_channel = item % slices * kSlice;
+    const int num_channels = min(kSlice, params.head_dim - first_channel);
+    scan_row(Work<kN, kSlice>{params, head, head / heads_per_group, first_channel, num_channels}, row, shared);
+    __syncthreads();  // the row's state is in its slot, and shared memory is free
+    scan_rest<kN>(params, row, head, first_channel, num_channels, &shared);
+    __syncthreads();
+  }
+
+  // Block -> (row, head) for the rows without chunks.
+  const int item = block - num_chunk_blocks;
+  const int row = item / params.num_heads;
+  if (RowTokens(params.rows, row).num_tokens > 0) return;
+  scan_rest<kN>(params, row, item % params.num_heads, 0, params.head_dim, &shared);
+}
+
+// Launch ------------------------------------------------------------------------------------------------------------
+
+int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0;
+  int value = 0;
+  check(cudaGetDevice(&device), kOp);
+  check(cudaDeviceGetAttribute(&value, attribute, device), kOp);
+  return value;
+}
+
+// Rows that may have chunks, as far as the host can tell.
+int64_t max_chunked_rows(const SsmScanParams& params) {
+  const int64_t most = params.num_tokens / (kMaxRecurrentTokens + 1);
+  return most < params.rows.num_rows ? most : params.rows.num_rows;
+}
+
+template <int kN, int kSlice>
+void launch(const SsmScanParams& params, int num_processors, cudaStream_t stream) {
+  static_assert(kSlice % kBlock == 0 && kSlice <= kN, "outputs are staged in the rows of C");
+  const int slices = (params.head_dim + kSlice - 1) / kSlice;
+  const int64_t num_items = max_chunked_rows(params) * params.num_heads * slices;
+  // Among many decode rows the bound is far too high: blocks that find no row cost more than blocks that take several.
+  const bool is_mostly_decode = params.num_tokens < 32 * static_cast<int64_t>(params.rows.num_rows);
+  const int64_t resident = 2 * static_cast<int64_t>(num_processors);
+  const int64_t num_chunk_blocks = is_mostly_decode && num_items > resident ? resident : num_items;
+  const int64_t num_blocks = num_chunk_blocks + static_cast<int64_t>(params.rows.num_rows) * params.num_heads;
+  require(num_blocks <= INT32_MAX / 2, kOp, "num_rows * num_heads is too large for one launch");
+  constexpr int kSharedBytes = sizeof(Shared<kN, kSlice>);
+  const auto kernel = chunked_scan_kernel<kN, kSlice>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes), kOp);
+  static_assert(sizeof(ScanTile<kN>) <= kSharedBytes, "the recurrence works in the same shared memory");
+  kernel<<<static_cast<unsigned>(num_blocks), kThreads, kSharedBytes, stream>>>(params, slices,
+                                                                                static_cast<int>(num_chunk_blocks));
+  check_launch(kOp);
+}
+
+// The slice width that ends first when every processor takes its share of the blocks one after the other: a block costs
+// about as much for B and C, whatever its width, as 48 channels cost.
+template <size_t kCount>
+int choose_slice(const SsmScanParams& params, int num_processors, const int (&widths)[kCount]) {
+  int best = widths[0];
+  int64_t best_cost = INT64_MAX;
+  for (const int width : widths) {
+    const int64_t slices = (params.head_dim + width - 1) / width;
+    const int64_t num_blocks = max_chunked_rows(params) * params.num_heads * slices;
+    const int64_t cost = (num_blocks + num_processors - 1) / num_processors * (48 + width);
+    if (cost < best_cost) {
+      best = width;
+      best_cost = cost;
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+bool can_scan_chunks(const SsmScanParams& params) {
+  const bool is_aligned = is_vectorisable<Bf16>(params.x, params.x_stride, params.head_dim) &&
+                          is_vectorisable<Bf16>(params.B, params.b_stride, params.state_size) &&
+                          is_vectorisable<Bf16>(params.C, params.c_stride, params.state_size) &&
+                          is_vectorisable<Bf16>(params.out, params.head_dim, params.head_dim) &&
+                          is_vectorisable<float>(params.state, params.state_stride, params.state_size);
+  const int n = params.state_size;
+  const size_t shared_bytes = n == 256 ? sizeof(Shared<256, 32>) : sizeof(Shared<128, 80>);
+  return params.dtype == DType::kBFloat16 && is_aligned && (n == 64 || n == 128 || n == 256) &&
+         static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) >= shared_bytes;
+}
+
+void launch_chunked_scan(const SsmScanParams& params, cudaStream_t stream) {
+  const int processors = device_attribute(cudaDevAttrMultiProcessorCount);
+  if (params.state_size == 256) return launch<256, 32>(params, processors, stream);
+  if (params.state_size == 64) {
+    const int slice = choose_slice(params, processors, {64, 32});
+    return slice == 64 ? launch<64, 64>(params, processors, stream) : launch<64, 32>(params, processors, stream);
+  }
+  switch (choose_slice(params, processors, {80, 64, 48, 32, 16})) {
+    case 80:
+      return launch<128, 80>(params, processors, stream);
+    case 64:
+      return launch<128, 64>(params, processors, stream);
+    case 48:
+      return launch<128, 48>(params, processors, stream);
+    case 32:
+      return launch<128, 32>(params, processors, stream);
+    default:
+      return launch<128, 16>(params, processors, stream);
+  }
+}
+
+}  // namespace headway::cuda
