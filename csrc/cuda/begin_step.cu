@@ -69,7 +69,8 @@ __device__ void apply_packet(const DeviceMirror& mirror, const PacketView& packe
 
 // What the step is made of, the same for every thread.
 struct StepShape {
-  int num_live;  // rows beyond are padding
+  int num_live;         // rows beyond are padding
+  int num_decode_rows;  // the first rows
   bool has_packet;
 };
 
@@ -77,7 +78,7 @@ struct StepShape {
 __device__ StepRow step_row(const DeviceMirror& mirror, const StepShape& shape, int i) {
   if (i >= shape.num_live) return {kDummyRow, 0, 1, -1};
   StepRow row = mirror.live[i];
-  if (!shape.has_packet) {
+  if (i < shape.num_decode_rows) {
     row.num_tokens = 1;
     row.prompt_begin = -1;
   }
@@ -164,7 +165,7 @@ __device__ void derive_tokens(const BeginStepParams& params, const StepShape& sh
     int token = 0;
     int position = 0;
     if (row != kDummyRow) {
-      const int prompt_begin = shape.has_packet ? mirror.live[i].prompt_begin : -1;
+      const int prompt_begin = i < shape.num_decode_rows ? -1 : mirror.live[i].prompt_begin;
       token = prompt_begin < 0 ? mirror.last_token[row] : prompt_tokens[prompt_begin + offset];
       position = inputs.row_start[i] + offset;
       if (position < mirror.max_model_len) {
@@ -184,7 +185,7 @@ __global__ void __launch_bounds__(kThreads) begin_step_kernel(BeginStepParams pa
 
   // Is there news? All threads read the counter before one changes it.
   PacketView packet{};
-  StepShape shape{params.num_rows, false};
+  StepShape shape{params.num_rows, params.num_rows, false};
   const int64_t next_step = counter != nullptr ? counter->step + 1 : 0;
   if (params.packet != nullptr) {
     packet = view_packet(params.packet);
@@ -192,6 +193,7 @@ __global__ void __launch_bounds__(kThreads) begin_step_kernel(BeginStepParams pa
   }
   if (shape.has_packet) {
     shape.num_live = min(packet.header->num_rows, params.num_rows);
+    shape.num_decode_rows = packet.header->num_decode_rows;
   } else if (counter != nullptr) {
     shape.num_live = min(counter->num_live, params.num_rows);
   }

@@ -1,0 +1,389 @@
+// Attention for rows of many queries (prompt chunks): a block takes up to 128 packed rows (queries x heads that share a
+// key head) and walks over all keys they see, 64 at a time, with keys, values and compute overlapped through cp.async.
+// Tile and split boundaries are those of the split kernel; see attention.h for what that guarantees.
+#include "cuda/attention_tile.cuh"
+#include "cuda/common/dtype.cuh"
+
+namespace headway::cuda {
+namespace {
+
+// 16-row fragments of a warp: two share each load of keys and values where their sums fit the registers.
+template <int kDim>
+inline constexpr int kFragments = kDim <= 128 ? 2 : 1;
+template <int kDim>
+inline constexpr int kBlockRows = kAttentionWarps * kFragments<kDim> * kFragmentRows;
+
+struct TiledParams {
+  PagedAttentionParams attention;
+  int group;  // query heads a key head
+  float log2_scale;
+  void* totals;
+};
+
+// Blocks' worth of work of row r, per key head.
+template <int kDim>
+__device__ __forceinline__ int num_tiles(const TiledParams& params, int r) {
+  const int num_queries = params.attention.rows.query_start[r + 1] - params.attention.rows.query_start[r];
+  if (num_queries <= kMaxSplitQueries) return 0;
+  return (num_queries * params.group + kBlockRows<kDim> - 1) / kBlockRows<kDim>;
+}
+
+// A block's shared memory, as addresses and pointers.
+template <int kDim>
+struct TileMemory {
+  static constexpr int kQueryBytes = kBlockRows<kDim> * TileRows<kDim>::kStrideBytes;
+  static constexpr int kKeyBytes = kTileKeys * TileRows<kDim>::kStrideBytes;
+  static constexpr int kOffsetBytes = 2 * kTileKeys * 8;
+  static constexpr int kBytes = kQueryBytes + 2 * kKeyBytes + kOffsetBytes;
+
+  uint32_t queries;  // [kBlockRows, kDim]
+  uint32_t keys;     // [kTileKeys, kDim]
+  uint32_t values;
+  int64_t* offsets;  // [2, kTileKeys] of the keys of the tile under way and of the next, in elements; -1 = none
+  int32_t* prefix;   // [R + 1]
+
+  __device__ explicit TileMemory(unsigned char* base)
+      : queries(shared_address(base)),
+        keys(queries + kQueryBytes),
+        values(keys + kKeyBytes),
+        offsets(reinterpret_cast<int64_t*>(base + kQueryBytes + 2 * kKeyBytes)),
+        prefix(reinterpret_cast<int32_t*>(base + kBytes)) {}
+};
+
+// The packed rows of one block: packed index = query * group + head of the group.
+struct QueryBlock {
+  QueryRow row;
+  int kv_head;
+  int first;       // packed index of the first
+  int num_packed;  // of the whole row
+  int num_keys;    // that the last of them sees
+};
+
+template <int kDim>
+__device__ QueryBlock make_block(const TiledParams& params, const QueryRow& row, int tile, int kv_head) {
+  const int num_packed = row.num_queries * params.group;
+  const int first = tile * kBlockRows<kDim>;
+  const int last = min(first + kBlockRows<kDim>, num_packed) - 1;
+  return {row, kv_head, first, num_packed, row.first_position + last / params.group + 1};
+}
+
+// Element offset of a packed row in a [T, Hq, D] tensor with tokens `stride` apart.
+__device__ __forceinline__ int64_t packed_offset(const TiledParams& params, const QueryBlock& block, int packed,
+                                                 int64_t stride) {
+  const int head = block.kv_head * params.group + packed % params.group;
+  return (block.row.first_token + packed / params.group) * stride +
+         static_cast<int64_t>(head) * params.attention.head_dim;
+}
+
+template <typename T, int kDim>
+__device__ void copy_queries(const TiledParams& params, const QueryBlock& block, const TileMemory<kDim>& memory) {
+  using Rows = TileRows<kDim>;
+  const auto* q = static_cast<const T*>(params.attention.q);
+  for (int i = static_cast<int>(threadIdx.x); i < kBlockRows<kDim> * Rows::kPieces; i += kAttentionThreads) {
+    const int row = i / Rows::kPieces;
+    const int piece = i % Rows::kPieces;
+    const int packed = block.first + row;
+    const bool is_valid = packed < block.num_packed && piece * 8 < params.attention.head_dim;
+    const T* source = is_valid ? q + packed_offset(params, block, packed, params.attention.q_stride) + piece * 8 : q;
+    copy_async(Rows::piece(memory.queries, row, piece), source, is_valid);
+  }
+}
+
+// Where the keys of the tile at key `tile` lie, for the copies that follow the next barrier.
+__device__ __forceinline__ void find_keys(const TiledParams& params, const QueryBlock& block, int tile,
+                                          int64_t* offsets) {
+  if (threadIdx.x >= kTileKeys) return;
+  const KvCache& cache = params.attention.cache;
+  const int key = tile + static_cast<int>(threadIdx.x);
+  int64_t offset = -1;
+  if (key < block.num_keys) {
+    const int head_dim = params.attention.head_dim;
+    const int64_t token_stride = static_cast<int64_t>(params.attention.num_kv_heads) * head_dim;
+    const int64_t physical = block.row.blocks[key / cache.block_size];
+    offset = physical * cache.block_stride + key % cache.block_size * token_stride +
+             static_cast<int64_t>(block.kv_head) * head_dim;
+  }
+  offsets[threadIdx.x] = offset;
+}
+
+template <typename T, int kDim>
+__device__ void copy_tile(const TiledParams& params, const void* cache, const int64_t* offsets, uint32_t target) {
+  using Rows = TileRows<kDim>;
+  const auto* base = static_cast<const T*>(cache);
+#pragma unroll
+  for (int i = 0; i < kTileKeys * Rows::kPieces / kAttentionThreads; ++i) {
+    const int index = static_cast<int>(threadIdx.x) + i * kAttentionThreads;
+    const int row = index / Rows::kPieces;
+    const int piece = index % Rows::kPieces;
+    const int64_t offset = offsets[row];
+    const bool is_valid = offset >= 0 && piece * 8 < params.attention.head_dim;
+    copy_async(Rows::piece(target, row, piece), is_valid ? base + offset + piece * 8 : base, is_valid);
+  }
+}
+
+// A warp's fragments: sums, softmax state, and the keys each of a lane's rows sees (0 beyond the last row).
+template <int kDim>
+struct WarpRows {
+  float sums[kFragments<kDim>][kDim / 8][4];
+  SoftmaxState state[kFragments<kDim>];
+  int limit[kFragments<kDim>][2];
+  int fewest_keys;  // that any row of the warp sees
+  int most_keys;
+
+  __device__ void reset() {
+#pragma unroll
+    for (int f = 0; f < kFragments<kDim>; ++f) {
+      state[f] = SoftmaxState{};
+#pragma unroll
+      for (auto& sum : sums[f]) sum[0] = sum[1] = sum[2] = sum[3] = 0.0f;
+    }
+  }
+};
+
+template <int kDim>
+__device__ void place_rows(const TiledParams& params, const QueryBlock& block, int warp, int lane,
+                           WarpRows<kDim>& rows) {
+  const int first = block.first + warp * kFragments<kDim> * kFragmentRows;
+  const int last = min(first + kFragments<kDim> * kFragmentRows, block.num_packed) - 1;
+  rows.fewest_keys = block.row.first_position + first / params.group + 1;
+  rows.most_keys = first < block.num_packed ? block.row.first_position + last / params.group + 1 : 0;
+#pragma unroll
+  for (int f = 0; f < kFragments<kDim>; ++f) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int packed = first + f * kFragmentRows + lane / 4 + 8 * half;
+      const bool is_valid = packed < block.num_packed;
+      rows.limit[f][half] = is_valid ? block.row.first_position + packed / params.group + 1 : 0;
+    }
+  }
+}
+
+template <typename T, int kDim>
+__device__ void score_tile(float (&scores)[kFragments<kDim>][kScoreTiles][4], const TileMemory<kDim>& memory, int warp,
+                           int lane) {
+  const int quarter = lane / 8;
+  const int first_row = warp * kFragments<kDim> * kFragmentRows + quarter % 2 * 8 + lane % 8;
+#pragma unroll
+  for (int step = 0; step < kDim / 16; ++step) {
+    uint32_t query[kFragments<kDim>][4];
+#pragma unroll
+    for (int f = 0; f < kFragments<kDim>; ++f) {
+      load_matrices(query[f],
+                    TileRows<kDim>::piece(memory.queries, first_row + f * kFragmentRows, 2 * step + quarter / 2));
+    }
+#pragma unroll
+    for (int j = 0; j < kTileKeys / 16; ++j) {
+      uint32_t b[4];
+      load_matrices(b, TileRows<kDim>::piece(memory.keys, 16 * j + quarter / 2 * 8 + lane % 8, 2 * step + quarter % 2));
+#pragma unroll
+      for (int f = 0; f < kFragments<kDim>; ++f) {
+        multiply_add<T>(scores[f][2 * j], query[f], b[0], b[1]);
+        multiply_add<T>(scores[f][2 * j + 1], query[f], b[2], b[3]);
+      }
+    }
+  }
+}
+
+template <typename T, int kDim>
+__device__ void add_values(WarpRows<kDim>& rows, const float (&scores)[kFragments<kDim>][kScoreTiles][4],
+                           const TileMemory<kDim>& memory, int lane) {
+#pragma unroll
+  for (int j = 0; j < kTileKeys / 16; ++j) {
+    uint32_t probabilities[kFragments<kDim>][4];
+#pragma unroll
+    for (int f = 0; f < kFragments<kDim>; ++f) {
+      pack_probabilities<T>(probabilities[f], scores[f][2 * j], scores[f][2 * j + 1]);
+    }
+#pragma unroll
+    for (int pair = 0; pair < kDim / 16; ++pair) {
+      uint32_t b[4];
+      load_values<kDim>(b, memory.values + 16 * j * TileRows<kDim>::kStrideBytes, pair, lane);
+#pragma unroll
+      for (int f = 0; f < kFragments<kDim>; ++f) {
+        multiply_add<T>(rows.sums[f][2 * pair], probabilities[f], b[0], b[1]);
+        multiply_add<T>(rows.sums[f][2 * pair + 1], probabilities[f], b[2], b[3]);
+      }
+    }
+  }
+}
+
+template <int kDim>
+__device__ void mask_tile(float (&scores)[kFragments<kDim>][kScoreTiles][4], const WarpRows<kDim>& rows, int tile,
+                          int lane) {
+#pragma unroll
+  for (int f = 0; f < kFragments<kDim>; ++f) {
+#pragma unroll
+    for (int n = 0; n < kScoreTiles; ++n) {
+      const int key = tile + 8 * n + 2 * (lane % 4);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (key + i % 2 >= rows.limit[f][i / 2]) scores[f][n][i] = minus_infinity();
+      }
+    }
+  }
+}
+
+// Closes a split: merges it into what is parked, and parks the result unless it is the last.
+template <int kDim>
+__device__ void close_split(const TiledParams& params, WarpRows<kDim>& rows, bool is_first, bool is_last) {
+  const RunningTotal total = running_total(params.totals);
+#pragma unroll
+  for (int f = 0; f < kFragments<kDim>; ++f) {
+    finish_sums(rows.state[f]);
+    const int word = f * (kDim / 8 + 1);
+    if (!is_first) merge_total(total, word, rows.sums[f], rows.state[f], params.log2_scale);
+    if (!is_last) save_total(total, word, rows.sums[f], rows.state[f]);
+  }
+  if (!is_last) rows.reset();
+}
+
+template <typename T, int kDim>
+__device__ void write_rows(const TiledParams& params, const QueryBlock& block, const WarpRows<kDim>& rows, int warp,
+                           int lane) {
+  const int64_t stride = static_cast<int64_t>(params.attention.num_heads) * params.attention.head_dim;
+  auto* out = static_cast<T*>(params.attention.out);
+#pragma unroll
+  for (int f = 0; f < kFragments<kDim>; ++f) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (rows.limit[f][half] == 0) continue;
+      const int packed = block.first + (warp * kFragments<kDim> + f) * kFragmentRows + lane / 4 + 8 * half;
+      const float factor = reciprocal_of(rows.state[f].sum[half]);
+      T* target = out + packed_offset(params, block, packed, stride);
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        const int channel = 8 * n + 2 * (lane % 4);
+        if (channel >= params.attention.head_dim) continue;
+        *reinterpret_cast<uint32_t*>(target + channel) = pack_pair<T>(__fmul_rn(rows.sums[f][n][2 * half], factor),
+                                                                      __fmul_rn(rows.sums[f][n][2 * half + 1], factor));
+      }
+    }
+  }
+}
+
+// All keys of one block of queries. While the scores are computed the values arrive; while the values are used, the
+// next keys do.
+template <typename T, int kDim>
+__device__ void attend_block(const TiledParams& params, const QueryBlock& block, const TileMemory<kDim>& memory) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const KvCache& cache = params.attention.cache;
+  const int num_key_tiles = (block.num_keys + kTileKeys - 1) / kTileKeys;
+  WarpRows<kDim> rows;
+  place_rows(params, block, warp, lane, rows);
+  rows.reset();
+
+  __syncthreads();  // the last block's reads are over
+  find_keys(params, block, 0, memory.offsets);
+  copy_queries<T, kDim>(params, block, memory);
+  __syncthreads();
+  copy_tile<T, kDim>(params, cache.keys, memory.offsets, memory.keys);
+  commit_copies();
+  for (int n = 0; n < num_key_tiles; ++n) {
+    const int tile = n * kTileKeys;
+    int64_t* offsets = memory.offsets + n % 2 * kTileKeys;
+    int64_t* next_offsets = memory.offsets + (n + 1) % 2 * kTileKeys;
+    const bool is_seen = tile < rows.most_keys;
+
+    wait_copies<0>();
+    __syncthreads();  // these keys are there; the last tile's values have been read
+    copy_tile<T, kDim>(params, cache.values, offsets, memory.values);
+    commit_copies();
+    find_keys(params, block, tile + kTileKeys, next_offsets);
+    float scores[kFragments<kDim>][kScoreTiles][4] = {};
+    if (is_seen) {
+      score_tile<T, kDim>(scores, memory, warp, lane);
+      if (tile + kTileKeys > rows.fewest_keys) mask_tile<kDim>(scores, rows, tile, lane);
+    }
+
+    wait_copies<0>();
+    __syncthreads();  // the values are there; these keys have been read
+    if (n + 1 < num_key_tiles) copy_tile<T, kDim>(params, cache.keys, next_offsets, memory.keys);
+    commit_copies();
+    if (is_seen) {
+#pragma unroll
+      for (int f = 0; f < kFragments<kDim>; ++f) {
+        float factor[2];
+        softmax_tile(scores[f], rows.state[f], factor, params.log2_scale);
+        scale_rows(rows.sums[f], factor);
+      }
+      add_values<T, kDim>(rows, scores, memory, lane);
+    }
+    const bool is_last = n + 1 == num_key_tiles;
+    if (is_last || (n + 1) % kSplitTiles == 0) close_split(params, rows, n < kSplitTiles, is_last);
+  }
+  write_rows<T, kDim>(params, block, rows, warp, lane);
+}
+
+template <typename T, int kDim>
+__global__ void __launch_bounds__(kAttentionThreads) tiled_kernel(const __grid_constant__ TiledParams params) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  const TileMemory<kDim> memory(shared);
+  const int num_rows = params.attention.rows.num_rows;
+  const int num_kv_heads = params.attention.num_kv_heads;
+  prefix_rows(memory.prefix, num_rows, [&](int r) { return num_tiles<kDim>(params, r); });
+  const int64_t num_items = static_cast<int64_t>(memory.prefix[num_rows]) * num_kv_heads;
+
+  // Late queries see the most keys: they go first, and every other round of the grid runs backwards.
+  for (int64_t round = 0; round * gridDim.x < num_items; ++round) {
+    const int64_t place = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
+    const int64_t item = num_items - 1 - (round * gridDim.x + place);
+    if (item < 0) continue;
+    const int unit = static_cast<int>(item / num_kv_heads);
+    const int r = find_row(memory.prefix, num_rows, unit);
+    const QueryBlock block = make_block<kDim>(params, query_row(params.attention, r), unit - memory.prefix[r],
+                                              static_cast<int>(item % num_kv_heads));
+    attend_block<T, kDim>(params, block, memory);
+  }
+}
+
+template <typename T, int kDim>
+void launch(const TiledParams& params, cudaStream_t stream) {
+  const PagedAttentionParams& attention = params.attention;
+  int device = 0;
+  int num_multiprocessors = 0;
+  check(cudaGetDevice(&device), kAttentionOp);
+  check(cudaDeviceGetAttribute(&num_multiprocessors, cudaDevAttrMultiProcessorCount, device), kAttentionOp);
+  const int64_t tiles = attention.num_tokens * params.group / kBlockRows<kDim> + attention.rows.num_rows;
+  const int64_t resident = std::min(kAttentionBlocks, 2 * num_multiprocessors);
+  const auto num_blocks = static_cast<unsigned>(std::min(resident, tiles * attention.num_kv_heads));
+  const int shared_bytes = TileMemory<kDim>::kBytes + (attention.rows.num_rows + 1) * 4;
+  auto* kernel = tiled_kernel<T, kDim>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), kAttentionOp);
+  kernel<<<num_blocks, kAttentionThreads, shared_bytes, stream>>>(params);
+  check_launch(kAttentionOp);
+}
+
+template <typename T>
+void launch_dtype(const TiledParams& params, cudaStream_t stream) {
+  switch (padded_head_dim(params.attention.head_dim)) {
+    case 32:
+      return launch<T, 32>(params, stream);
+    case 64:
+      return launch<T, 64>(params, stream);
+    case 80:
+      return launch<T, 80>(params, stream);
+    case 96:
+      return launch<T, 96>(params, stream);
+    case 128:
+      return launch<T, 128>(params, stream);
+    case 192:
+      return launch<T, 192>(params, stream);
+    default:
+      return launch<T, 256>(params, stream);
+  }
+}
+
+}  // namespace
+
+void launch_tiled_attention(const PagedAttentionParams& attention, cudaStream_t stream) {
+  const TiledParams params{attention, attention.num_heads / attention.num_kv_heads, attention.scale * kLog2E,
+                           attention.workspace};
+  if (attention.dtype == DType::kBFloat16) {
+    launch_dtype<__nv_bfloat16>(params, stream);
+  } else {
+    launch_dtype<__half>(params, stream);
+  }
+}
+
+}  // namespace headway::cuda

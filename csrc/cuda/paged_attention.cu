@@ -1,0 +1,40 @@
+// Chooses among the attention kernels: split (rows of few queries), tiled (rows of many) or generic (fp32, odd sizes).
+// The device tells rows apart; here only what the host's bounds exclude is left out.
+#include "cuda/attention.h"
+#include "cuda/common/vector.cuh"
+#include "cuda/ops.h"
+
+namespace headway::cuda {
+namespace {
+
+// Everything 16 bytes at a time, through tensor cores.
+bool takes_tensor_cores(const PagedAttentionParams& params) {
+  if (params.dtype == DType::kFloat32 || params.head_dim > 256 || !(params.scale > 0.0f)) return false;
+  using Element = __nv_bfloat16;  // any 16-bit type
+  return is_vectorisable<Element>(params.q, params.q_stride, params.head_dim) &&
+         is_vectorisable<Element>(params.cache.keys, params.cache.block_stride, params.head_dim) &&
+         is_vectorisable<Element>(params.cache.values, params.cache.block_stride, params.head_dim) &&
+         is_vectorisable<Element>(params.out, 0, params.head_dim);
+}
+
+}  // namespace
+
+int64_t paged_attention_workspace_bytes(const PagedAttentionParams& params) {
+  if (params.num_tokens == 0 || padded_head_dim(params.head_dim) == 0) return 0;
+  const AttentionWorkspace plan = plan_workspace(params);
+  return plan.total_bytes + plan.max_partials * plan.partial_bytes;
+}
+
+void paged_attention(const PagedAttentionParams& params, Stream stream) {
+  if (params.num_tokens == 0) return;
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  if (!takes_tensor_cores(params)) return launch_generic_attention(params, cuda_stream);
+  require(params.rows.num_rows <= kMaxSplitRows, kAttentionOp, "a step may have at most 8192 rows");
+  const AttentionWorkspace plan = plan_workspace(params);
+  require(params.workspace_bytes >= paged_attention_workspace_bytes(params), kAttentionOp,
+          "the workspace is smaller than paged_attention_workspace_bytes");
+  launch_split_attention(params, plan, cuda_stream);
+  if (params.max_query_len > kMaxSplitQueries) launch_tiled_attention(params, cuda_stream);
+}
+
+}  // namespace headway::cuda
