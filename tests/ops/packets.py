@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,3 +157,18 @@ class Entry:
             "top_ids": ids[:num_sampled],
             "top_logprobs": logprobs[:num_sampled],
         }
+
+
+def copy_to(buffers: ops.StepBuffers, device: str) -> ops.StepBuffers:
+    """The same content on another device, sharing nothing."""
+
+    def copied(record: Any) -> Any:
+        tensors = {f.name: getattr(record, f.name).to(device, copy=True) for f in dataclasses.fields(record)}
+        return type(record)(**tensors)
+
+    return ops.StepBuffers(copied(buffers.mirror), copied(buffers.inputs), copied(buffers.results))
+
+
+def result_rows(buffers: ops.StepBuffers, num_sampled: int) -> Any:
+    """The sampler's ResultRow records."""
+    return buffers.results.rows.cpu().numpy().view(RESULT_ROW)[:num_sampled, 0]

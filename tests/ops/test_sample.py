@@ -1,0 +1,183 @@
+"""The sampler against its float64 definition, alone against batched, and its frequencies against the distribution."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from headway import ops
+from headway.ops import reference
+from headway.ops.layout import ROW_SAMPLING
+from headway.ops.reference.sample import philox_uniform
+from tests.inputs import normal
+from tests.ops.packets import Init, allocate, copy_to, result_rows, sampling_record
+
+# Options alone and combined; seeds and positions vary by row.
+OPTIONS = {
+    "greedy": {},
+    "temperature": {"temperature": 0.8},
+    "hot": {"temperature": 7.0},
+    "top_k": {"temperature": 1.0, "top_k": 5},
+    "top_k_one": {"temperature": 1.0, "top_k": 1},
+    "top_k_all": {"temperature": 1.0, "top_k": 1 << 20},
+    "top_p": {"temperature": 1.0, "top_p": 0.7},
+    "top_p_tiny": {"temperature": 1.0, "top_p": 1e-6},
+    "top_p_flat": {"temperature": 50.0, "top_p": 0.98},
+    "min_p": {"temperature": 1.0, "min_p": 0.2},
+    "all_filters": {"temperature": 1.3, "top_k": 40, "top_p": 0.9, "min_p": 0.01},
+    "repetition": {"repetition_penalty": 1.7},
+    "penalties": {"temperature": 0.9, "presence_penalty": 0.6, "frequency_penalty": 1.1},
+    "all": {
+        "temperature": 0.7,
+        "top_k": 50,
+        "top_p": 0.95,
+        "min_p": 0.001,
+        "repetition_penalty": 0.8,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.3,
+        "num_logprobs": 5,
+    },
+    "logprobs": {"temperature": 1.0, "num_logprobs": 3},
+    "own_logprob": {"num_logprobs": 0},
+}
+MAX_MODEL_LEN = 64
+
+
+def set_row(buffers: ops.StepBuffers, index: int, init: Init, kv_len: int) -> None:
+    """Row `init.row` is the step's row `index` and has kv_len tokens."""
+    buffers.mirror.sampling.numpy().view(ROW_SAMPLING)[init.row, 0] = sampling_record(init)
+    buffers.mirror.stop_ids[init.row, : len(init.stop_ids)] = torch.tensor(init.stop_ids, dtype=torch.int32)
+    buffers.mirror.bias_ids[init.row, : len(init.bias)] = torch.tensor(list(init.bias), dtype=torch.int32)
+    buffers.mirror.bias_values[init.row, : len(init.bias)] = torch.tensor(list(init.bias.values()))
+    buffers.inputs.rows[index] = init.row
+    buffers.inputs.kv_lens[index] = kv_len
+
+
+def random_rows(options: dict[str, float], vocab_size: int, num_rows: int, seed: int) -> ops.StepBuffers:
+    """Rows with histories that repeat tokens, stop ids and biases. Repeats make the penalties count."""
+    rng = random.Random(seed)
+    buffers = allocate("cpu", max_rows=num_rows + 1, max_model_len=MAX_MODEL_LEN)
+    common = [rng.randrange(vocab_size) for _ in range(6)]
+    for index in range(num_rows):
+        row = num_rows - index
+        kv_len = rng.randrange(1, MAX_MODEL_LEN)
+        limits = {
+            "seed": rng.getrandbits(64),
+            "prompt_len": rng.randrange(1, kv_len + 1),
+            "min_total_len": rng.choice([0, kv_len, kv_len + 1]),
+            "max_total_len": rng.choice([kv_len + 1, kv_len + 2, 1 << 30]),
+        }
+        stops = rng.sample(range(vocab_size), rng.randrange(0, min(vocab_size, 60)))
+        bias = {rng.randrange(vocab_size): rng.uniform(-3, 3) for _ in range(rng.choice([0, 3]))}
+        set_row(buffers, index, Init(row, 0, {**limits, **options}, stops, bias), kv_len)
+        tokens = [
+            rng.choice(common) if rng.random() < 0.5 else rng.randrange(vocab_size) for _ in range(kv_len)
+        ]
+        buffers.mirror.history[row, :kv_len] = torch.tensor(tokens, dtype=torch.int32)
+        buffers.mirror.history[row, kv_len:] = -(1 << 30)  # must not be read
+    return buffers
+
+
+def assert_same_results(actual: ops.StepBuffers, expected: ops.StepBuffers, count: int) -> None:
+    got, want = result_rows(actual, count), result_rows(expected, count)
+    for name in ("row", "token", "rank", "is_stopped", "is_bad"):
+        np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+    np.testing.assert_allclose(got["logprob"], want["logprob"], atol=3e-6, rtol=1e-6)
+    top_ids = expected.results.top_ids[:count].numpy()
+    np.testing.assert_array_equal(actual.results.top_ids[:count].cpu().numpy(), top_ids)
+    used = top_ids >= 0
+    got_tops, want_tops = (b.results.top_logprobs[:count].cpu().numpy()[used] for b in (actual, expected))
+    np.testing.assert_allclose(got_tops, want_tops, atol=3e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("vocab_size", [7, 67, 1000, 4099])
+def test_against_the_definition(options, vocab_size, device):
+    count = 24
+    expected = random_rows(options, vocab_size, count, seed=vocab_size)
+    actual = copy_to(expected, device)
+    logits = normal(count, vocab_size, scale=2.5)
+    padded = torch.full((count, vocab_size + 5), float("nan"))
+    padded[:, :vocab_size] = logits
+    given = padded.to(device)[:, :vocab_size]
+    reference.sample_ref(expected, logits)
+    ops.sample(actual, given)
+    assert_same_results(actual, expected, count)
+    assert torch.equal(given.cpu(), logits), "logits must not be modified"
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_ties_go_to_the_lower_id(options, device):
+    """Logits of a few values only."""
+    count, vocab_size = 24, 300
+    expected = random_rows(options, vocab_size, count, seed=3)
+    actual = copy_to(expected, device)
+    logits = normal(count, vocab_size).round()
+    reference.sample_ref(expected, logits)
+    ops.sample(actual, logits.to(device))
+    assert_same_results(actual, expected, count)
+
+
+@pytest.mark.parametrize("options", [OPTIONS["all"], OPTIONS["temperature"]], ids=["all", "temperature"])
+def test_a_row_alone_is_bit_equal(options, device):
+    count, vocab_size = 9, 4099
+    buffers = copy_to(random_rows(options, vocab_size, count, seed=5), device)
+    logits = normal(count, vocab_size, scale=2.0).to(device)
+    ops.sample(buffers, logits)
+    together = copy_to(buffers, "cpu")
+    for index in range(count):
+        for name in ("rows", "kv_lens"):
+            getattr(buffers.inputs, name)[0] = getattr(together.inputs, name)[index]
+        ops.sample(buffers, logits[index : index + 1])
+        alone = copy_to(buffers, "cpu").results
+        for name in ("rows", "top_ids", "top_logprobs"):
+            assert torch.equal(getattr(alone, name)[0], getattr(together.results, name)[index]), name
+
+
+def test_bad_logits_void_their_row_only(device):
+    count, vocab_size = 5, 130
+    expected = random_rows(OPTIONS["all"], vocab_size, count, seed=6)
+    actual = copy_to(expected, device)
+    logits = normal(count, vocab_size)
+    logits[1, 129] = float("nan")
+    logits[3, 0] = float("inf")
+    logits[4, 5] = float("-inf")  # a masked token, not a fault
+    reference.sample_ref(expected, logits)
+    ops.sample(actual, logits.to(device))
+    assert result_rows(actual, count)["is_bad"].tolist() == [0, 1, 0, 1, 0]
+    assert_same_results(actual, expected, count)
+
+
+def test_the_dummy_row_samples_nothing(device):
+    buffers = copy_to(random_rows(OPTIONS["temperature"], 50, 3, seed=7), device)
+    buffers.inputs.rows[1] = 0
+    ops.sample(buffers, normal(3, 50).to(device))
+    record = result_rows(buffers, 3)[1]
+    assert (record["row"], record["token"], record["is_stopped"], record["is_bad"]) == (0, 0, 0, 0)
+
+
+def test_philox_known_answers():
+    """From the authors' kat_vectors: philox4x32 10, counter and key all zero."""
+    assert philox_uniform(0, 0) == (0x6627E8D5 >> 8) * 2.0**-24
+
+
+def test_frequencies_are_the_distribution(device):
+    """4,000 positions of one seed: a chi-square over 16 tokens stays below its 99.9 % point (df 15: 37.7)."""
+    vocab_size, num_draws = 16, 4000
+    buffers = allocate("cpu", max_rows=num_draws + 1, max_model_len=8)
+    for index in range(num_draws):
+        set_row(
+            buffers,
+            index,
+            Init(index + 1, 0, {"seed": 42, "temperature": 1.0, "max_total_len": 1 << 30}),
+            index,
+        )
+    logits = normal(1, vocab_size, seed=3)
+    buffers = copy_to(buffers, device)
+    ops.sample(buffers, logits.expand(num_draws, -1).contiguous().to(device))
+    counts = np.bincount(result_rows(buffers, num_draws)["token"], minlength=vocab_size)
+    expected = logits.double().softmax(-1)[0].numpy() * num_draws
+    assert ((counts - expected) ** 2 / expected).sum() < 37.7

@@ -1,0 +1,179 @@
+"""begin_step and finish_step against the reference, over packets built by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from headway import ops
+from headway.ops import reference
+from headway.ops.layout import RESULT_ROW, STEP_COUNTER
+from tests.compare import assert_bit_equal
+from tests.ops.packets import Entry, Init, Packet, allocate, begin, copy_to
+
+RING_ROWS = 8
+
+
+def assert_same(actual: ops.StepBuffers, expected: ops.StepBuffers, counts: dict[str, int]) -> None:
+    """Mirrors are equal in full, inputs in the part that the step uses."""
+    for field in dataclasses.fields(expected.mirror):
+        got, want = getattr(actual.mirror, field.name).cpu(), getattr(expected.mirror, field.name)
+        if field.name == "counter":
+            for name in ("step", "num_live", "num_sampled"):
+                assert got.numpy().view(STEP_COUNTER)[name] == want.numpy().view(STEP_COUNTER)[name], name
+        elif field.name != "live":  # how a replayed live row is remembered is the kernel's own business
+            assert_bit_equal(got, want, f"mirror.{field.name}")
+    used = {"token_ids": "num_tokens", "positions": "num_tokens", "token_rows": "num_tokens"}
+    used |= {"sample_tokens": "num_sampled"}
+    for field in dataclasses.fields(expected.inputs):
+        count = counts[used.get(field.name, "num_rows")] + (field.name == "query_start")
+        got, want = getattr(actual.inputs, field.name), getattr(expected.inputs, field.name)
+        assert_bit_equal(got[:count], want[:count], f"inputs.{field.name}")
+
+
+def admission() -> Packet:
+    """Two prompts, one of them with every list filled."""
+    inits = [
+        Init(3, 5, {"seed": 2**63 + 7, "temperature": 0.5, "prompt_len": 4}, [9, 8], {11: -1.5, 4: 2.0}),
+        Init(1, 2),
+    ]
+    rows = [(3, 0, [10, 11, 12, 13]), (1, 0, [20, 21, 22])]
+    return Packet(7, rows, num_sampled=1, inits=inits, grants=[(3, 0, 6), (1, 0, 2), (1, 1, 4)])
+
+
+def test_a_packet_admits_rows(device):
+    expected, actual = allocate("cpu"), allocate(device)
+    begin(reference.begin_step_ref, expected, admission())
+    begin(ops.begin_step, actual, admission())
+    assert_same(actual, expected, admission().counts())
+    assert expected.inputs.token_ids[:7].tolist() == [10, 11, 12, 13, 20, 21, 22]
+    assert expected.inputs.sample_tokens[0] == 3
+    assert expected.mirror.block_table[1, :2].tolist() == [2, 4]
+    assert expected.mirror.bias_values[3, :2].tolist() == [-1.5, 2.0]
+
+
+def decoding(device: str) -> ops.StepBuffers:
+    """Buffers after one decode step of rows 2, 5 and 1, of which 5 has stopped since."""
+    buffers = allocate("cpu")
+    inits = [Init(row, row + 1) for row in (2, 5, 1)]
+    packet = Packet(1, [(2, 9, None), (5, 4, None), (1, 30, None)], num_sampled=3, inits=inits)
+    begin(reference.begin_step_ref, buffers, packet)
+    for row, computed in ((2, 9), (5, 4), (1, 30)):
+        buffers.mirror.num_computed[row] = computed
+        buffers.mirror.last_token[row] = 100 + row
+    buffers.mirror.stopped[5] = 1
+    return copy_to(buffers, device)
+
+
+def test_without_a_packet_every_row_decodes(device):
+    counts = {"num_rows": 3, "num_decode_rows": 3, "num_sampled": 3, "num_tokens": 3}
+    expected, actual = decoding("cpu"), decoding(device)
+    reference.begin_step_ref(expected, packet_address=0, **counts)
+    ops.begin_step(actual, packet_address=0, **counts)
+    assert_same(actual, expected, counts)
+    assert expected.inputs.rows[:3].tolist() == [2, 0, 1]
+    assert expected.inputs.positions[:3].tolist() == [9, 0, 30]
+    assert expected.inputs.kv_lens[:3].tolist() == [10, 1, 31]
+    assert expected.inputs.token_ids[:3].tolist() == [102, 0, 101]
+    assert expected.mirror.history[2, 9] == 102
+
+
+def test_a_chunk_of_a_stopped_row_becomes_padding(device):
+    """Its tokens stay counted, and all are the dummy's."""
+    packet = Packet(2, [(2, 9, None), (5, 4, [50, 51, 52]), (1, 30, [60])], num_sampled=3)
+    expected, actual = decoding("cpu"), decoding(device)
+    begin(reference.begin_step_ref, expected, packet)
+    begin(ops.begin_step, actual, packet)
+    assert_same(actual, expected, packet.counts())
+    assert expected.inputs.query_start[:4].tolist() == [0, 1, 4, 5]
+    assert expected.inputs.positions[1:4].tolist() == [0, 0, 0]
+
+
+def fill_results(buffers: ops.StepBuffers, rng: random.Random) -> None:
+    rows = buffers.results.rows.numpy().view(RESULT_ROW)[:, 0]
+    for index, record in enumerate(rows):
+        record["row"], record["token"] = int(buffers.inputs.rows[index]), rng.randrange(50)
+        record["logprob"], record["rank"] = -rng.random(), rng.randrange(1, 9)
+        record["is_stopped"] = rng.random() < 0.3
+    buffers.results.top_ids.copy_(torch.randint(-1, 50, buffers.results.top_ids.shape))
+    buffers.results.top_logprobs.copy_(-torch.rand(buffers.results.top_logprobs.shape))
+
+
+def random_packet(rng: random.Random, step: int, known: dict[int, int]) -> Packet:
+    """Admits, continues and decodes; known maps a row to the tokens the host believes it has."""
+    inits, chunks, grants = [], [], []
+    decodes = [(row, length, None) for row, length in known.items() if rng.random() < 0.8]
+    for row in rng.sample(range(1, 9), 8):
+        if row in known or rng.random() < 0.5 or len(decodes) + len(chunks) >= RING_ROWS:
+            continue
+        stops = [rng.randrange(50) for _ in range(rng.randrange(4))]
+        inits.append(Init(row, rng.randrange(1, 9), {"seed": rng.getrandbits(64)}, stops, {3: rng.random()}))
+        chunks.append((row, 0, [rng.randrange(50) for _ in range(rng.randrange(1, 9))]))
+        grants.append((row, rng.randrange(4), rng.randrange(1, 30)))
+    num_final = rng.randrange(len(chunks) + 1)
+    for row, start, tokens in [*decodes, *chunks]:
+        known[row] = start + (1 if tokens is None else len(tokens))
+    return Packet(step, [*decodes, *chunks], len(decodes) + num_final, inits, grants)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_traces_of_steps(seed, device):
+    """Forty steps of packets and of silence: mirror, inputs and ring entries stay equal to the reference's."""
+    rng = random.Random(seed)
+    expected, actual = allocate("cpu"), allocate(device)
+    known: dict[int, int] = {}
+    packet = Packet(0, [], 0)
+    for step in range(1, 41):
+        is_silent = packet.num_decode_rows == len(packet.rows) > 0 and rng.random() < 0.5
+        if is_silent:
+            reference.begin_step_ref(expected, packet_address=0, **packet.counts())
+            ops.begin_step(actual, packet_address=0, **packet.counts())
+        else:
+            for row in [r for r in known if rng.random() < 0.2 or known[r] > 50]:
+                del known[row]
+            packet = random_packet(rng, step, known)
+            begin(reference.begin_step_ref, expected, packet)
+            begin(ops.begin_step, actual, packet)
+        assert_same(actual, expected, packet.counts())
+        fill_results(expected, rng)
+        for name in ("rows", "top_ids", "top_logprobs"):
+            getattr(actual.results, name).copy_(getattr(expected.results, name))
+        finish_both(expected, actual, step, packet)
+
+
+def finish_both(expected: ops.StepBuffers, actual: ops.StepBuffers, step: int, packet: Packet) -> None:
+    entries = []
+    for finish_step, buffers in ((reference.finish_step_ref, expected), (ops.finish_step, actual)):
+        entry = Entry(RING_ROWS, buffers.max_logprobs)
+        finish_step(
+            buffers,
+            step=step,
+            num_rows=len(packet.rows),
+            num_sampled=packet.num_sampled,
+            result_address=entry.address,
+            ring_max_rows=RING_ROWS,
+        )
+        entries.append(entry)
+    if actual.mirror.slot.is_cuda:
+        torch.cuda.synchronize()
+    assert_same(actual, expected, packet.counts())
+    want, got = entries
+    assert got.header["step"] == want.header["step"] == step
+    assert got.header["num_sampled"] == packet.num_sampled
+    for name, section in want.sections(packet.num_sampled).items():
+        np.testing.assert_array_equal(got.sections(packet.num_sampled)[name], section, err_msg=name)
+
+
+def test_counts_beyond_the_buffers_are_refused(device):
+    buffers = allocate(device)
+    counts = {"packet_address": 0, "num_decode_rows": 1, "num_sampled": 1}
+    with pytest.raises(ValueError, match="num_tokens must be at most 80, got 81"):
+        ops.begin_step(buffers, num_rows=1, num_tokens=81, **counts)
+    with pytest.raises(ValueError, match="num_rows 9"):
+        ops.begin_step(buffers, num_rows=9, num_tokens=9, **counts)
+    with pytest.raises(ValueError, match="num_sampled must be at most 2, got 3"):
+        ops.finish_step(buffers, step=1, num_rows=3, num_sampled=3, result_address=0, ring_max_rows=2)
