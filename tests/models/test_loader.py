@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from headway.errors import ConfigError, ModelLoadError
 from headway.models.caches import ModelCaches, cache_bytes
 from headway.models.hybrid import model_specs, weight_bytes
-from headway.models.loader import load_model
+from headway.models.loader import load_model, load_params
 from headway.models.registry import config_from_dict, read_model_config
 from tests.models.checkpoints import VOCAB, case_named, save_model
 from tests.models.driver import Driver, generate
@@ -74,10 +74,10 @@ def test_progress_reaches_the_size_of_the_weights(saved: Path) -> None:
 @pytest.mark.parametrize("name", ["nemotron_h", "granite_moe", "qwen3_moe", "mamba2"])
 def test_weight_bytes_are_those_of_the_loaded_weights(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     save_model(case_named(name), tmp_path)
-    loaded = load_model(tmp_path, dtype=dtype)
-    actual = sum(tensor.numel() * tensor.itemsize for tensor in loaded.model.params.values())
+    loaded = load_params(tmp_path, dtype=dtype)
+    actual = sum(tensor.numel() * tensor.itemsize for tensor in loaded.params.values())
     assert weight_bytes(loaded.config, dtype) == actual
-    assert loaded.model.dtype == dtype
+    assert loaded.params["embedding"].dtype == dtype
 
 
 def test_bfloat16_stays_close_to_float32(saved: Path) -> None:
@@ -92,7 +92,7 @@ def test_dtype_auto_is_the_checkpoints(saved: Path) -> None:
 
 
 def test_recurrent_parameters_stay_in_float32(saved: Path) -> None:
-    params = load_model(saved, dtype="bfloat16").model.params
+    params = load_params(saved, dtype="bfloat16").params
     kept = {name.split(".")[-1] for name, tensor in params.items() if tensor.dtype == torch.float32}
     assert kept == {"A", "D", "dt_bias", "router", "score_bias"}
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from headway.models.loader import LoadedModel, load_model
+from headway.models.hybrid import HybridModel
+from headway.models.loader import LoadedParams, load_params
 from tests.models.checkpoints import CASES, VOCAB, save_model
 from tests.models.driver import generate
 from tests.models.oracle import oracle_logits
@@ -24,7 +25,8 @@ class Pair:
     """The same checkpoint in transformers and in Headway."""
 
     reference: Any
-    loaded: LoadedModel
+    loaded: LoadedParams
+    model: HybridModel
     prompts: list[list[int]]
     texts: list[list[int]]  # transformers' greedy continuations
 
@@ -36,7 +38,9 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(3, VOCAB, (length,), generator=generator).tolist() for length in PROMPT_LENGTHS]
     texts = [_continue(reference, prompt) for prompt in prompts]
-    return Pair(reference, load_model(folder, dtype="float32"), prompts, texts)
+    loaded = load_params(folder, dtype="float32")
+    model = HybridModel(loaded.config, dict(loaded.params))
+    return Pair(reference, loaded, model, prompts, texts)
 
 
 def _continue(reference: Any, prompt: list[int]) -> list[int]:
@@ -55,18 +59,16 @@ def _relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("is_batched", [False, True], ids=["alone", "batched"])
 def test_greedy_text_equals_transformers(pair: Pair, is_batched: bool, chunk: int | None) -> None:
     groups = [pair.prompts] if is_batched else [[prompt] for prompt in pair.prompts]
-    results = [
-        result for group in groups for result in generate(pair.loaded.model, group, NUM_NEW, chunk=chunk)
-    ]
+    results = [result for group in groups for result in generate(pair.model, group, NUM_NEW, chunk=chunk)]
     assert [result.tokens for result in results] == pair.texts
 
 
 def test_logits_equal_transformers_and_oracle(pair: Pair) -> None:
-    results = generate(pair.loaded.model, pair.prompts, 8)
+    results = generate(pair.model, pair.prompts, 8)
     for prompt, text, result in zip(pair.prompts, pair.texts, results, strict=True):
         tokens = prompt + text[:7]
         with torch.no_grad():
             reference = pair.reference(torch.tensor([tokens])).logits[0]
-        judge = oracle_logits(pair.loaded.config, pair.loaded.model.params, tokens)
+        judge = oracle_logits(pair.loaded.config, pair.loaded.params, tokens)
         assert _relative_error(result.logits, judge) < TOLERANCE
         assert _relative_error(result.logits, reference) < TOLERANCE

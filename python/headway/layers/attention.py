@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from headway import ops
-from headway.layers.params import Linear, Params, ParamSpec
+from headway.layers.linear import Linear
+from headway.layers.params import Params, ParamSpec
 from headway.layers.scratch import Take
 from headway.models.config import AttentionConfig
 
@@ -87,7 +88,7 @@ class Attention:
     ) -> torch.Tensor:
         """hidden [T, C] -> out [T, C]; appends the step's keys and values to the rows' blocks."""
         keys, values = caches.keys[self.cache_idx], caches.values[self.cache_idx]
-        self.qkv_proj(hidden, scratch.qkv)
+        self.qkv_proj.into(hidden, scratch.qkv)
         q, k = self._normalised(scratch)
         if self.cos_sin is not None:
             ops.rotary(q, k, batch.positions, self.cos_sin)

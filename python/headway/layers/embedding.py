@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from headway.layers.linear import Linear
 from headway.layers.params import Params, ParamSpec
 
 
@@ -31,10 +32,12 @@ class Head:
     """Logits of chosen tokens; the embedding's own table where tied."""
 
     def __init__(self, params: Params, divisor: float) -> None:
-        self.table = params.get("head", params["embedding"])  # [V, C]
+        # a tied table stays plain for the look-up: a packed copy would double it
+        is_tied = "head" not in params
+        self.linear = Linear(params["embedding" if is_tied else "head"], may_pack=not is_tied)  # [V, C]
         self.divisor = divisor
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [Rs, C] -> [Rs, V] float32."""
-        logits = torch.nn.functional.linear(hidden, self.table).float()
+        logits = self.linear(hidden).float()
         return logits if self.divisor == 1.0 else logits.div_(self.divisor)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from headway import ops
-from headway.layers.params import Linear, Params, ParamSpec
+from headway.layers.linear import Linear
+from headway.layers.params import Params, ParamSpec
 from headway.layers.scratch import Take
 from headway.models.config import MambaConfig
 
@@ -102,7 +103,7 @@ class Mamba2:
     ) -> torch.Tensor:
         """hidden [T, C] -> out [T, C]; advances the rows' convolution and SSM state."""
         rows = (batch.query_start, batch.row_start, batch.slots, batch.slots)
-        self.in_proj(hidden, scratch.projected)
+        self.in_proj.into(hidden, scratch.projected)
         ops.causal_conv1d(
             scratch.raw_columns,
             self.conv_weight,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from headway import ops
-from headway.layers.params import Linear, Params, ParamSpec
+from headway.layers.linear import Linear
+from headway.layers.params import Params, ParamSpec
 from headway.layers.scratch import Take
 from headway.models.config import MlpConfig
 
@@ -59,6 +60,6 @@ class Mlp:
         out: torch.Tensor,
     ) -> torch.Tensor:
         """hidden [T, C] -> out [T, C]; keeps nothing between steps."""
-        self.in_proj(hidden, scratch.projected)
-        ops.activation(scratch.projected, self.activation, self.is_gated, out=scratch.activated)
+        projected = self.in_proj(hidden, scratch.projected)
+        ops.activation(projected, self.activation, self.is_gated, out=scratch.activated)
         return self.out_proj(scratch.activated, out)

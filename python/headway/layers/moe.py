@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from headway import ops
-from headway.layers.params import Linear, Params, ParamSpec
+from headway.layers.linear import Linear
+from headway.layers.params import Params, ParamSpec
 from headway.layers.scratch import Take
 from headway.models.config import MoeConfig
 
@@ -43,14 +44,18 @@ class MoeScratch:
     router_logits: torch.Tensor  # [T, E] float32
     shared_projected: torch.Tensor  # [T, F or 2F] of the shared expert
     shared_activated: torch.Tensor  # [T, F] of the shared expert
+    latent: torch.Tensor  # [T, latent], input of the routed experts
+    widened: torch.Tensor  # [T, C], their output, where they work in a latent space
 
     @classmethod
-    def allocate(cls, moe: MoeConfig, take: Take) -> MoeScratch:
+    def allocate(cls, moe: MoeConfig, hidden_size: int, take: Take) -> MoeScratch:
         width = moe.shared_intermediate_size * (2 if moe.is_gated else 1)
         return cls(
             take("router_logits", moe.num_experts, torch.float32),
             take("shared_projected", width, None),
             take("shared_activated", moe.shared_intermediate_size, None),
+            take("expert_latent", moe.latent_size, None),
+            take("expert_widened", hidden_size if moe.latent_size else 0, None),
         )
 
 
@@ -62,10 +67,11 @@ class Moe:
         self.router = Linear(params["router"])
         self.score_bias = params.get("score_bias")
         self.expert_in, self.expert_out = params["expert_in"], params["expert_out"]
-        self.latent_in = params.get("latent_in")
-        self.latent_out = params.get("latent_out")
-        self.shared_in = Linear(params["shared_in"]) if "shared_in" in params else None
-        self.shared_out = Linear(params["shared_out"]) if "shared_out" in params else None
+        self.latent_in = Linear(params["latent_in"]) if moe.latent_size else None
+        self.latent_out = Linear(params["latent_out"]) if moe.latent_size else None
+        has_shared = moe.shared_intermediate_size > 0
+        self.shared_in = Linear(params["shared_in"]) if has_shared else None
+        self.shared_out = Linear(params["shared_out"]) if has_shared else None
 
     def __call__(
         self,
@@ -76,19 +82,17 @@ class Moe:
         out: torch.Tensor,
     ) -> torch.Tensor:
         """hidden [T, C] -> [T, C], in memory that the expert op allocates; keeps nothing between steps."""
-        mixed = self._routed_experts(hidden, scratch.router_logits)
+        mixed = self._routed_experts(hidden, scratch)
         if self.shared_in is None or self.shared_out is None:
             return mixed
-        self.shared_in(hidden, scratch.shared_projected)
-        ops.activation(
-            scratch.shared_projected, self.moe.activation, self.moe.is_gated, out=scratch.shared_activated
-        )
-        return self.shared_out.accumulate(scratch.shared_activated, mixed)
+        projected = self.shared_in(hidden, scratch.shared_projected)
+        ops.activation(projected, self.moe.activation, self.moe.is_gated, out=scratch.shared_activated)
+        return self.shared_out.onto(scratch.shared_activated, mixed)
 
-    def _routed_experts(self, hidden: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    def _routed_experts(self, hidden: torch.Tensor, scratch: MoeScratch) -> torch.Tensor:
         moe = self.moe
         routing = ops.route(
-            self.router(hidden.float(), logits),
+            self.router(hidden.float(), scratch.router_logits),
             moe.top_k,
             score=moe.score,
             bias=self.score_bias,
@@ -97,9 +101,12 @@ class Moe:
             num_groups=moe.num_groups,
             topk_group=moe.topk_group,
         )
-        if self.latent_in is not None:
-            hidden = torch.nn.functional.linear(hidden, self.latent_in)
-        mixed = ops.moe_experts(
-            hidden, routing, self.expert_in, self.expert_out, moe.activation, moe.is_gated
-        )
-        return mixed if self.latent_out is None else torch.nn.functional.linear(mixed, self.latent_out)
+        if self.latent_in is None or self.latent_out is None:
+            return self._experts(hidden, routing)
+        latent = self._experts(self.latent_in(hidden, scratch.latent), routing)
+        return self.latent_out(latent, scratch.widened)
+
+    def _experts(self, hidden: torch.Tensor, routing: ops.Routing) -> torch.Tensor:
+        """hidden [T, C or latent] -> the same shape."""
+        moe = self.moe
+        return ops.moe_experts(hidden, routing, self.expert_in, self.expert_out, moe.activation, moe.is_gated)

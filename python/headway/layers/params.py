@@ -34,26 +34,3 @@ class ParamSpec:
 
     def num_bytes(self, dtype: torch.dtype) -> int:
         return self.numel * (4 if self.is_float32 else dtype.itemsize)
-
-
-class Linear:
-    """y = x W^T + b, written to a buffer given by the caller.
-
-    weight: [out, in], held transposed as a view; bias: [out] or None.
-    """
-
-    __slots__ = ("bias", "weight_t")
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        self.weight_t = weight.t()  # [in, out]
-        self.bias = bias
-
-    def __call__(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """x [T, in] -> out [T, out]."""
-        if self.bias is None:
-            return torch.mm(x, self.weight_t, out=out)
-        return torch.addmm(self.bias, x, self.weight_t, out=out)
-
-    def accumulate(self, x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-        """total [T, out] += x W^T, in place."""
-        return total.addmm_(x, self.weight_t)

@@ -81,22 +81,25 @@ class Scratch:
 class HybridModel:
     """A loaded model. Weights are never changed; one thread (or stream) runs it at a time.
 
-    params: all of `model_specs(config)`, on one device; matrices in one dtype.
+    params: all of `model_specs(config)`, on one device; matrices in one dtype. Emptied, so that a matrix that a layer
+    repacks does not exist twice for longer than that takes.
     max_position: longest sequence to be served, bounds the rotary table; default the checkpoint's own.
     """
 
-    def __init__(self, config: ModelConfig, params: Params, *, max_position: int | None = None) -> None:
+    def __init__(
+        self, config: ModelConfig, params: dict[str, torch.Tensor], *, max_position: int | None = None
+    ) -> None:
         self.config = config
-        self.params = params
         self.dtype = params["embedding"].dtype
         self.device = params["embedding"].device
         self._embedding = Embedding(params, config.embedding_multiplier)
         self._head = Head(params, config.logits_divisor)
         self._cos_sin = self._rotary_table(max_position or config.max_position)
-        self._layers = tuple(self._build_layers())
-        norms = [params[f"layers.{layer_idx}.norm"] for layer_idx in range(len(config.layers))]
+        norms = [params.pop(f"layers.{layer_idx}.norm") for layer_idx in range(len(config.layers))]
         # [C] each: norms[i] comes before layer i, the last after all layers
         self._norms = (*norms, params["final_norm"])
+        self._layers = tuple(self._build_layers(params))
+        params.clear()
         self._arena = Arena(_ARENA_TOKENS, self.dtype, self.device)
         self._scratch: dict[int, Scratch] = {}
 
@@ -117,28 +120,19 @@ class HybridModel:
         """hidden [Rs, C], rows of what `forward` returned -> [Rs, V] float32."""
         return self._head(hidden)
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory of weights and rotary table."""
-        tables = [] if self._cos_sin is None else [self._cos_sin]
-        return sum(tensor.numel() * tensor.itemsize for tensor in (*self.params.values(), *tables))
-
     def _rotary_table(self, max_position: int) -> torch.Tensor | None:
         attention = self.config.attention
         if attention is None or attention.rope is None:
             return None
         return cos_sin_table(attention.rope, max_position, self.device)
 
-    def _build_layers(self) -> Iterator[Layer]:
+    def _build_layers(self, params: dict[str, torch.Tensor]) -> Iterator[Layer]:
         num_built: Counter[LayerKind] = Counter()
         for layer_idx, kind in enumerate(self.config.layers):
             prefix = f"layers.{layer_idx}."
-            params = {
-                name.removeprefix(prefix): tensor
-                for name, tensor in self.params.items()
-                if name.startswith(prefix)
-            }
-            yield self._build_layer(kind, params, num_built[kind])
+            names = [name for name in params if name.startswith(prefix)]
+            own = {name.removeprefix(prefix): params.pop(name) for name in names}
+            yield self._build_layer(kind, own, num_built[kind])
             num_built[kind] += 1
 
     def _build_layer(self, kind: LayerKind, params: Params, cache_idx: int) -> Layer:
@@ -172,7 +166,7 @@ class HybridModel:
         if config.mlp is not None:
             of_kind["mlp"] = MlpScratch.allocate(config.mlp, take)
         if config.moe is not None:
-            of_kind["moe"] = MoeScratch.allocate(config.moe, take)
+            of_kind["moe"] = MoeScratch.allocate(config.moe, config.hidden_size, take)
         return Scratch(
             residual=take("residual", config.hidden_size, None),
             normed=take("normed", config.hidden_size, None),

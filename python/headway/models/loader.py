@@ -35,6 +35,14 @@ class LoadedModel:
     config: ModelConfig
 
 
+@dataclass(frozen=True)
+class LoadedParams:
+    """The weights by the names of `model_specs`."""
+
+    params: dict[str, torch.Tensor]
+    config: ModelConfig
+
+
 def load_model(
     path: str | os.PathLike[str],
     *,
@@ -45,10 +53,29 @@ def load_model(
     max_position: int | None = None,
     seed: int = 0,
 ) -> LoadedModel:
-    """Loads a checkpoint folder onto one device.
+    """Loads a checkpoint folder onto one device. max_position: longest sequence to be served, default the
+    checkpoint's; the rest as in `load_params`.
+    """
+    loaded = load_params(
+        path, dtype=dtype, device=device, load_format=load_format, progress=progress, seed=seed
+    )
+    model = HybridModel(loaded.config, loaded.params, max_position=max_position)
+    return LoadedModel(model, loaded.config)
+
+
+def load_params(
+    path: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "cpu",
+    load_format: str = "auto",
+    progress: Progress | None = None,
+    seed: int = 0,
+) -> LoadedParams:
+    """The weights of a checkpoint folder, packed as the layers take them.
 
     dtype: of matrices, caches and activations; "auto" = the checkpoint's. load_format: "dummy" needs config.json
-    alone and draws weights from seed. max_position: longest sequence to be served, default the checkpoint's.
+    alone and draws weights from seed.
 
     Raises ModelLoadError naming what is missing, extra, misshapen or unsupported; ConfigError on a wrong argument.
     """
@@ -57,17 +84,16 @@ def load_model(
     file = config_file(path)
     values = read_json(file)
     config, family = config_from_dict(values), find_family(values)
-    specs = model_specs(config)
-    model_dtype = resolve_dtype(dtype, config)
+    specs, model_dtype = model_specs(config), resolve_dtype(dtype, config)
     if load_format == "dummy":
         params = _allocate(specs, model_dtype, torch.device(device))
         fill_dummy(specs, params, len(config.layers), seed)
-    else:
-        with Checkpoint(file.parent) as checkpoint:
-            pieces = _match(family, config, checkpoint)
-            params = _allocate(specs, model_dtype, torch.device(device))
-            _fill(params, pieces, checkpoint, progress)
-    return LoadedModel(HybridModel(config, params, max_position=max_position), config)
+        return LoadedParams(params, config)
+    with Checkpoint(file.parent) as checkpoint:
+        pieces = _match(family, config, checkpoint)
+        params = _allocate(specs, model_dtype, torch.device(device))
+        _fill(params, pieces, checkpoint, progress)
+    return LoadedParams(params, config)
 
 
 def resolve_dtype(dtype: torch.dtype | str, config: ModelConfig) -> torch.dtype:
