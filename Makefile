@@ -1,6 +1,7 @@
 # `make demo` and `make test` need Python 3.11 or newer, a C++ compiler and pip, and set up the rest in .venv.
 #
 #   make demo PROMPT="..."      TORCH=torch==2.12.1 make test       JOBS=8 make test
+#   HEADWAY_DEVICE=cuda make demo           # or cpu; default: CUDA where there is a GPU
 #   SYSTEM_SITE=1 make demo                 # use the torch that PYTHON already has
 #   make test-gpu PYTHON=python3 VENV=      # no virtual environment: install into PYTHON itself, without network
 
@@ -10,6 +11,10 @@ TORCH ?= torch==2.13.0
 SYSTEM_SITE ?= 0
 PROMPT ?= def read_lines(path):
 JOBS ?= 2
+
+# CUDA kernels take minutes to compile: here only where there is a GPU. `pip install .` builds them where nvcc is found.
+export HEADWAY_DEVICE ?= $(if $(wildcard /dev/nvidiactl),auto,cpu)
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc 2>/dev/null || echo 2)
 
 ifeq ($(strip $(VENV)),)
   PY := $(PYTHON)
