@@ -286,8 +286,9 @@ void bind_ledger(py::module_& module) {
           "plan", [](LockedLedger& ledger) { return ledger.with([](Ledger& core) { return core.plan(); }); },
           "Plans the next step; None when nothing can run or max_launch_depth + 1 steps are in flight.")
       .def("is_ready", get(&Ledger::is_ready), "True when the oldest launched step's results are in the ring.")
-      .def("commit", &commit, "Retires the oldest launched step; None when its results are not there. Raises "
-                              "IntegrityError when host and device disagree; the ledger is then unusable.")
+      .def("commit", &commit,
+           "Retires the oldest launched step; None when its results are not there. Raises "
+           "IntegrityError when host and device disagree; the ledger is then unusable.")
       .def("abort", switch_request(&Ledger::abort), "request_id"_a, "False when it is unknown or already over.")
       .def("finish", &finish_request, "request_id"_a, "num_output_tokens"_a,
            "Ends the request as FINISH_STOP with its first num_output_tokens outputs; False when it is over.")
@@ -301,7 +302,8 @@ void bind_ledger(py::module_& module) {
       .def_property_readonly("num_in_flight", get(&Ledger::num_in_flight))
       .def_property_readonly("has_unfinished", get(&Ledger::has_unfinished))
       .def("stats", get(&Ledger::stats))
-      .def("check_integrity", get(&Ledger::check_integrity), "Raises IntegrityError naming the first broken invariant.");
+      .def("check_integrity", get(&Ledger::check_integrity),
+           "Raises IntegrityError naming the first broken invariant.");
 }
 
 void bind_checks(py::module_& module) {

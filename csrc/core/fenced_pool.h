@@ -17,7 +17,7 @@ class FencedPool {
   // At most max_in_flight steps are ever launched and not retired; `clock` is the ledger's and outlives the pool.
   FencedPool(int32_t num_ids, int32_t max_in_flight, const StepClock& clock);
 
-  int32_t take();  // needs num_free() > 0
+  int32_t take();                               // needs num_free() > 0
   void release(int32_t id, int64_t last_step);  // last_step: the last launched step that names the id
   void retire(int64_t step);
 

@@ -86,7 +86,9 @@ void Ledger::remember(const StepDraft& draft) {
   record.requests.assign(draft.requests.begin(), draft.requests.end());
 }
 
-bool Ledger::is_ready() const { return clock_.num_in_flight() > 0 && results_.is_published(clock_.retired + 1); }
+bool Ledger::is_ready() const {
+  return clock_.num_in_flight() > 0 && results_.is_published(clock_.retired + 1);
+}
 
 bool Ledger::commit(CommitRecord& changes) {
   changes.clear();
@@ -99,6 +101,9 @@ bool Ledger::commit(CommitRecord& changes) {
   changes.num_columns = config_.max_logprobs;
   changes.begin_ns = results.header->begin_ns;
   changes.end_ns = results.header->end_ns;
+  // All memory is had before anything changes.
+  const auto wants_alternatives = [](const Request* request) { return request->num_logprobs > 0; };
+  changes.reserve(step_record.num_sampled, std::ranges::any_of(step_record.requests, wants_alternatives));
   for (int32_t i = 0; i < step_record.num_sampled; ++i) {
     Request& request = *step_record.requests[i];
     if (request.is_finished()) continue;  // void: it was over before this step's results came

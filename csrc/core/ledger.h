@@ -94,7 +94,7 @@ class Ledger {
   ResultRing results_;
   std::vector<StepRecord> records_;  // [max_in_flight] by step % max_in_flight
   std::unordered_map<int64_t, std::unique_ptr<Request>> requests_;
-  std::vector<Request*> finished_;   // over, but their record is kept
+  std::vector<Request*> finished_;  // over, but their record is kept
   int64_t next_id_ = 1;
   int64_t num_unfinished_ = 0;
   int64_t num_paused_ = 0;

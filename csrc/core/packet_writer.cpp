@@ -15,8 +15,8 @@ class SectionWriter {
   template <typename T>
   T* place(size_t num_items, uint32_t& offset) {
     offset = num_bytes_;
-    num_bytes_ += static_cast<uint32_t>(num_items * sizeof(T) + kSectionAlignment - 1) / kSectionAlignment *
-                  kSectionAlignment;
+    num_bytes_ +=
+        static_cast<uint32_t>(num_items * sizeof(T) + kSectionAlignment - 1) / kSectionAlignment * kSectionAlignment;
     return reinterpret_cast<T*>(entry_ + offset);
   }
   uint32_t num_bytes() const { return num_bytes_; }

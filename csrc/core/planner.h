@@ -15,17 +15,17 @@ namespace headway {
 // A step under construction; the lists' memory is reused from step to step.
 struct StepDraft {
   int64_t step = 0;
-  std::vector<StepRow> rows;             // decode rows, then final prompt chunks, then other chunks
-  std::vector<Request*> requests;        // of the rows; a row may be evicted while its last step is planned
-  std::vector<int32_t> admitted;         // rows whose mirror entries are reset
+  std::vector<StepRow> rows;       // decode rows, then final prompt chunks, then other chunks
+  std::vector<Request*> requests;  // of the rows; a row may be evicted while its last step is planned
+  std::vector<int32_t> admitted;   // rows whose mirror entries are reset
   std::vector<BlockGrant> grants;
   int32_t num_decode_rows = 0;
   int32_t num_sampled = 0;
   int32_t num_tokens = 0;
-  int32_t num_words = 0;                 // of the admitted rows' stop and bias lists
+  int32_t num_words = 0;  // of the admitted rows' stop and bias lists
   int32_t max_query_len = 0;
   int32_t max_kv_len = 0;
-  bool has_news = false;                 // false: the device can repeat the rows it has
+  bool has_news = false;  // false: the device can repeat the rows it has
 
   void clear(int64_t new_step);
 };
@@ -76,8 +76,8 @@ class Planner {
   StepDraft draft_;
   std::vector<Chunk> final_chunks_;
   std::vector<Chunk> other_chunks_;
-  std::vector<int32_t> device_rows_;   // the device's live list: rows of the newest packet
-  int32_t promised_blocks_ = 0;        // that running prompts still need until they are computed
+  std::vector<int32_t> device_rows_;  // the device's live list: rows of the newest packet
+  int32_t promised_blocks_ = 0;       // that running prompts still need until they are computed
   int64_t num_evictions_ = 0;
 };
 

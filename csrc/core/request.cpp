@@ -50,8 +50,8 @@ void validate_capacity(const LedgerConfig& config, int64_t prompt_len, int32_t m
   if (num_needed <= config.num_blocks) return;
   const int64_t most = int64_t{config.num_blocks} * config.block_size + 1;
   throw CapacityError("len(prompt) + max_new_tokens", total,
-                      "at most " + std::to_string(most) + ", the tokens that num_blocks = " +
-                          std::to_string(config.num_blocks) + " hold",
+                      "at most " + std::to_string(most) +
+                          ", the tokens that num_blocks = " + std::to_string(config.num_blocks) + " hold",
                       "raise num_blocks to " + std::to_string(num_needed) + " or lower max_new_tokens");
 }
 
@@ -68,9 +68,10 @@ void validate_request(const LedgerConfig& config, std::span<const int32_t> promp
 
 void fill_request(const LedgerConfig& config, std::span<const int32_t> prompt, const SamplingSpec& spec,
                   int32_t max_new_tokens, Request& request) {
-  request.tokens.assign(prompt.begin(), prompt.end());
   request.prompt_len = static_cast<int32_t>(prompt.size());
   request.max_total_len = total_limit(config, request.prompt_len, max_new_tokens);
+  request.tokens.reserve(request.max_total_len);
+  request.tokens.assign(prompt.begin(), prompt.end());
   request.min_total_len = request.prompt_len + spec.min_tokens;
   request.num_logprobs = spec.num_logprobs;
   request.stop_ids = spec.stop_ids;

@@ -28,21 +28,21 @@ using WaitingSet = std::set<Request*, RunsBefore>;
 
 struct Request {
   // Read for every sampled token.
-  std::vector<int32_t> tokens;  // prompt, then committed outputs; its capacity is max_total_len from admission on
+  std::vector<int32_t> tokens;  // prompt, then committed outputs; reserved to max_total_len
   int32_t prompt_len = 0;
-  int32_t min_total_len = 0;    // stop ids count from this many tokens on
-  int32_t max_total_len = 0;    // the request ends for length at this many tokens
+  int32_t min_total_len = 0;  // stop ids count from this many tokens on
+  int32_t max_total_len = 0;  // the request ends for length at this many tokens
   int32_t num_logprobs = -1;
-  int32_t row = kDummyRow;      // kDummyRow while it holds none
+  int32_t row = kDummyRow;  // kDummyRow while it holds none
   RequestState state = RequestState::kWaiting;
   FinishReason finish_reason = FinishReason::kNotFinished;
   std::vector<int32_t> stop_ids;
   int64_t id = 0;
-  int32_t num_delivered = 0;    // outputs handed out by commits and kept
+  int32_t num_delivered = 0;  // outputs handed out by commits and kept
 
   int32_t priority = 0;
   int32_t num_evictions = 0;
-  int64_t last_step = 0;        // last launched step that names it; set when its row is released
+  int64_t last_step = 0;  // last launched step that names it; set when its row is released
   RowSampling sampling = {};
   std::vector<std::pair<int32_t, float>> logit_bias;
   WaitingSet::node_type wait_node;  // its place in the queue while it is outside, so that queueing never allocates

@@ -14,7 +14,9 @@ constexpr std::align_val_t kAlignment{64};
 
 }  // namespace
 
-void EntryRing::Free::operator()(uint8_t* memory) const { ::operator delete(memory, kAlignment); }
+void EntryRing::Free::operator()(uint8_t* memory) const {
+  ::operator delete(memory, kAlignment);
+}
 
 EntryRing::EntryRing(const char* name, uint8_t* memory, int64_t entry_bytes, int32_t num_entries)
     : entry_bytes_(entry_bytes), num_entries_(num_entries), memory_(memory) {

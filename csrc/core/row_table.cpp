@@ -20,6 +20,7 @@ RowTable::RowTable(const LedgerConfig& config, const StepClock& clock, BlockPool
       last_step_(config.max_rows + 1, 0),
       tickets_(config.max_rows + 1),
       blocks_(config.max_rows + 1) {
+  for (auto& table : blocks_) table.reserve(config.max_blocks_per_row());
   running_.reserve(config.max_rows);
   paused_.reserve(config.max_rows);
 }
@@ -35,8 +36,6 @@ int32_t RowTable::admit(Request& request) {
   is_decoding_[row] = false;
   last_step_[row] = 0;
   blocks_[row].clear();
-  if (has_blocks_) blocks_[row].reserve((request.max_total_len + block_size_ - 1) / block_size_);
-  request.tokens.reserve(request.max_total_len);
   request.row = row;
   request.state = RequestState::kRunning;
   insert_running(row);
@@ -76,9 +75,13 @@ void RowTable::resume(int32_t row) {
   requests_[row]->state = RequestState::kRunning;
 }
 
-void RowTable::insert_running(int32_t row) { running_.insert(find_place(row), row); }
+void RowTable::insert_running(int32_t row) {
+  running_.insert(find_place(row), row);
+}
 
-void RowTable::erase_running(int32_t row) { running_.erase(find_place(row)); }
+void RowTable::erase_running(int32_t row) {
+  running_.erase(find_place(row));
+}
 
 std::vector<int32_t>::iterator RowTable::find_place(int32_t row) {
   const auto runs_before = [this](int32_t a, int32_t b) { return RunsBefore{}(requests_[a], requests_[b]); };

@@ -17,20 +17,20 @@ inline constexpr int32_t kMaxLogitBias = 512;
 
 // How one row samples. A field's neutral value switches its feature off.
 struct RowSampling {
-  uint64_t seed;            // the sample at position p is a pure function of (seed, p)
-  float temperature;        // 0 = greedy
-  float top_p;              // (0, 1], 1 = off
-  float min_p;              // [0, 1], 0 = off
-  int32_t top_k;            // 0 = off
-  float repetition_penalty; // > 0, 1 = off; over prompt and output
-  float presence_penalty;   // 0 = off; over output
-  float frequency_penalty;  // 0 = off; over output
-  int32_t prompt_len;       // tokens; output starts at this position
-  int32_t min_total_len;    // below this many tokens in the sequence, stop ids cannot be sampled
-  int32_t max_total_len;    // at this many tokens the row stops for length
-  int32_t num_stop_ids;     // entries used in DeviceMirror::stop_ids
-  int32_t num_logit_bias;   // entries used in DeviceMirror::bias_ids and bias_values
-  int32_t num_logprobs;     // top alternatives to report; -1 = not even the chosen token's
+  uint64_t seed;             // the sample at position p is a pure function of (seed, p)
+  float temperature;         // 0 = greedy
+  float top_p;               // (0, 1], 1 = off
+  float min_p;               // [0, 1], 0 = off
+  int32_t top_k;             // 0 = off
+  float repetition_penalty;  // > 0, 1 = off; over prompt and output
+  float presence_penalty;    // 0 = off; over output
+  float frequency_penalty;   // 0 = off; over output
+  int32_t prompt_len;        // tokens; output starts at this position
+  int32_t min_total_len;     // below this many tokens in the sequence, stop ids cannot be sampled
+  int32_t max_total_len;     // at this many tokens the row stops for length
+  int32_t num_stop_ids;      // entries used in DeviceMirror::stop_ids
+  int32_t num_logit_bias;    // entries used in DeviceMirror::bias_ids and bias_values
+  int32_t num_logprobs;      // top alternatives to report; -1 = not even the chosen token's
   int32_t reserved[2];
 };
 static_assert(sizeof(RowSampling) == 72, "RowSampling is copied raw to the device");
@@ -40,10 +40,10 @@ static_assert(sizeof(RowSampling) == 72, "RowSampling is copied raw to the devic
 //   int32 prompt_tokens[num_prompt_tokens]
 struct PacketHeader {
   int64_t step;
-  int32_t num_rows;           // R: live rows of the step; the first num_decode_rows decode one token each
+  int32_t num_rows;  // R: live rows of the step; the first num_decode_rows decode one token each
   int32_t num_decode_rows;
-  int32_t num_sampled;        // the first num_sampled rows sample a token: decode rows, then final prompt chunks
-  int32_t num_tokens;         // T: sum of the rows' tokens
+  int32_t num_sampled;  // the first num_sampled rows sample a token: decode rows, then final prompt chunks
+  int32_t num_tokens;   // T: sum of the rows' tokens
   int32_t num_inits;
   int32_t num_words;
   int32_t num_grants;
@@ -53,7 +53,7 @@ struct PacketHeader {
   uint32_t grants_offset;
   uint32_t rows_offset;
   uint32_t tokens_offset;
-  uint32_t num_bytes;         // of the whole packet
+  uint32_t num_bytes;  // of the whole packet
 };
 static_assert(sizeof(PacketHeader) == 64, "PacketHeader is copied raw to the device");
 
@@ -61,7 +61,7 @@ static_assert(sizeof(PacketHeader) == 64, "PacketHeader is copied raw to the dev
 // other in the words section from words_begin.
 struct RowInit {
   int32_t row;
-  int32_t slot;               // kDummySlot when the model keeps no state
+  int32_t slot;  // kDummySlot when the model keeps no state
   int32_t words_begin;
   int32_t reserved;
   RowSampling sampling;
@@ -78,18 +78,18 @@ struct BlockGrant {
 // One row of the step. A decode row's token and position come from the mirror; a prompt chunk's from the packet.
 struct StepRow {
   int32_t row;
-  int32_t start;              // absolute position of the chunk's first token; decode rows: what the host believes
+  int32_t start;  // absolute position of the chunk's first token; decode rows: what the host believes
   int32_t num_tokens;
-  int32_t prompt_begin;       // index of the chunk's first token in prompt_tokens; -1 for a decode row
+  int32_t prompt_begin;  // index of the chunk's first token in prompt_tokens; -1 for a decode row
 };
 
 // What the device counts by itself, so that a replayed graph needs no new arguments: begin_step sets it, finish_step
 // reads it.
 struct StepCounter {
-  int64_t step;               // of the step running, or run last; a step without a packet follows the one before
-  int64_t begin_ns;           // device clock when it began; 0 where the device has no clock
-  int32_t num_live;           // live rows of the newest packet; rows of a step beyond them are padding
-  int32_t num_sampled;        // rows of the step that sample, padding not counted
+  int64_t step;         // of the step running, or run last; a step without a packet follows the one before
+  int64_t begin_ns;     // device clock when it began; 0 where the device has no clock
+  int32_t num_live;     // live rows of the newest packet; rows of a step beyond them are padding
+  int32_t num_sampled;  // rows of the step that sample, padding not counted
 };
 static_assert(sizeof(StepCounter) == 24, "StepCounter is allocated by the host as raw bytes");
 
@@ -99,42 +99,42 @@ struct DeviceMirror {
   int32_t max_rows;
   int32_t max_blocks_per_row;
   int32_t max_model_len;
-  int32_t num_live;           // unused on the device side; kept so that the struct has no padding
-  int32_t* last_token;        // [max_rows] sampled last; the next step's input
-  int32_t* num_computed;      // [max_rows] tokens whose KV and state are written: the next position to compute
-  int32_t* slot;              // [max_rows]
-  int32_t* stopped;           // [max_rows] 1 once the device saw an end token or the length limit
-  int32_t* block_table;       // [max_rows, max_blocks_per_row]
-  int32_t* history;           // [max_rows, max_model_len] every token, by position
-  RowSampling* sampling;      // [max_rows]
-  int32_t* stop_ids;          // [max_rows, kMaxStopIds]
-  int32_t* bias_ids;          // [max_rows, kMaxLogitBias]
-  float* bias_values;         // [max_rows, kMaxLogitBias]
-  StepRow* live;              // [max_rows] rows of the newest packet: repeated when a step brings no packet
+  int32_t num_live;                // unused on the device side; kept so that the struct has no padding
+  int32_t* last_token;             // [max_rows] sampled last; the next step's input
+  int32_t* num_computed;           // [max_rows] tokens whose KV and state are written: the next position to compute
+  int32_t* slot;                   // [max_rows]
+  int32_t* stopped;                // [max_rows] 1 once the device saw an end token or the length limit
+  int32_t* block_table;            // [max_rows, max_blocks_per_row]
+  int32_t* history;                // [max_rows, max_model_len] every token, by position
+  RowSampling* sampling;           // [max_rows]
+  int32_t* stop_ids;               // [max_rows, kMaxStopIds]
+  int32_t* bias_ids;               // [max_rows, kMaxLogitBias]
+  float* bias_values;              // [max_rows, kMaxLogitBias]
+  StepRow* live;                   // [max_rows] rows of the newest packet: repeated when a step brings no packet
   StepCounter* counter = nullptr;  // [1], step one before the first; null: no timestamps, no padding, no replay
 };
 
 // What begin_step derives for the layers; [] sizes are those of this step, buffers are as large as the largest step.
 struct StepInputs {
-  int32_t* token_ids;         // [T]
-  int32_t* positions;         // [T] absolute
-  int32_t* token_rows;        // [T] index into the step's rows, 0..R-1
-  int32_t* rows;              // [R] row id; kDummyRow for a row the device has stopped
-  int32_t* query_start;       // [R + 1] prefix sums of the rows' tokens
-  int32_t* row_start;         // [R] absolute position of the row's first token in this step
-  int32_t* kv_lens;           // [R] row_start + its tokens
-  int32_t* slots;             // [R] kDummySlot for a stopped row
-  int32_t* sample_tokens;     // [num_sampled] index into [T] of the token whose logits are sampled
+  int32_t* token_ids;      // [T]
+  int32_t* positions;      // [T] absolute
+  int32_t* token_rows;     // [T] index into the step's rows, 0..R-1
+  int32_t* rows;           // [R] row id; kDummyRow for a row the device has stopped
+  int32_t* query_start;    // [R + 1] prefix sums of the rows' tokens
+  int32_t* row_start;      // [R] absolute position of the row's first token in this step
+  int32_t* kv_lens;        // [R] row_start + its tokens
+  int32_t* slots;          // [R] kDummySlot for a stopped row
+  int32_t* sample_tokens;  // [num_sampled] index into [T] of the token whose logits are sampled
 };
 
 // One sampled token on its way back.
 struct ResultRow {
-  int32_t row;                // row id, kDummyRow for a row that had already stopped on the device
+  int32_t row;  // row id, kDummyRow for a row that had already stopped on the device
   int32_t token;
-  float logprob;              // of the chosen token, before temperature and penalties
-  int32_t rank;               // 1 = most likely
-  int32_t is_stopped;         // the device's own verdict; the host repeats it and compares
-  int32_t is_bad;             // logits had NaN or +inf: the token is void and the row must end with an error
+  float logprob;       // of the chosen token, before temperature and penalties
+  int32_t rank;        // 1 = most likely
+  int32_t is_stopped;  // the device's own verdict; the host repeats it and compares
+  int32_t is_bad;      // logits had NaN or +inf: the token is void and the row must end with an error
 };
 
 // One entry of the result ring: ResultHeader, then ResultRow[max_rows], then int32 top_ids[max_rows, max_logprobs],
@@ -142,7 +142,7 @@ struct ResultRow {
 // awaited step, the whole entry is there.
 struct ResultHeader {
   int64_t step;
-  int64_t begin_ns;           // device clock when the step began and ended; 0 where the device has no clock
+  int64_t begin_ns;  // device clock when the step began and ended; 0 where the device has no clock
   int64_t end_ns;
   int32_t num_sampled;
   int32_t reserved[9];

@@ -10,13 +10,15 @@ namespace {
 
 constexpr int64_t kRingAlignment = 64;
 constexpr int64_t kSectionAlignment = 16;
-constexpr int32_t kMaxCount = 1 << 29;         // keeps every sum of two counts within int32
+constexpr int32_t kMaxCount = 1 << 29;  // keeps every sum of two counts within int32
 constexpr int32_t kMaxRows = 1 << 20;
 constexpr int32_t kMaxLaunchDepth = 64;
-constexpr int32_t kFullListsPerPacket = 64;    // rows admitted in one step with the longest stop and bias lists
+constexpr int32_t kFullListsPerPacket = 64;  // rows admitted in one step with the longest stop and bias lists
 constexpr int32_t kWordsPerRow = kMaxStopIds + 2 * kMaxLogitBias;
 
-int64_t align_up(int64_t num_bytes, int64_t alignment) { return (num_bytes + alignment - 1) / alignment * alignment; }
+int64_t align_up(int64_t num_bytes, int64_t alignment) {
+  return (num_bytes + alignment - 1) / alignment * alignment;
+}
 
 void require_range(const char* name, int32_t value, int32_t low, int32_t high) {
   if (value < low || value > high) {
@@ -39,9 +41,13 @@ void LedgerConfig::validate() const {
   require_range("grant_ahead_blocks", grant_ahead_blocks, 0, kMaxRows);
 }
 
-int32_t LedgerConfig::max_blocks_per_row() const { return std::max(1, blocks_for(max_model_len)); }
+int32_t LedgerConfig::max_blocks_per_row() const {
+  return std::max(1, blocks_for(max_model_len));
+}
 
-int32_t LedgerConfig::max_packet_words() const { return std::min(max_rows, kFullListsPerPacket) * kWordsPerRow; }
+int32_t LedgerConfig::max_packet_words() const {
+  return std::min(max_rows, kFullListsPerPacket) * kWordsPerRow;
+}
 
 // A row with n tokens gains at most n / S + 1 blocks, and those ahead.
 int32_t LedgerConfig::max_packet_grants() const {
@@ -76,6 +82,18 @@ void CommitRecord::clear() {
   ranks.clear();
   top_ids.clear();
   top_logprobs.clear();
+}
+
+void CommitRecord::reserve(size_t num_results, bool has_alternatives) {
+  request_ids.reserve(num_results);
+  tokens.reserve(num_results);
+  finish_reasons.reserve(num_results);
+  stop_tokens.reserve(num_results);
+  logprobs.reserve(num_results);
+  ranks.reserve(num_results);
+  if (!has_alternatives) return;
+  top_ids.reserve(num_results * num_columns);
+  top_logprobs.reserve(num_results * num_columns);
 }
 
 }  // namespace headway

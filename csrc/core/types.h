@@ -1,6 +1,7 @@
 // What goes in and out of the ledger: sizes, sampling, the plan of a step, the changes of a commit, counters.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -11,12 +12,12 @@ namespace headway {
 
 // Sizes of everything the ledger accounts for. Counts exclude the dummies at index 0.
 struct LedgerConfig {
-  int32_t max_rows = 0;            // requests that hold a row at once
-  int32_t num_blocks = 0;          // KV blocks; 0 for a model without attention
-  int32_t block_size = 0;          // S: tokens a block
-  int32_t num_slots = 0;           // Mamba state slots; 0 for a model without Mamba layers
-  int32_t max_model_len = 0;       // tokens of one sequence
-  int32_t max_step_tokens = 0;     // T of the largest step
+  int32_t max_rows = 0;         // requests that hold a row at once
+  int32_t num_blocks = 0;       // KV blocks; 0 for a model without attention
+  int32_t block_size = 0;       // S: tokens a block
+  int32_t num_slots = 0;        // Mamba state slots; 0 for a model without Mamba layers
+  int32_t max_model_len = 0;    // tokens of one sequence
+  int32_t max_step_tokens = 0;  // T of the largest step
   int32_t vocab_size = 0;
   int32_t max_logprobs = 0;        // K: columns of the top alternatives
   int32_t max_launch_depth = 0;    // steps in flight beyond the one the host waits for
@@ -51,28 +52,28 @@ struct SamplingSpec {
   float frequency_penalty = 0.0f;
   int32_t min_tokens = 0;
   int32_t num_logprobs = -1;
-  std::vector<int32_t> stop_ids;
-  std::vector<std::pair<int32_t, float>> logit_bias;
+  std::vector<int32_t> stop_ids = {};
+  std::vector<std::pair<int32_t, float>> logit_bias = {};
 };
 
 // One step to launch.
 struct Plan {
   int64_t step = 0;
-  int32_t num_rows = 0;         // R
+  int32_t num_rows = 0;  // R
   int32_t num_decode_rows = 0;
-  int32_t num_sampled = 0;      // Rs
-  int32_t num_tokens = 0;       // T
-  int32_t max_query_len = 0;    // tokens of the longest row of this step
-  int32_t max_kv_len = 0;       // upper bound of the rows' KV length after this step
+  int32_t num_sampled = 0;          // Rs
+  int32_t num_tokens = 0;           // T
+  int32_t max_query_len = 0;        // tokens of the longest row of this step
+  int32_t max_kv_len = 0;           // upper bound of the rows' KV length after this step
   const uint8_t* packet = nullptr;  // null: nothing new; otherwise valid until the step is committed
   uint32_t packet_bytes = 0;
-  uint8_t* result = nullptr;    // the ring entry the step publishes to
+  uint8_t* result = nullptr;  // the ring entry the step publishes to
 };
 
 // What one retired step changed. Lists share an index; void results are left out.
 struct CommitRecord {
   int64_t step = 0;
-  int32_t num_columns = 0;              // max_logprobs
+  int32_t num_columns = 0;  // max_logprobs
   int64_t begin_ns = 0;
   int64_t end_ns = 0;
   std::vector<int64_t> request_ids;
@@ -81,10 +82,11 @@ struct CommitRecord {
   std::vector<int32_t> stop_tokens;     // the stop id that ended the request, -1 if none
   std::vector<float> logprobs;
   std::vector<int32_t> ranks;
-  std::vector<int32_t> top_ids;         // [n, max_logprobs], -1 where unused; empty when no row asked for any
-  std::vector<float> top_logprobs;      // likewise
+  std::vector<int32_t> top_ids;     // [n, max_logprobs], -1 where unused; empty when no row asked for any
+  std::vector<float> top_logprobs;  // likewise
 
   void clear();
+  void reserve(size_t num_results, bool has_alternatives);
 };
 
 struct Stats {

@@ -54,8 +54,8 @@ Error expect_throw(Body&& body, const char* what, const char* file, int line) {
 
 }  // namespace headway::checks
 
-#define CHECK_CASE(name)                                                                           \
-  static void name();                                                                              \
+#define CHECK_CASE(name)                                                                                  \
+  static void name();                                                                                     \
   [[maybe_unused]] static const bool name##_is_registered = headway::checks::register_check(#name, name); \
   static void name()
 #define EXPECT_EQ(a, b) headway::checks::expect_equal(a, b, #a " == " #b, __FILE__, __LINE__)

@@ -52,13 +52,15 @@ class LedgerConfig:
     max_launch_depth: int
     grant_ahead_blocks: int
     @property
-    def max_blocks_per_row(self) -> int: ...
+    def max_blocks_per_row(self) -> int:
+        """Columns of the block table; at least 1."""
     @property
     def packet_ring_bytes(self) -> int: ...
     @property
     def result_ring_bytes(self) -> int: ...
     @property
-    def result_entry_bytes(self) -> int: ...
+    def result_entry_bytes(self) -> int:
+        """One entry of the result ring, laid out for max_rows rows (the dummy has none)."""
 
 class SamplingSpec:
     """What `RowSampling` holds (see `csrc/core/step_layout.h`), plus the lists that go with it."""
@@ -151,7 +153,10 @@ class Ledger:
         """True when the oldest launched step's results are in the ring."""
 
     def commit(self) -> Commit | None:
-        """Retires the oldest launched step; None when none is in flight or its results are not there yet."""
+        """Retires the oldest launched step; None when none is in flight or its results are not there yet.
+
+        Raises IntegrityError when host and device disagree; the ledger is unusable afterwards.
+        """
 
     def abort(self, request_id: int) -> bool:
         """Ends a request wherever it is; False when it is unknown or already over."""
@@ -160,13 +165,17 @@ class Ledger:
         """The host's own stop (a stop string): keeps the first num_output_tokens outputs and ends the request."""
 
     def pause(self, request_id: int) -> bool:
-        """Stops planning the request; it keeps its row, blocks and slot."""
+        """Stops planning the request; it keeps its row, blocks and slot.
+
+        Under pressure it gives way to requests of its priority or above, and is then recomputed after resume().
+        """
 
     def resume(self, request_id: int) -> bool: ...
     def evict(self, request_id: int) -> bool:
         """Takes the request's memory back; it waits at the head of its priority and is recomputed."""
 
-    def output_tokens(self, request_id: int) -> npt.NDArray[np.int32]: ...
+    def output_tokens(self, request_id: int) -> npt.NDArray[np.int32]:
+        """[n] committed outputs. Those of a request that is over are kept until the next plan(); then RequestError."""
     @property
     def num_in_flight(self) -> int: ...
     @property

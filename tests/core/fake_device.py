@@ -41,7 +41,8 @@ RESULT_HEADER = np.dtype(
     [("step", "i8"), ("begin_ns", "i8"), ("end_ns", "i8"), ("num_sampled", "i4"), ("reserved", "i4", (9,))]
 )
 RESULT_ROW = np.dtype(
-    [("row", "i4"), ("token", "i4"), ("logprob", "f4"), ("rank", "i4"), ("is_stopped", "i4"), ("is_bad", "i4")]
+    [("row", "i4"), ("token", "i4"), ("logprob", "f4")]
+    + [(name, "i4") for name in ("rank", "is_stopped", "is_bad")]
 )
 
 
@@ -105,7 +106,8 @@ class FakeDevice:
         self.stop_ids: list[list[int]] = [[] for _ in range(num_rows)]
         self.live = np.zeros(0, STEP_ROW)
         self.blocks = np.full((config.num_blocks + 1, config.block_size), -1, np.int64)
-        self.states: list[tuple[int, ...]] = [()] * (config.num_slots + 1)  # a state is the tokens that made it
+        # A state is the tokens that made it.
+        self.states: list[tuple[int, ...]] = [()] * (config.num_slots + 1)
         self.history = np.zeros((num_rows, config.max_model_len), np.int64)
 
     def launch(self, plan: _core.Plan) -> None:
@@ -209,7 +211,8 @@ class FakeDevice:
         top_logprobs = entry[rows_end + 4 * num_cells : rows_end + 8 * num_cells].view(np.float32)
         top_logprobs[:] = -np.arange(num_cells)
         header = entry[: RESULT_HEADER.itemsize].view(RESULT_HEADER)
-        header["begin_ns"], header["end_ns"], header["num_sampled"] = plan.step * 10, plan.step * 10 + 5, len(results)
+        header["begin_ns"], header["end_ns"] = plan.step * 10, plan.step * 10 + 5
+        header["num_sampled"] = len(results)
         header["step"] = plan.step
 
 

@@ -83,7 +83,9 @@ CHECK_CASE(slot_ticket_gives_its_slot_back_when_dropped) {
 CHECK_CASE(slot_ticket_dropped_in_flight_waits_for_the_newest_step) {
   StepClock clock{.launched = 2, .retired = 1};
   SlotPool pool(pool_config(1), clock);
-  { const SlotTicket ticket = pool.acquire(); }
+  {
+    const SlotTicket ticket = pool.acquire();
+  }
   EXPECT_EQ(pool.num_fenced(), 1);
   clock.retired = 2;
   pool.retire(2);

@@ -1,0 +1,401 @@
+// What a step holds: order, budgets, packets, grants, admission and eviction under pressure.
+#include <random>
+
+#include "core/error.h"
+#include "tests/check.h"
+#include "tests/core/fake_device.h"
+
+namespace headway::checks {
+namespace {
+
+LedgerConfig roomy_config() {
+  return {.max_rows = 8,
+          .num_blocks = 256,
+          .block_size = 4,
+          .num_slots = 8,
+          .max_model_len = 128,
+          .max_step_tokens = 32,
+          .vocab_size = 1000,
+          .max_logprobs = 0};
+}
+
+std::vector<int32_t> prompt_of(int32_t num_tokens) {
+  return std::vector<int32_t>(num_tokens, 5);
+}
+
+}  // namespace
+
+CHECK_CASE(steady_decode_sends_no_packet) {
+  LedgerConfig config = roomy_config();
+  config.grant_ahead_blocks = 8;
+  Rig rig(config);
+  rig.add(prompt_of(5), 30);
+  rig.add(prompt_of(7), 30);
+  for (int32_t step = 1; step <= 30; ++step) {
+    EXPECT_TRUE(rig.launch());
+    EXPECT_EQ(rig.plan.packet == nullptr, step > 1);
+    EXPECT_EQ(rig.plan.packet_bytes == 0, step > 1);
+    rig.retire();
+  }
+  EXPECT_EQ(rig.device.num_packets(), 1);
+}
+
+CHECK_CASE(several_prompts_share_a_step_and_rows_that_sample_come_first) {
+  Rig rig(roomy_config());
+  rig.add(prompt_of(3), 9);
+  rig.launch();
+  rig.retire();
+  rig.add(prompt_of(4), 9);
+  rig.add(prompt_of(40), 9);
+  rig.add(prompt_of(6), 9);
+  rig.launch();
+  EXPECT_EQ(rig.plan.num_rows, 3);
+  EXPECT_EQ(rig.plan.num_decode_rows, 1);
+  EXPECT_EQ(rig.plan.num_sampled, 2);
+  EXPECT_EQ(rig.plan.num_tokens, 32);
+  EXPECT_EQ(rig.plan.max_query_len, 27);
+  EXPECT_EQ(rig.plan.max_kv_len, 27);
+  rig.retire();
+  const auto& live = rig.device.live();
+  EXPECT_TRUE(live[0].row == 1 && live[0].prompt_begin == -1 && live[0].start == 3);
+  EXPECT_TRUE(live[1].row == 2 && live[1].num_tokens == 4 && live[1].prompt_begin == 0);
+  EXPECT_TRUE(live[2].row == 3 && live[2].num_tokens == 27 && live[2].prompt_begin == 4);
+  rig.launch();
+  EXPECT_EQ(rig.plan.num_rows, 4);
+  EXPECT_EQ(rig.plan.num_sampled, 4);
+  EXPECT_EQ(rig.plan.num_tokens, 2 + 13 + 6);
+}
+
+CHECK_CASE(a_final_chunk_decodes_next_without_a_packet) {
+  LedgerConfig config = roomy_config();
+  config.max_launch_depth = 1;
+  Rig rig(config);
+  rig.add(prompt_of(40), 9);
+  rig.launch();
+  EXPECT_EQ(rig.plan.num_sampled, 0);
+  rig.launch();
+  EXPECT_EQ(rig.plan.num_sampled, 1);
+  EXPECT_EQ(rig.plan.num_tokens, 8);
+  rig.retire();
+  rig.launch();
+  EXPECT_TRUE(rig.plan.packet == nullptr);
+}
+
+CHECK_CASE(blocks_are_granted_ahead_and_together) {
+  LedgerConfig config = roomy_config();
+  config.max_step_tokens = 128;
+  Rig rig(config);
+  for (int32_t i = 0; i < 8; ++i) rig.add(prompt_of(5 + i), 40);
+  rig.run();
+  EXPECT_TRUE(rig.device.num_packets() <= 1 + 40 / 4 + 1);
+}
+
+CHECK_CASE(no_block_is_granted_ahead_when_few_are_free) {
+  LedgerConfig config = roomy_config();
+  config.num_blocks = 4;
+  config.max_model_len = 17;
+  Rig rig(config);
+  rig.add(prompt_of(8), 8);
+  rig.launch();
+  EXPECT_EQ(rig.ledger.blocks().num_free(), 1);  // two for the prompt, one ahead, the last stays in reserve
+  Rig tight(config);
+  tight.add(prompt_of(4), 8);
+  tight.add(prompt_of(4), 8);
+  tight.launch();
+  EXPECT_EQ(tight.ledger.blocks().num_free(), 2);
+}
+
+CHECK_CASE(no_block_is_granted_beyond_the_last_position) {
+  LedgerConfig config = roomy_config();
+  config.grant_ahead_blocks = 100;
+  Rig rig(config);
+  rig.add(prompt_of(8), 1);
+  rig.add(prompt_of(8), 6);
+  rig.launch();
+  EXPECT_EQ(rig.ledger.rows().blocks(1).size(), 2u);
+  EXPECT_EQ(rig.ledger.rows().blocks(2).size(), 4u);  // 13 positions: the last token is never computed
+}
+
+CHECK_CASE(waiting_requests_run_by_priority_then_arrival) {
+  LedgerConfig config = roomy_config();
+  config.max_rows = 1;
+  Rig rig(config);
+  const int64_t late = rig.add(prompt_of(3), 1, {}, 5);
+  const int64_t second = rig.add(prompt_of(3), 1, {}, 0);
+  const int64_t third = rig.add(prompt_of(3), 1, {}, 0);
+  const int64_t first = rig.add(prompt_of(3), 1, {}, -1);
+  std::vector<int64_t> order;
+  while (rig.launch() && rig.retire()) order.push_back(rig.changes.request_ids[0]);
+  EXPECT_TRUE((order == std::vector<int64_t>{first, second, third, late}));
+}
+
+CHECK_CASE(rows_and_slots_limit_how_many_run) {
+  LedgerConfig config = roomy_config();
+  config.num_slots = 2;
+  Rig rig(config);
+  for (int32_t i = 0; i < 5; ++i) rig.add(prompt_of(3), 4);
+  rig.launch();
+  EXPECT_EQ(rig.plan.num_rows, 2);
+  config.num_slots = 8;
+  config.max_rows = 3;
+  Rig narrow(config);
+  for (int32_t i = 0; i < 5; ++i) narrow.add(prompt_of(3), 4);
+  narrow.launch();
+  EXPECT_EQ(narrow.plan.num_rows, 3);
+}
+
+CHECK_CASE(more_rows_than_step_tokens_all_end) {
+  LedgerConfig config = roomy_config();
+  config.max_step_tokens = 3;
+  Rig rig(config);
+  for (int32_t i = 0; i < 8; ++i) rig.add(prompt_of(5), 6);
+  rig.run();
+  EXPECT_EQ(rig.outputs.size(), 8u);
+  for (const auto& [id, tokens] : rig.outputs) EXPECT_EQ(tokens.size(), 6u);
+}
+
+CHECK_CASE(stop_and_bias_lists_travel_with_the_row) {
+  Rig rig(roomy_config());
+  SamplingSpec spec;
+  spec.seed = 77;
+  spec.stop_ids = {900, 901};
+  spec.min_tokens = 2;
+  spec.logit_bias = {{3, 0.5f}, {4, -1.5f}};
+  rig.add(prompt_of(3), 9);
+  rig.add(prompt_of(4), 9, spec);
+  rig.launch();
+  rig.retire();
+  const RowSampling& sampling = rig.device.sampling(2);
+  EXPECT_EQ(sampling.seed, 77u);
+  EXPECT_EQ(sampling.prompt_len, 4);
+  EXPECT_EQ(sampling.min_total_len, 6);
+  EXPECT_EQ(sampling.max_total_len, 13);
+  EXPECT_EQ(sampling.num_stop_ids, 2);
+  EXPECT_TRUE(rig.device.logit_bias(2) == spec.logit_bias);
+  EXPECT_TRUE(rig.device.logit_bias(1).empty());
+}
+
+CHECK_CASE(long_lists_are_spread_over_packets) {
+  LedgerConfig config = roomy_config();
+  config.max_rows = 200;
+  config.num_slots = 0;
+  config.max_step_tokens = 200;
+  Rig rig(config);
+  SamplingSpec spec;
+  for (int32_t i = 0; i < kMaxStopIds; ++i) spec.stop_ids.push_back(i);
+  for (int32_t i = 0; i < kMaxLogitBias; ++i) spec.logit_bias.emplace_back(i, 1.0f);
+  spec.min_tokens = 1;
+  for (int32_t i = 0; i < 100; ++i) rig.add({999}, 1, spec);
+  rig.launch();
+  EXPECT_EQ(rig.plan.num_rows, 64);
+  rig.run();
+  EXPECT_EQ(rig.outputs.size(), 100u);
+}
+
+CHECK_CASE(the_youngest_row_is_evicted_for_an_older_one) {
+  LedgerConfig config = roomy_config();
+  config.num_blocks = 8;
+  config.max_model_len = 32;
+  Rig rig(config);
+  const int64_t old = rig.add(prompt_of(12), 20);
+  const int64_t young = rig.add(prompt_of(12), 20);
+  rig.run();
+  EXPECT_TRUE(rig.ledger.stats().num_evictions >= 1);
+  EXPECT_EQ(rig.outputs[old].size(), 20u);
+  EXPECT_TRUE(rig.outputs[old] == rig.outputs[young]);
+}
+
+CHECK_CASE(a_row_is_never_evicted_for_one_it_outranks) {
+  LedgerConfig config = roomy_config();
+  config.num_blocks = 8;
+  config.max_model_len = 32;
+  Rig rig(config);
+  const int64_t low = rig.add(prompt_of(12), 20, {}, 1);
+  const int64_t high = rig.add(prompt_of(12), 20, {}, 0);
+  while (rig.launch() && rig.retire()) {
+    if (const Request* request = rig.ledger.find(high)) EXPECT_EQ(request->num_evictions, 0);
+  }
+  EXPECT_EQ(rig.outputs[high].size(), 20u);
+  EXPECT_EQ(rig.outputs[low].size(), 20u);
+}
+
+CHECK_CASE(fenced_blocks_are_awaited_rather_than_another_row_evicted) {
+  LedgerConfig config = roomy_config();
+  config.num_blocks = 8;
+  config.max_model_len = 32;
+  config.max_launch_depth = 3;
+  config.grant_ahead_blocks = 0;
+  Rig rig(config);
+  const int64_t first = rig.add(prompt_of(4), 20);
+  const int64_t second = rig.add(prompt_of(12), 4);
+  const int64_t third = rig.add(prompt_of(12), 4);
+  rig.launch();
+  EXPECT_EQ(rig.ledger.blocks().num_free(), 1);
+  rig.launch();  // the first and the second row need a block; one is left, so the third row is evicted for the second
+  EXPECT_EQ(rig.ledger.stats().num_evictions, 1);
+  EXPECT_EQ(rig.plan.num_rows, 1);
+  EXPECT_EQ(rig.ledger.blocks().num_fenced(), 3);
+  rig.launch();  // the second row still lacks its block, but three are coming
+  EXPECT_EQ(rig.ledger.stats().num_evictions, 1);
+  EXPECT_EQ(rig.plan.num_rows, 1);
+  rig.run();
+  for (const int64_t id : {first, second, third}) EXPECT_EQ(rig.outputs[id].size(), id == first ? 20u : 4u);
+}
+
+CHECK_CASE(a_paused_row_gives_way_to_its_equals) {
+  LedgerConfig config = roomy_config();
+  config.num_blocks = 8;
+  config.max_model_len = 32;
+  Rig rig(config);
+  const int64_t paused = rig.add(prompt_of(16), 10);
+  rig.launch();
+  rig.retire();
+  rig.ledger.pause(paused);
+  const int64_t other = rig.add(prompt_of(20), 10);
+  rig.run();
+  EXPECT_EQ(rig.outputs[other].size(), 10u);
+  EXPECT_EQ(rig.outputs[paused].size(), 1u);
+  rig.ledger.resume(paused);
+  rig.run();
+  EXPECT_EQ(rig.outputs[paused].size(), 10u);
+}
+
+CHECK_CASE(a_paused_row_keeps_its_memory_before_lower_priorities) {
+  LedgerConfig config = roomy_config();
+  config.num_blocks = 8;
+  config.max_model_len = 32;
+  Rig rig(config);
+  const int64_t paused = rig.add(prompt_of(16), 10, {}, 0);
+  rig.launch();
+  rig.retire();
+  rig.ledger.pause(paused);
+  const int64_t other = rig.add(prompt_of(20), 10, {}, 1);
+  rig.run();
+  EXPECT_EQ(rig.outputs.count(other), 0u);
+  EXPECT_EQ(rig.ledger.stats().num_evictions, 0);
+  rig.ledger.resume(paused);
+  rig.run();
+  EXPECT_EQ(rig.outputs[other].size(), 10u);
+}
+
+CHECK_CASE(what_can_never_run_is_refused_and_changes_nothing) {
+  LedgerConfig config = roomy_config();
+  config.num_blocks = 8;
+  config.max_model_len = 64;
+  Rig rig(config);
+  const auto refused = [&](const std::vector<int32_t>& prompt, int32_t max_new_tokens, const SamplingSpec& spec) {
+    return EXPECT_THROW(rig.add(prompt, max_new_tokens, spec), RequestError).parameter();
+  };
+  const auto too_large = EXPECT_THROW(rig.add(prompt_of(20), 14), CapacityError);
+  EXPECT_EQ(too_large.hint(), "raise num_blocks to 9 or lower max_new_tokens");
+  EXPECT_EQ(EXPECT_THROW(rig.add(prompt_of(64), 1), CapacityError).parameter(), "len(prompt)");
+  EXPECT_EQ(refused({}, 1, {}), "len(prompt)");
+  EXPECT_EQ(refused({1000}, 1, {}), "prompt");
+  EXPECT_EQ(refused({-1}, 1, {}), "prompt");
+  EXPECT_EQ(refused({1}, 0, {}), "max_new_tokens");
+  EXPECT_EQ(refused({1}, 2, {.min_tokens = 3}), "min_tokens");
+  EXPECT_EQ(refused({1}, 2, {.min_tokens = -1}), "min_tokens");
+  EXPECT_EQ(refused({1}, 2, {.num_logprobs = 1}), "num_logprobs");
+  EXPECT_EQ(refused({1}, 2, {.num_logprobs = -2}), "num_logprobs");
+  EXPECT_EQ(refused({1}, 2, {.stop_ids = {1000}}), "stop_ids");
+  EXPECT_EQ(refused({1}, 2, {.stop_ids = std::vector<int32_t>(kMaxStopIds + 1, 1)}), "len(stop_ids)");
+  EXPECT_EQ(refused({1}, 2, {.logit_bias = {{-1, 1.0f}}}), "logit_bias");
+  EXPECT_TRUE(!rig.ledger.has_unfinished());
+  const int64_t id = rig.add(prompt_of(20), 13);  // 33 tokens: the last needs no block
+  rig.run();
+  EXPECT_EQ(id, 1);
+  EXPECT_EQ(rig.outputs[id].size(), 13u);
+}
+
+CHECK_CASE(sizes_are_checked) {
+  const auto refused = [](int32_t LedgerConfig::* size, int32_t value) {
+    LedgerConfig config = roomy_config();
+    config.*size = value;
+    EXPECT_THROW(config.validate(), RequestError);
+  };
+  refused(&LedgerConfig::max_rows, 0);
+  refused(&LedgerConfig::num_blocks, -1);
+  refused(&LedgerConfig::block_size, 0);
+  refused(&LedgerConfig::max_step_tokens, 0);
+  refused(&LedgerConfig::max_model_len, 1);
+  refused(&LedgerConfig::max_launch_depth, -1);
+  refused(&LedgerConfig::max_logprobs, 1001);
+}
+
+// Tiny pools, every call at random: nobody is lost, nothing leaks, and the tokens are those of an idle machine.
+CHECK_CASE(random_traces_keep_every_invariant) {
+  for (uint32_t seed = 0; seed < 60; ++seed) {
+    std::mt19937 random(seed);
+    const auto draw = [&](int32_t low, int32_t high) {
+      return std::uniform_int_distribution<int32_t>(low, high)(random);
+    };
+    LedgerConfig config = roomy_config();
+    config.max_rows = draw(1, 5);
+    config.num_slots = draw(0, 4);
+    config.block_size = draw(1, 5);
+    config.max_model_len = 40;
+    config.num_blocks = draw(0, 3) == 0 ? 0 : 40 / config.block_size + draw(0, 6);
+    config.max_step_tokens = draw(1, 24);
+    config.max_launch_depth = static_cast<int32_t>(seed % 4);
+    config.grant_ahead_blocks = draw(0, 2);
+    Rig rig(config);
+    std::map<int64_t, std::vector<int32_t>> expected;
+    for (int32_t op = 0; op < 300; ++op) {
+      const int64_t id = draw(1, 12);
+      switch (draw(0, 13)) {
+        case 0: {
+          const std::vector<int32_t> prompt(draw(1, 20), draw(0, 9));
+          SamplingSpec spec;
+          for (int32_t i = 0; i < 60; ++i) spec.stop_ids.push_back(draw(0, 999));
+          const int32_t max_new_tokens = draw(1, 19);
+          try {
+            const int64_t added = rig.add(prompt, max_new_tokens, spec, draw(0, 2));
+            Rig alone({.max_rows = 1,
+                       .num_blocks = 40,
+                       .block_size = 1,
+                       .num_slots = 1,
+                       .max_model_len = 40,
+                       .max_step_tokens = 40,
+                       .vocab_size = 1000});
+            alone.add(prompt, max_new_tokens, spec);
+            alone.run();
+            expected[added] = alone.outputs[1];
+          } catch (const CapacityError&) {
+          }
+          break;
+        }
+        case 1:
+          rig.ledger.pause(id);
+          break;
+        case 2:
+          rig.ledger.resume(id);
+          break;
+        case 3:
+          rig.ledger.evict(id);
+          break;
+        case 4:
+          if (draw(0, 9) == 0) rig.ledger.abort(id);
+          break;
+        case 5:
+        case 6:
+        case 7:
+        case 8:
+          rig.retire();
+          break;
+        default:
+          rig.launch();
+      }
+      rig.ledger.check_integrity();
+    }
+    for (const auto& [id, tokens] : expected) rig.ledger.resume(id);
+    rig.run();
+    EXPECT_TRUE(!rig.ledger.has_unfinished());
+    for (const auto& [id, tokens] : expected) {
+      const auto& outputs = rig.outputs[id];
+      const bool is_over = rig.reasons[id] != FinishReason::kNotFinished;
+      EXPECT_TRUE(is_over ? outputs == tokens : std::equal(outputs.begin(), outputs.end(), tokens.begin()));
+    }
+  }
+}
+
+}  // namespace headway::checks
