@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from headway.errors import CapacityError, ConfigError, EngineDeadError, ModelLoadError, RequestError
 from headway.llm import LLM
@@ -23,19 +24,30 @@ PROMPTS = [
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
 
 
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def where(request: pytest.FixtureRequest) -> str:
+    """Every device there is."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def llm(tiny_model_dir: Path) -> Iterator[LLM]:
-    with LLM(tiny_model_dir, device="cpu", max_num_seqs=8, max_model_len=512) as llm:
+def llm(tiny_model_dir: Path, where: str) -> Iterator[LLM]:
+    with LLM(tiny_model_dir, device=where, dtype="float32", max_num_seqs=8, max_model_len=512) as llm:
         yield llm
 
 
 @pytest.mark.parametrize("launch_depth", [0, 1])
-def test_batched_chunked_and_alone_agree(llm: LLM, tiny_model_dir: Path, launch_depth: int) -> None:
+def test_batched_chunked_and_alone_agree(
+    llm: LLM, tiny_model_dir: Path, where: str, launch_depth: int
+) -> None:
     alone = [llm.generate(prompt, GREEDY)[0].outputs[0].token_ids for prompt in PROMPTS]
     together = [output.outputs[0].token_ids for output in llm.generate(PROMPTS, GREEDY)]
     with LLM(
         tiny_model_dir,
-        device="cpu",
+        device=where,
+        dtype="float32",
         max_num_seqs=3,
         max_num_batched_tokens=4,
         max_model_len=128,
@@ -156,13 +168,13 @@ def test_chat_needs_a_template(llm: LLM) -> None:
             llm.chat([{"role": "user", "content": "hi"}], GREEDY)
 
 
-def test_a_chat_template_is_used(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_chat_template_is_used(tiny_model_dir: Path, where: str, tmp_path: Path) -> None:
     for file in tiny_model_dir.iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "chat_template.jinja").write_text(
         "{% for m in messages %}# {{ m.content }}\n{% endfor %}def "
     )
-    with LLM(tmp_path, device="cpu", max_num_seqs=2, max_model_len=128) as llm:
+    with LLM(tmp_path, device=where, dtype="float32", max_num_seqs=2, max_model_len=128) as llm:
         chats = [[{"role": "user", "content": word}] for word in ("add", "sort")]
         outputs = llm.chat(chats, GREEDY)
         assert [output.prompt for output in outputs] == ["# add\ndef ", "# sort\ndef "]
@@ -176,17 +188,17 @@ def test_memory_report_adds_up(llm: LLM) -> None:
     assert "weights" in str(report)
 
 
-def test_close_twice_and_after(tiny_model_dir: Path) -> None:
-    llm = LLM(tiny_model_dir, device="cpu", max_num_seqs=1, max_model_len=64)
+def test_close_twice_and_after(tiny_model_dir: Path, where: str) -> None:
+    llm = LLM(tiny_model_dir, device=where, dtype="float32", max_num_seqs=1, max_model_len=64)
     llm.close()
     llm.close()
     with pytest.raises(EngineDeadError, match="closed"):
         llm.generate("x", GREEDY)
 
 
-def test_what_can_never_fit_says_which_setting(tiny_model_dir: Path) -> None:
+def test_what_can_never_fit_says_which_setting(tiny_model_dir: Path, where: str) -> None:
     with (
-        LLM(tiny_model_dir, device="cpu", max_num_seqs=1, max_model_len=32) as llm,
+        LLM(tiny_model_dir, device=where, dtype="float32", max_num_seqs=1, max_model_len=32) as llm,
         pytest.raises(RequestError) as caught,
     ):
         llm.generate([[5] * 40], GREEDY)
@@ -201,9 +213,11 @@ def test_bad_settings_and_paths_raise_before_loading(tmp_path: Path) -> None:
         LLM(tmp_path)
 
 
-def test_dummy_weights_need_the_configuration_alone(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_dummy_weights_need_the_configuration_alone(tiny_model_dir: Path, where: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((tiny_model_dir / "config.json").read_text())
-    with LLM(tmp_path, device="cpu", load_format="dummy", max_num_seqs=2, max_model_len=64) as llm:
+    with LLM(
+        tmp_path, device=where, dtype="float32", load_format="dummy", max_num_seqs=2, max_model_len=64
+    ) as llm:
         first, second = llm.generate(
             [PROMPTS[0]] * 2, SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True)
         )

@@ -130,13 +130,14 @@ class Engine:
         return self._outputs.num_live
 
     def close(self) -> None:
-        """Aborts everything and lets the device memory go. Legal twice."""
+        """Aborts everything and lets go of the runner, and so of all device memory. Legal twice."""
         if self._is_closed:
             return
         for completion in self._outputs.live:
             self._outputs.cancel(completion, time.perf_counter())
         self._is_closed = True
         self._runner.close()
+        del self._runner
 
     def _queue(self, request: Request, index: int, prompt: npt.NDArray[np.int32], seed: int) -> None:
         params = request.params

@@ -79,11 +79,8 @@ class Runner:
             time.sleep(0)
 
     def close(self) -> None:
-        """Waits for the device and drops model, caches and buffers."""
+        """Waits for the device: nothing it may still write is freed under it."""
         self.staging.synchronize()
-        self._views.clear()
-        for name in ("_model", "_caches", "_buffers"):
-            self.__dict__.pop(name, None)
 
     def _begin(self, plan: Plan) -> None:
         ops.begin_step(
