@@ -16,6 +16,8 @@ OPS = {
     "conv": (ops.causal_conv1d, reference.causal_conv1d_ref, conv_arguments),
     "scan": (ops.ssm_scan, reference.ssm_scan_ref, scan_arguments),
 }
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: None}
+IN_CHUNKS = 2.0**-7  # bf16 operands: a product of rounded factors, rounded
 PER_TOKEN = {"conv": ("x",), "scan": ("x", "B", "C", "dt")}
 each_op = pytest.mark.parametrize("name", OPS)
 each_case = pytest.mark.parametrize("case", MAMBA_CASES.values(), ids=MAMBA_CASES)
@@ -29,10 +31,13 @@ def test_against_the_oracle(name, case, rows, dtype, device):
     arguments = build(case, rows, dtype)
     oracle, given = in_float64(arguments), on_device(arguments, device)
     expected, actual = ref(**oracle), op(**given)
-    assert_close(actual, expected, name, tolerance=1e-5 if dtype == torch.float32 else None)
+    in_chunks = name == "scan" and runs_in_chunks(case, rows, dtype, device)
+    assert_close(actual, expected, name, tolerance=IN_CHUNKS if in_chunks else TOLERANCE[dtype])
     slots = arguments["write_slots"].long()
     state, oracle_state = given["state"].cpu(), oracle["state"]
-    assert_close(state[slots], oracle_state[slots], f"{name} state", tolerance=1e-5)
+    assert_close(
+        state[slots], oracle_state[slots], f"{name} state", tolerance=IN_CHUNKS if in_chunks else 1e-5
+    )
     others = [slot for slot in range(state.shape[0]) if slot not in slots.tolist()]
     assert_bit_equal(state[others], arguments["state"][others], f"{name}: slots of nobody")
 
@@ -41,6 +46,8 @@ def test_against_the_oracle(name, case, rows, dtype, device):
 @each_case
 @pytest.mark.parametrize("rows", [ROWS["mixed"], ROWS["tile_edges"]], ids=["mixed", "tile_edges"])
 def test_pieces_are_bit_equal(name, case, rows, dtype, device):
+    if name == "scan" and runs_in_chunks(case, rows, dtype, device):
+        pytest.skip("in chunks, cuts on the chunk grid only are bit-equal: test_scan_chunks.py")
     op, _, build = OPS[name]
     arguments = on_device(build(case, rows, dtype), device)
     initial = arguments["state"].clone()
@@ -60,6 +67,12 @@ def test_pieces_are_bit_equal(name, case, rows, dtype, device):
             )
         assert_bit_equal(out, whole, f"{name} {title}")
         assert_bit_equal(state, final, f"{name} {title}: state")
+
+
+def runs_in_chunks(case, rows, dtype, device) -> bool:
+    """Whether the scan takes the tensor cores for some of these rows: csrc/cuda/ssm_scan.cu."""
+    fits = case.state_size in (64, 128, 256) and case.head_dim % 8 == 0
+    return device == "cuda" and dtype == torch.bfloat16 and fits and rows.max_query_len > 8
 
 
 def with_gaps_of(like: torch.Tensor, tensor: torch.Tensor, device: str) -> torch.Tensor:
