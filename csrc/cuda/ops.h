@@ -23,6 +23,8 @@ int64_t paged_attention_workspace_bytes(const PagedAttentionParams& params);
 void paged_attention(const PagedAttentionParams& params, Stream stream);
 void activation(const ActivationParams& params, Stream stream);
 void route(const RouteParams& params, Stream stream);
+// Up to 256 tokens of bfloat16 or float16.
+void moe_experts(const MoeExpertsParams& params, Stream stream);
 void begin_step(const BeginStepParams& params, Stream stream);
 void sample(const SampleParams& params, Stream stream);
 void finish_step(const FinishStepParams& params, Stream stream);

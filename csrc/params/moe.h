@@ -38,4 +38,45 @@ struct RouteParams {
   int32_t* expert_ids;        // [T, K] best first
 };
 
+// The experts of few tokens: out = sum over a token's experts of weight * W_out act(W_in x), in order of expert id. Made
+// for steps bound by reading the weights: each touched expert's are read once.
+struct MoeExpertsParams {
+  int64_t num_tokens;         // T
+  int32_t hidden;             // C
+  int32_t width;              // F
+  int32_t num_experts;        // E
+  int32_t top_k;              // K
+  const void* x;              // [T, C] dtype, rows x_stride apart
+  int64_t x_stride;
+  const float* weights;       // [T, K]
+  const int32_t* expert_ids;  // [T, K]
+  const void* w_in;           // [E, F, C] dtype, or [E, 2F, C], gate then up, when is_gated
+  const void* w_out;          // [E, C, F] dtype
+  void* inner;                // [T, K, F] dtype: activations between the two products
+  void* out;                  // [T, C] dtype, contiguous
+  Activation activation;
+  bool is_gated;
+  DType dtype;                // bfloat16 or float16
+};
+
+// The experts' two products and the weighted sum of a token's experts. CPU only: on a GPU the products are torch's.
+//   out[t] = sum over k of weights[t][k] * (w_out[e] act(w_in[e] x[t])), e = expert_ids[t][k]
+struct ExpertsParams {
+  int64_t num_tokens;         // T
+  int64_t hidden;             // C
+  int64_t width;              // F
+  int32_t num_experts;        // E
+  int32_t top_k;              // K
+  const void* x;              // [T, C] dtype, rows x_stride apart
+  int64_t x_stride;
+  const void* w_in;           // [E, F, C], or [E, 2F, C] gate first, then up; dtype
+  const void* w_out;          // [E, C, F] dtype
+  const float* weights;       // [T, K]
+  const int32_t* expert_ids;  // [T, K]
+  void* out;                  // [T, C] dtype, contiguous
+  Activation activation;
+  bool is_gated;
+  DType dtype;
+};
+
 }  // namespace headway
