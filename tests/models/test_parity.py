@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from headway.models.hybrid import HybridModel
-from headway.models.loader import LoadedParams, load_params
-from tests.models.checkpoints import CASES, VOCAB, save_model
+from headway.models.loader import LoadedParams, load_model, load_params
+from tests.models.checkpoints import CASES, VOCAB, save_model, transformers
 from tests.models.driver import generate
 from tests.models.oracle import oracle_logits
 
@@ -18,17 +20,25 @@ NUM_NEW = 64
 PROMPT_LENGTHS = (7, 1, 29, 18)
 # relative to the largest logit; fp32 rounding leaves both within 1e-6 of the oracle
 TOLERANCE = 1e-5
+# relative to the mean logit, in the mean: one flipped expert moves a few logits far, a wrong layer moves all
+BFLOAT16_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
 class Pair:
     """The same checkpoint in transformers and in Headway."""
 
+    folder: Path
     reference: Any
     loaded: LoadedParams
-    model: HybridModel
     prompts: list[list[int]]
     texts: list[list[int]]  # transformers' greedy continuations
+
+    def oracle(self, tokens: list[int]) -> torch.Tensor:
+        return oracle_logits(self.loaded.config, self.loaded.params, tokens)
+
+    def model(self) -> HybridModel:
+        return HybridModel(self.loaded.config, dict(self.loaded.params))
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
@@ -37,38 +47,67 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     reference = save_model(request.param, folder)
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(3, VOCAB, (length,), generator=generator).tolist() for length in PROMPT_LENGTHS]
-    texts = [_continue(reference, prompt) for prompt in prompts]
-    loaded = load_params(folder, dtype="float32")
-    model = HybridModel(loaded.config, dict(loaded.params))
-    return Pair(reference, loaded, model, prompts, texts)
+    texts = [continue_text(reference, prompt) for prompt in prompts]
+    return Pair(folder, reference, load_params(folder, dtype="float32"), prompts, texts)
 
 
-def _continue(reference: Any, prompt: list[int]) -> list[int]:
+def continue_text(reference: Any, prompt: list[int]) -> list[int]:
     ids = torch.tensor([prompt])
     output = reference.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=NUM_NEW, do_sample=False, eos_token_id=None
     )
-    return output[0, len(prompt) :].tolist()
+    tokens: list[int] = output[0, len(prompt) :].tolist()
+    return tokens
 
 
-def _relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float((actual.double() - expected.double()).abs().max() / expected.double().abs().max())
+
+
+def mean_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual.double() - expected.double()).abs().mean() / expected.double().abs().mean())
 
 
 @pytest.mark.parametrize("chunk", [None, 5], ids=["whole", "chunked"])
 @pytest.mark.parametrize("is_batched", [False, True], ids=["alone", "batched"])
 def test_greedy_text_equals_transformers(pair: Pair, is_batched: bool, chunk: int | None) -> None:
     groups = [pair.prompts] if is_batched else [[prompt] for prompt in pair.prompts]
-    results = [result for group in groups for result in generate(pair.model, group, NUM_NEW, chunk=chunk)]
+    model = pair.model()
+    results = [result for group in groups for result in generate(model, group, NUM_NEW, chunk=chunk)]
     assert [result.tokens for result in results] == pair.texts
 
 
 def test_logits_equal_transformers_and_oracle(pair: Pair) -> None:
-    results = generate(pair.model, pair.prompts, 8)
+    results = generate(pair.model(), pair.prompts, 8)
     for prompt, text, result in zip(pair.prompts, pair.texts, results, strict=True):
+        assert result.tokens == text[:8]
         tokens = prompt + text[:7]
         with torch.no_grad():
             reference = pair.reference(torch.tensor([tokens])).logits[0]
-        judge = oracle_logits(pair.loaded.config, pair.loaded.params, tokens)
-        assert _relative_error(result.logits, judge) < TOLERANCE
-        assert _relative_error(result.logits, reference) < TOLERANCE
+        assert relative_error(result.logits, pair.oracle(tokens)) < TOLERANCE
+        assert relative_error(result.logits, reference) < TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_every_device_and_dtype_stays_with_the_oracle(pair: Pair, device: str, dtype: torch.dtype) -> None:
+    model = load_model(pair.folder, dtype=dtype, device=device).model
+    for chunk in (None, 5):
+        results = generate(model, pair.prompts, 4, chunk=chunk)
+        for prompt, result in zip(pair.prompts, results, strict=True):
+            judge, logits = pair.oracle(prompt + result.tokens[:3]), result.logits.cpu()
+            if dtype == torch.float32:
+                assert relative_error(logits, judge) < TOLERANCE
+            else:
+                assert mean_error(logits, judge) < BFLOAT16_TOLERANCE
+
+
+def test_embedded_model_writes_the_same_text_as_transformers(tiny_model_dir: Path) -> None:
+    """Weights that are trained, not drawn."""
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32).eval()
+    loaded = load_params(tiny_model_dir, dtype="float32")
+    tokenizer = Tokenizer.from_file(str(tiny_model_dir / "tokenizer.json"))
+    prompt = tokenizer.encode("def read_json(path):\n    with open(").ids
+    (result,) = generate(HybridModel(loaded.config, dict(loaded.params)), [prompt], NUM_NEW, chunk=5)
+    assert result.tokens == continue_text(reference, prompt)
+    judge = oracle_logits(loaded.config, loaded.params, prompt)
+    assert relative_error(result.logits[: len(prompt)], judge) < TOLERANCE
