@@ -251,6 +251,29 @@ void route(int64_t num_tokens, int num_experts, int top_k, int num_groups, int t
                  stream);
 }
 
+#if !HEADWAY_IS_CUDA
+void experts(int64_t num_tokens, int64_t hidden, int64_t width, int num_experts, int top_k, Address x, int64_t x_stride,
+             Address w_in, Address w_out, Address weights, Address expert_ids, Address out, int kind, bool is_gated,
+             int dtype) {
+  cpu::experts({.num_tokens = num_tokens,
+                .hidden = hidden,
+                .width = width,
+                .num_experts = num_experts,
+                .top_k = top_k,
+                .x = x,
+                .x_stride = x_stride,
+                .w_in = w_in,
+                .w_out = w_out,
+                .weights = weights,
+                .expert_ids = expert_ids,
+                .out = out,
+                .activation = Activation{kind},
+                .is_gated = is_gated,
+                .dtype = DType{dtype}},
+               nullptr);
+}
+#endif
+
 // --- step.h -----------------------------------------------------------------------------------------------------
 
 // Python passes these records as tuples, in the order of the fields.
@@ -363,7 +386,16 @@ void bind_kernels(py::module_& module) {
 }
 
 #if HEADWAY_IS_CUDA
+void moe_experts(int64_t num_tokens, int hidden, int width, int num_experts, int top_k, Address x, int64_t x_stride,
+                 Address weights, Address expert_ids, Address w_in, Address w_out, Address inner, Address out, int kind,
+                 bool is_gated, int dtype, Address stream) {
+  cuda::moe_experts({num_tokens, hidden, width, num_experts, top_k, x, x_stride, weights, expert_ids, w_in, w_out,
+                     inner, out, Activation{kind}, is_gated, DType{dtype}},
+                    stream);
+}
+
 void bind_backend(py::module_& module) {
+  module.def("moe_experts", &moe_experts, py::call_guard<py::gil_scoped_release>());
   module.def("device_count", &cuda::device_count);
   module.def("driver_version", &cuda::driver_version);
   module.def("pinned_alloc",
@@ -372,6 +404,7 @@ void bind_backend(py::module_& module) {
 }
 #else
 void bind_backend(py::module_& module) {
+  module.def("experts", &experts, py::call_guard<py::gil_scoped_release>());
   module.def("set_num_threads", &cpu::set_num_threads);
   module.def("simd_levels", &cpu::simd_levels);
   module.def("set_simd_level", &cpu::set_simd_level);

@@ -1,9 +1,8 @@
 // Element-wise activations, gated or not.
 #include <algorithm>
-#include <cmath>
 
+#include "cpu/activate.h"
 #include "cpu/element.h"
-#include "cpu/math.h"
 #include "cpu/parallel.h"
 #include "cpu/variants.h"
 
@@ -11,23 +10,6 @@ namespace headway::cpu::HEADWAY_SIMD {
 namespace {
 
 constexpr int64_t kBlock = 1024;
-
-F32 gelu(F32 x) {
-  for (int lane = 0; lane < kLanes; ++lane) x[lane] *= 0.5f + 0.5f * std::erf(x[lane] * 0.70710678118654752f);
-  return x;
-}
-
-template <Activation kKind>
-F32 activate(F32 x) {
-  if constexpr (kKind == Activation::kSilu) {
-    return silu(x);
-  } else if constexpr (kKind == Activation::kRelu2) {
-    const F32 positive = x < 0.0f ? F32{} : x;
-    return positive * positive;
-  } else {
-    return gelu(x);
-  }
-}
 
 template <class T, Activation kKind>
 void activate_block(const ActivationParams& params, int64_t token, int64_t begin) {
@@ -54,14 +36,7 @@ void activate_all(const ActivationParams& params) {
 
 void activation(const ActivationParams& params) {
   with_element(params.dtype, [&]<class T>(T) {
-    switch (params.activation) {
-      case Activation::kSilu:
-        return activate_all<T, Activation::kSilu>(params);
-      case Activation::kRelu2:
-        return activate_all<T, Activation::kRelu2>(params);
-      case Activation::kGelu:
-        return activate_all<T, Activation::kGelu>(params);
-    }
+    with_activation(params.activation, [&]<Activation kKind>(Kind<kKind>) { activate_all<T, kKind>(params); });
   });
 }
 

@@ -16,6 +16,7 @@ namespace headway::cpu::HEADWAY_SIMD {
 namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+constexpr int32_t kMaxId = std::numeric_limits<int32_t>::max();
 constexpr int64_t kBlock = 512;  // values whose masses are summed in fp32
 
 // One row's part of the call.
@@ -122,42 +123,65 @@ double sum_block(const float* masses, int64_t count) {
   return reduce_add(sum);
 }
 
-// How many of the best (sorted, of total mass `total`) reach top_p; 0 when all of them together do not.
-int64_t count_nucleus(const BestList& best, float peak, double wanted) {
+double mass_of(const Candidate& candidate, float peak) {
+  return exp(broadcast(candidate.value - peak))[0];
+}
+
+// The worst token that top_k and then top_p keep: the k best are few enough to be sorted.
+Candidate find_border_of_top_k(const RowSampling& sampling, const float* scaled, int64_t count, float peak) {
+  BestList best(sampling.top_k);
+  best.collect(scaled, count);
+  const int64_t last = best.size() - 1;
+  if (sampling.top_p >= 1.0f) return best[last];
+  double total = 0.0;
+  for (int64_t i = 0; i < best.size(); ++i) total += mass_of(best[i], peak);
   double reached = 0.0;
-  for (int64_t i = 0; i < best.size(); ++i) {
-    reached += exp(broadcast(best[i].value - peak))[0];
-    if (reached >= wanted) return i + 1;
+  for (int64_t i = 0; i < last; ++i) {
+    reached += mass_of(best[i], peak);
+    if (reached >= double{sampling.top_p} * total) return best[i];
   }
-  return 0;
+  return best[last];
 }
 
-double total_mass(const BestList& best, float peak) {
-  double total = 0.0;
-  for (int64_t i = 0; i < best.size(); ++i) total += exp(broadcast(best[i].value - peak))[0];
-  return total;
+// Buckets of width 1/16 below the peak; the last takes all that is further than 64 below, e^-64 of the peak's mass.
+constexpr int kNumBuckets = 1024;
+
+int bucket_of(float value, float peak) {
+  const float distance = (peak - value) * 16.0f;
+  return distance < static_cast<float>(kNumBuckets - 1) ? static_cast<int>(distance) : kNumBuckets - 1;
 }
 
-// The worst token that top_k and top_p keep; every better one is kept too.
-Candidate find_border(const Row& row, const float* scaled, const float* masses, float peak) {
-  const int64_t vocab_size = row.vocab_size;
-  const RowSampling& sampling = row.sampling;
-  if (sampling.top_k > 0 && sampling.top_k < vocab_size) {
-    BestList best(sampling.top_k);
-    best.collect(scaled, vocab_size);
-    if (sampling.top_p >= 1.0f) return best[best.size() - 1];
-    const int64_t count = count_nucleus(best, peak, double{sampling.top_p} * total_mass(best, peak));
-    return best[(count > 0 ? count : best.size()) - 1];
+// The worst token that top_p keeps. Buckets fall in probability, so only the one where the mass reaches top_p is
+// sorted.
+Candidate find_border_of_top_p(float top_p, const float* scaled, const float* masses, int64_t count, float peak) {
+  double bucket_masses[kNumBuckets] = {};
+  int32_t sizes[kNumBuckets] = {};
+  for (int64_t i = 0; i < count; ++i) {
+    const int bucket = bucket_of(scaled[i], peak);
+    bucket_masses[bucket] += masses[i];
+    ++sizes[bucket];
   }
   double total = 0.0;
-  for (int64_t i = 0; i < vocab_size; i += kBlock) total += sum_block(masses + i, std::min(kBlock, vocab_size - i));
-  for (int64_t limit = std::min<int64_t>(64, vocab_size);; limit = std::min(8 * limit, vocab_size)) {
-    BestList best(limit);
-    best.collect(scaled, vocab_size);
-    const int64_t count = count_nucleus(best, peak, double{sampling.top_p} * total);
-    if (count > 0) return best[count - 1];
-    if (limit == vocab_size) return best[best.size() - 1];
+  for (const double mass : bucket_masses) total += mass;
+  const double wanted = double{top_p} * total;
+  double reached = 0.0;
+  int border = 0;
+  for (; border < kNumBuckets - 1 && reached + bucket_masses[border] < wanted; ++border) {
+    reached += bucket_masses[border];
   }
+
+  if (sizes[border] == 0) return {kMinusInfinity, kMaxId};  // by rounding the mass fell just short: keep all
+  const std::unique_ptr<Candidate[]> members(new Candidate[static_cast<size_t>(sizes[border])]);
+  int32_t size = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (bucket_of(scaled[i], peak) == border) members[size++] = {scaled[i], static_cast<int32_t>(i)};
+  }
+  std::sort(members.get(), members.get() + size, IsBetter{});
+  for (int32_t i = 0; i + 1 < size; ++i) {
+    reached += masses[members[i].id];
+    if (reached >= wanted) return members[i];
+  }
+  return members[size - 1];
 }
 
 void drop_beyond(const Candidate& border, const float* scaled, float* masses, int64_t count) {
@@ -206,21 +230,26 @@ int32_t draw(const Row& row, const float* values, float peak) {
     store_part(scaled + i, load_part(values + i, count - i) / sampling.temperature, count - i);
     store_part(masses + i, mass_part(scaled + i, top, count - i), count - i);
   }
-  const bool has_border = (sampling.top_k > 0 && sampling.top_k < count) || sampling.top_p < 1.0f;
-  if (has_border) drop_beyond(find_border(row, scaled, masses, top), scaled, masses, count);
+  if (sampling.top_k > 0 && sampling.top_k < count) {
+    drop_beyond(find_border_of_top_k(sampling, scaled, count, top), scaled, masses, count);
+  } else if (sampling.top_p < 1.0f) {
+    drop_beyond(find_border_of_top_p(sampling.top_p, scaled, masses, count, top), scaled, masses, count);
+  }
   if (sampling.min_p > 0.0f) drop_below(sampling.min_p, masses, count);
   return invert(masses, count, philox_uniform(sampling.seed, static_cast<uint32_t>(row.kv_len)));
 }
 
+// One token of values: greedy, also where nothing but -inf is left.
+int32_t choose_from(const Row& row, const float* values, const Peak& peak) {
+  const bool is_greedy = row.sampling.temperature == 0.0f || peak.value == kMinusInfinity;
+  return is_greedy ? peak.id : draw(row, values, peak.value);
+}
+
 int32_t choose(const Row& row, const Peak& raw_peak) {
-  if (!needs_adjusting(row)) {
-    return row.sampling.temperature == 0.0f ? raw_peak.id : draw(row, row.logits, raw_peak.value);
-  }
+  if (!needs_adjusting(row)) return choose_from(row, row.logits, raw_peak);
   const std::unique_ptr<float[]> values(new float[static_cast<size_t>(row.vocab_size)]);
   adjust(row, values.get());
-  const Peak peak = find_peak(values.get(), row.vocab_size);
-  const bool is_greedy = row.sampling.temperature == 0.0f || peak.value == kMinusInfinity;
-  return is_greedy ? peak.id : draw(row, values.get(), peak.value);
+  return choose_from(row, values.get(), find_peak(values.get(), row.vocab_size));
 }
 
 // Log-probability, rank and alternatives, of the raw logits.

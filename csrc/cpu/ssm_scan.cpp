@@ -17,6 +17,8 @@ constexpr int kMaxDots =
     256;  // products S C of a block of state rows and a tile's tokens, before their lanes are summed
 constexpr int kRegisters = kLanes == 16 ? 16 : 8;  // of the register file, for the state
 
+alignas(64) constexpr float kZeros[kMaxState] = {};  // the state of a row that starts afresh
+
 // What the tokens of a tile bring to one head.
 struct Tile {
   int num_tokens;
@@ -61,31 +63,39 @@ struct Block {
 template <int kVectors, int kRows>
 void scan_rows(const Tile& tile, Block& block, int first) {
   constexpr int kState = kVectors * kLanes;
-  F32 s[kRows][kVectors] = {};
-  if (block.source != nullptr) {
-    for (int r = 0; r < kRows; ++r) {
-      for (int j = 0; j < kVectors; ++j) s[r][j] = load(block.source + (first + r) * kState + j * kLanes);
-    }
+  F32 s[kRows][kVectors];
+  const float* source = block.source == nullptr ? kZeros : block.source + first * kState;
+  const int source_stride = block.source == nullptr ? 0 : kState;
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kVectors; ++j) s[r][j] = load(source + r * source_stride + j * kLanes);
   }
+  const float* inflow = block.inflow + first;
+  F32* dots = block.dots + first;
   for (int t = 0; t < tile.num_tokens; ++t) {
+    const float* b = tile.b + t * kState;
+    const float* c = tile.c + t * kState;
     const F32 decay = broadcast(tile.decay[t]);
-    F32 inflow[kRows];
-    F32 dots[kRows] = {};
-    for (int r = 0; r < kRows; ++r) inflow[r] = broadcast(block.inflow[t * block.num_rows + first + r]);
+    F32 sums[kRows];
 #pragma GCC unroll 16
     for (int j = 0; j < kVectors; ++j) {
-      const F32 b = load(tile.b + t * kState + j * kLanes);
-      const F32 c = load(tile.c + t * kState + j * kLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        s[r][j] = fma(inflow[r], b, s[r][j] * decay);
-        dots[r] = fma(s[r][j], c, dots[r]);
+        s[r][j] = fma(broadcast(inflow[r]), load(b + j * kLanes), s[r][j] * decay);
+        sums[r] = j == 0 ? s[r][j] * load(c) : fma(s[r][j], load(c + j * kLanes), sums[r]);
       }
     }
-    for (int r = 0; r < kRows; ++r) block.dots[t * block.num_rows + first + r] = dots[r];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) dots[r] = sums[r];
+    inflow += block.num_rows;
+    dots += block.num_rows;
   }
+  float* target = block.target + first * kState;
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-    for (int j = 0; j < kVectors; ++j) store(block.target + (first + r) * kState + j * kLanes, s[r][j]);
+#pragma GCC unroll 16
+    for (int j = 0; j < kVectors; ++j) store(target + r * kState + j * kLanes, s[r][j]);
   }
 }
 

@@ -11,6 +11,7 @@
   X(rotary, RotaryParams)                  \
   X(paged_attention, PagedAttentionParams) \
   X(activation, ActivationParams)          \
+  X(experts, ExpertsParams)                \
   X(route, RouteParams)                    \
   X(sample, SampleParams)
 

@@ -231,6 +231,24 @@ def finish_step(
     stream: int,
     /,
 ) -> None: ...
+def experts(
+    num_tokens: int,
+    hidden: int,
+    width: int,
+    num_experts: int,
+    top_k: int,
+    x: int,
+    x_stride: int,
+    w_in: int,
+    w_out: int,
+    weights: int,
+    expert_ids: int,
+    out: int,
+    kind: int,
+    is_gated: bool,
+    dtype: int,
+    /,
+) -> None: ...
 def set_num_threads(count: int, /) -> None: ...
 def simd_levels() -> list[str]:
     """SIMD levels this build has and this processor runs, best first; the first is in use at load."""

@@ -7,6 +7,7 @@ import torch
 
 from headway import ops
 from headway.ops import Routing, reference
+from headway.ops.moe import grouped_experts
 from tests.cases import MOE_CASES, ROUTE_CASES, NormCase
 from tests.compare import assert_bit_equal, assert_close
 from tests.inputs import in_float64, moe_arguments, norm_arguments, normal, on_device, route_arguments
@@ -65,6 +66,25 @@ def test_moe_experts(case, dtype, device):
     actual = ops.moe_experts(**on_device(arguments, device))
     assert actual.dtype == dtype
     assert_close(actual, expected, "moe_experts", tolerance=tolerance)
+
+
+@pytest.mark.parametrize("case", MOE_CASES.values(), ids=MOE_CASES)
+def test_grouped_products(case, dtype):
+    """What a GPU runs, here on the CPU."""
+    arguments = moe_arguments(case, dtype)
+    expected = reference.moe_experts_ref(**in_float64(arguments))
+    tolerance = 1e-5 if dtype == torch.float32 else 3 * 2.0**-8
+    assert_close(grouped_experts(**arguments), expected, "grouped_experts", tolerance=tolerance)
+
+
+def test_experts_of_a_token_alone_are_bit_equal(dtype, cpu_level):
+    arguments = moe_arguments(MOE_CASES["few_experts"], dtype)
+    x, routing = arguments["x"], arguments["routing"]
+    together = ops.moe_experts(**arguments)
+    for begin, end in ((0, 1), (1, 3), (3, 10), (10, 69), (69, 70)):
+        mine = Routing(routing.weights[begin:end], routing.expert_ids[begin:end])
+        alone = ops.moe_experts(**{**arguments, "x": x[begin:end], "routing": mine})
+        assert_bit_equal(alone, together[begin:end], f"tokens {begin} to {end}")
 
 
 def test_experts_nobody_chose_are_not_computed(dtype, device):

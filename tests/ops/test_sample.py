@@ -151,6 +151,20 @@ def test_bad_logits_void_their_row_only(device):
     assert_same_results(actual, expected, count)
 
 
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_when_nothing_is_left_the_lowest_id_is_taken(options, device):
+    count, vocab_size = 2, 40
+    buffers = allocate("cpu", max_rows=count + 1)
+    for index in range(count):
+        bias = {5: 1.0} if index else {}
+        set_row(buffers, index, Init(index + 1, 0, dict(options), bias=bias), kv_len=3)
+    buffers = copy_to(buffers, device)
+    ops.sample(buffers, torch.full((count, vocab_size), float("-inf"), device=device))
+    rows = result_rows(buffers, count)
+    assert rows["token"].tolist() == [0, 0]
+    assert rows["is_bad"].tolist() == [0, 0]
+
+
 def test_the_dummy_row_samples_nothing(device):
     buffers = copy_to(random_rows(OPTIONS["temperature"], 50, 3, seed=7), device)
     buffers.inputs.rows[1] = 0

@@ -1,4 +1,8 @@
-"""Routing, and the experts' matrix products."""
+"""Routing, and the experts' matrix products.
+
+On a CPU the experts are one kernel whose results do not depend on a token's batch mates; on a GPU they are two kernels
+for small batches and torch's grouped products for others.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,17 @@ import torch
 from torch import Tensor
 
 from headway.ops.backend import target_of
-from headway.ops.checks import check_dense, check_same_dtype, check_shape, check_vector
+from headway.ops.checks import (
+    check_dense,
+    check_inner_dense,
+    check_same_dtype,
+    check_shape,
+    check_vector,
+    dtype_code,
+)
+from headway.ops.experts import fits_small_batch, small_batch_experts
 from headway.ops.pointwise import activation as activate
-from headway.ops.records import SCORE_CODES, ActivationKind, Routing, ScoreKind
+from headway.ops.records import ACTIVATION_CODES, SCORE_CODES, ActivationKind, Routing, ScoreKind
 
 
 def route(
@@ -87,31 +99,62 @@ def moe_experts(
         is_gated: whether w_in has a gate.
 
     Returns:
-        [T, C] in x's dtype; the sum over experts is in float32, in the order of the routing.
+        [T, C] in x's dtype; the sum over experts is in float32.
     """
     op = "moe_experts"
     num_tokens, hidden = x.shape
     num_experts, columns, _ = w_in.shape
+    top_k = routing.expert_ids.shape[1]
     width = columns // 2 if is_gated else columns
+    check_inner_dense(op, "x", x)
     check_shape(op, "w_in", w_in, (num_experts, columns, hidden), "E, F or 2F, C")
     check_shape(op, "w_out", w_out, (num_experts, hidden, width), "E, C, F")
-    check_same_dtype(op, "w_in", w_in, x.dtype)
-    check_same_dtype(op, "w_out", w_out, x.dtype)
-    top_k = routing.expert_ids.shape[1]
+    for name, weight in (("w_in", w_in), ("w_out", w_out)):
+        check_same_dtype(op, name, weight, x.dtype)
+        check_dense(op, name, weight)
     check_shape(op, "routing.weights", routing.weights, (num_tokens, top_k), "T, K")
-    order = routing.expert_ids.flatten().sort(stable=True)
-    counts = torch.bincount(order.values, minlength=num_experts)
-    tokens = order.indices // top_k
-    grouped = x[tokens]
-    results = torch.empty_like(grouped)
-    begin = 0
-    for expert, count in enumerate(counts.tolist()):
-        if count:
-            end = begin + count
-            inner = activate(grouped[begin:end] @ w_in[expert].T, activation, is_gated)
-            torch.matmul(inner, w_out[expert].T, out=results[begin:end])
-            begin = end
-    by_pair = torch.empty_like(results)
-    by_pair[order.indices] = results
-    weighted = by_pair.view(num_tokens, top_k, hidden).float() * routing.weights[:, :, None]
+    check_shape(op, "routing.expert_ids", routing.expert_ids, (num_tokens, top_k), "T, K")
+    if not x.is_cpu:
+        if fits_small_batch(x, top_k, num_experts, width):
+            return small_batch_experts(x, routing, w_in, w_out, activation, is_gated)
+        return grouped_experts(x, routing, w_in, w_out, activation, is_gated)
+    out = torch.empty((num_tokens, hidden), dtype=x.dtype)
+    # fmt: off
+    target_of(x).kernels.experts(
+        num_tokens, hidden, width, num_experts, top_k, x.data_ptr(), x.stride(0), w_in.data_ptr(), w_out.data_ptr(),
+        routing.weights.data_ptr(), routing.expert_ids.data_ptr(), out.data_ptr(),
+        ACTIVATION_CODES[activation], is_gated, dtype_code(op, "x", x),
+    )
+    # fmt: on
+    return out
+
+
+def grouped_experts(
+    x: Tensor, routing: Routing, w_in: Tensor, w_out: Tensor, activation: ActivationKind, is_gated: bool
+) -> Tensor:
+    """`moe_experts` with torch's grouped products: pairs of (token, expert) sorted by expert.
+
+    All shapes follow from x and the routing's shape, so a CUDA graph can capture it.
+    """
+    num_tokens, top_k = routing.expert_ids.shape
+    by_expert = routing.expert_ids.flatten().sort(stable=True)
+    experts = torch.arange(w_in.shape[0], dtype=torch.int32, device=x.device)
+    ends = torch.searchsorted(by_expert.values, experts, right=True, out_int32=True)
+    inner = grouped_product(x[by_expert.indices // top_k], w_in, ends)
+    outer = grouped_product(activate(inner, activation, is_gated), w_out, ends)
+    by_token = torch.empty_like(outer).index_copy_(0, by_expert.indices, outer)
+    weighted = by_token.view(num_tokens, top_k, w_out.shape[1]).float() * routing.weights[:, :, None]
     return weighted.sum(1).to(x.dtype)
+
+
+def grouped_product(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """Rows ends[e - 1] .. ends[e] of x [pairs, columns] times weights[e].T, weights [E, rows, columns]."""
+    if x.dtype == torch.bfloat16 and weights.shape[1] % 8 == 0 and weights.shape[2] % 8 == 0 and len(x):
+        return torch.nn.functional.grouped_mm(x, weights.transpose(1, 2), offs=ends)
+    result = x.new_empty((x.shape[0], weights.shape[1]))
+    begin = 0
+    for expert, end in enumerate(ends.tolist()):  # waits for the device: the way of small and odd sizes only
+        if end > begin:
+            torch.matmul(x[begin:end], weights[expert].T, out=result[begin:end])
+        begin = end
+    return result
