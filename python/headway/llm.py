@@ -21,7 +21,7 @@ from headway.request import (
     Prompt,
     SamplingParams,
     is_conversation,
-    params_list,
+    one_per_prompt,
     prompt_list,
     prompt_parts,
 )
@@ -66,6 +66,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: ParamsArgument = None,
         *,
+        priority: int | Sequence[int] = 0,
         on_step: Callable[[int], None] | None = None,
     ) -> list[RequestOutput]:
         """Completes every prompt; the outputs are in the order of the prompts.
@@ -73,17 +74,22 @@ class LLM:
         Args:
             prompts: a string, token ids, {"prompt": ...}, {"prompt_token_ids": ...}, or a list of these.
             sampling_params: one for all or one per prompt; None takes the checkpoint's defaults.
-            on_step: called after each step with the number of prompts still running.
+            priority: one for all or one per prompt; lower runs first.
+            on_step: called after each step with the number of completions that this LLM is still working on.
 
         Raises RequestError before anything runs when one of the prompts or parameters is wrong.
         KeyboardInterrupt ends these requests alone; the LLM stays usable.
         """
-        requests = self._submit(prompt_list(prompts), sampling_params)
+        requests = self._submit(prompt_list(prompts), sampling_params, priority)
+        unfinished = list(requests)
         try:
-            while running := sum(not request.is_finished for request in requests):
-                self._step(requests)
+            while unfinished:
+                if unfinished[-1].is_finished:
+                    unfinished.pop()
+                    continue
+                self._step(unfinished[-1])
                 if on_step is not None:
-                    on_step(running)
+                    on_step(self._engine.num_unfinished)
         except BaseException:
             self._abort(requests)
             raise
@@ -188,7 +194,7 @@ class LLM:
         open_completions = [completion for request in requests for completion in request.completions]
         try:
             while open_completions:
-                self._step(requests)
+                self._step(open_completions[0].request)
                 for completion in open_completions:
                     if delta := self._take_delta(completion):
                         yield delta
@@ -202,14 +208,21 @@ class LLM:
         with self._lock:
             return completion.take_delta()
 
-    def _submit(self, prompts: Sequence[Prompt], sampling_params: ParamsArgument) -> list[Request]:
+    def _submit(
+        self, prompts: Sequence[Prompt], sampling_params: ParamsArgument, priority: int | Sequence[int] = 0
+    ) -> list[Request]:
         """Checks all, then queues all: one bad prompt leaves nothing behind."""
         params = self.get_default_sampling_params() if sampling_params is None else sampling_params
-        all_params = params_list(params, len(prompts))
+        arguments = zip(
+            prompts,
+            one_per_prompt("sampling_params", params, len(prompts)),
+            one_per_prompt("priority", priority, len(prompts)),
+            strict=True,
+        )
         with self._lock:
             checked = [
-                self._check(i, prompt, params)
-                for i, (prompt, params) in enumerate(zip(prompts, all_params, strict=True))
+                self._check(index, prompt, params, its_priority)
+                for index, (prompt, params, its_priority) in enumerate(arguments)
             ]
             requests: list[Request] = []
             try:
@@ -220,9 +233,12 @@ class LLM:
                 raise
         return requests
 
-    def _check(self, prompt_index: int, prompt: Prompt, params: SamplingParams) -> CheckedRequest:
+    def _check(
+        self, prompt_index: int, prompt: Prompt, params: SamplingParams, priority: int
+    ) -> CheckedRequest:
         text, token_ids = self._tokens_of(prompt)
-        return self._engine.check(str(next(self._request_numbers)), prompt_index, text, token_ids, params)
+        request_id = str(next(self._request_numbers))
+        return self._engine.check(request_id, prompt_index, text, token_ids, params, priority)
 
     def _tokens_of(self, prompt: Prompt) -> tuple[str | None, Sequence[int]]:
         text, token_ids = prompt_parts(prompt)
@@ -230,10 +246,10 @@ class LLM:
             return text, token_ids
         return text, self.get_tokenizer().encode(text or "")
 
-    def _step(self, requests: list[Request]) -> None:
-        """One step, unless another thread's step has finished these requests while this one waited."""
+    def _step(self, request: Request) -> None:
+        """One step, unless another thread's step has finished the request while this one waited."""
         with self._lock:
-            if not all(request.is_finished for request in requests):
+            if not request.is_finished:
                 self._engine.step()
 
     def _abort(self, requests: list[Request]) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self, TypedDict, cast
+from typing import Any, Self, TypedDict, TypeVar, cast
 
 from headway.errors import RequestError
 from headway.fields import nearest, refuse_values, setting
+
+T = TypeVar("T")
 
 GREEDY_BELOW = 1e-5
 MIN_TEMPERATURE = 0.01  # positive temperatures below are raised to it: logits / t must stay finite
@@ -132,12 +134,12 @@ class SamplingParams:
             if not isinstance(text, str) or not text:
                 raise RequestError("stop", self.stop, "non-empty strings")
         for token in self.stop_token_ids or ():
-            if not _is_int(token) or not 0 <= token < 2**31:
+            if not is_int(token) or not 0 <= token < 2**31:
                 raise RequestError("stop_token_ids", token, "token ids of at least 0")
 
     def _check_bias(self) -> None:
         for token, bias in (self.logit_bias or {}).items():
-            if not _is_int(token) or not 0 <= token < 2**31:
+            if not is_int(token) or not 0 <= token < 2**31:
                 raise RequestError("logit_bias", token, "keyed by token ids of at least 0")
             if not isinstance(bias, numbers.Real) or not -MAX_BIAS <= bias <= MAX_BIAS:
                 raise RequestError("logit_bias", bias, f"in [-{MAX_BIAS:g}, {MAX_BIAS:g}] for each token")
@@ -165,7 +167,7 @@ class SamplingParams:
         return 0.0 if self.is_greedy else max(self.temperature, MIN_TEMPERATURE)
 
 
-def _is_int(value: object) -> bool:
+def is_int(value: object) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
@@ -198,15 +200,13 @@ def prompt_parts(prompt: Prompt) -> tuple[str | None, Sequence[int] | None]:
     return text, None
 
 
-def params_list(params: SamplingParams | Sequence[SamplingParams], num_prompts: int) -> list[SamplingParams]:
-    """One set of parameters for all prompts, or one for each -> one for each."""
-    if isinstance(params, SamplingParams):
-        return [params] * num_prompts
-    if len(params) != num_prompts:
-        raise RequestError(
-            "sampling_params", f"{len(params)} of them", f"one, or {num_prompts}: one per prompt"
-        )
-    return list(params)
+def one_per_prompt(name: str, values: T | Sequence[T], num_prompts: int) -> list[T]:
+    """One value for all prompts, or one for each -> one for each. `name` is the caller's parameter."""
+    if not isinstance(values, (list, tuple)):
+        return [cast(T, values)] * num_prompts
+    if len(values) != num_prompts:
+        raise RequestError(name, f"{len(values)} of them", f"one, or {num_prompts}: one per prompt")
+    return list(values)
 
 
 def is_conversation(messages: Sequence[Any]) -> bool:

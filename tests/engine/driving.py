@@ -9,9 +9,9 @@ from headway.engine.engine import Engine
 from headway.request import SamplingParams
 
 
-def submit(engine: Engine, prompt: Sequence[int], **params: object) -> Request:
+def submit(engine: Engine, prompt: Sequence[int], *, priority: int = 0, **params: object) -> Request:
     defaults = {"temperature": 0.0, "max_tokens": 12}
-    checked = engine.check("0", 0, None, prompt, SamplingParams(**{**defaults, **params}))
+    checked = engine.check("0", 0, None, prompt, SamplingParams(**{**defaults, **params}), priority)
     return engine.submit(checked)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 
 import numpy as np
@@ -44,6 +45,73 @@ def test_tiny_pools_evict_and_lose_nothing(launch_depth: int) -> None:
     assert tight.ledger.stats().num_evictions > 0
     for i, request in enumerate(requests):
         assert tokens_of(request) == expected_tokens(prompt_of(13, i), 40, stops_at=None)
+
+
+@pytest.mark.parametrize("launch_depth", [0, 1])
+def test_eviction_does_not_change_samples(launch_depth: int) -> None:
+    outputs = []
+    for num_blocks in (18, 200):
+        harness = make_engine(num_blocks=num_blocks, max_rows=6, launch_depth=launch_depth)
+        params = {
+            "temperature": 1.0,
+            "top_p": 0.9,
+            "max_tokens": 40,
+            "ignore_eos": True,
+            "presence_penalty": 0.5,
+        }
+        requests = [submit(harness.engine, prompt_of(13, i), seed=i, **params) for i in range(6)]
+        run_dry(harness.engine)
+        outputs.append([tokens_of(request) for request in requests])
+        assert (harness.ledger.stats().num_evictions > 0) == (num_blocks == 18)
+    assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("trace", range(24))
+def test_random_traces(trace: int) -> None:
+    """Submissions, aborts, pauses and evictions at random over small pools: whoever ends by itself ends right."""
+    draws = random.Random(trace)
+    harness = make_engine(
+        num_blocks=draws.choice([17, 24, 60]),
+        max_rows=draws.choice([1, 3, 6]),
+        num_slots=draws.choice([1, 2, 6]),
+        max_step_tokens=draws.choice([6, 13, 64]),
+        launch_depth=trace % 4,
+    )
+    ledger, requests = harness.ledger, []
+    for _ in range(draws.randrange(40, 120)):
+        if len(requests) < 14 and draws.random() < 0.4:
+            prompt = prompt_of(draws.randrange(1, 40), draws.randrange(50))
+            priority, max_tokens = draws.randrange(3), draws.randrange(1, 22)
+            requests.append(submit(harness.engine, prompt, priority=priority, max_tokens=max_tokens))
+        if requests and draws.random() < 0.2:
+            request = draws.choice(requests)
+            action = draws.choice([ledger.pause, ledger.resume, ledger.evict, None])
+            if action is None:
+                harness.engine.abort(request)
+            else:
+                action(request.completions[0].ledger_id)
+        harness.engine.step()
+        ledger.check_integrity()
+    for request in requests:
+        ledger.resume(request.completions[0].ledger_id)
+    run_dry(harness.engine)
+    for request in requests:
+        expected = expected_tokens(request.prompt_token_ids, request.params.max_tokens or 0)
+        tokens = tokens_of(request)
+        assert tokens == (
+            expected[: len(tokens)] if request.completions[0].finish_reason == "abort" else expected
+        )
+
+
+def test_lower_priority_values_run_first() -> None:
+    engine = make_engine(max_rows=1).engine
+    late = submit(engine, prompt_of(4, 1), priority=5)
+    soon = submit(engine, prompt_of(4, 2), priority=-5)
+    while not soon.is_finished:
+        engine.step()
+    assert tokens_of(late) == []
+    run_dry(engine)
+    assert tokens_of(late) == expected_tokens(prompt_of(4, 1), 12)
 
 
 def test_fewer_slots_than_rows_only_wait() -> None:

@@ -14,7 +14,7 @@ import pytest
 from headway.config import EngineConfig, render_settings
 from headway.errors import ConfigError, ModelLoadError, RequestError
 from headway.fields import specs
-from headway.request import SamplingParams, params_list, prompt_list
+from headway.request import SamplingParams, one_per_prompt, prompt_list
 from headway.sampling.defaults import read_generation_defaults
 from headway.sampling.seeds import SeedSource, completion_seed
 
@@ -108,7 +108,7 @@ def test_prompt_forms() -> None:
     with pytest.raises(RequestError):
         prompt_list(3)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="one per prompt"):
-        params_list([SamplingParams()] * 2, 3)
+        one_per_prompt("sampling_params", [SamplingParams()] * 2, 3)
 
 
 def test_seeds_repeat_and_spread() -> None:

@@ -22,6 +22,7 @@ from headway.models.config import ModelConfig
 from headway.models.hybrid import weight_bytes
 from headway.models.loader import load_model
 from headway.models.registry import read_model_config
+from headway.ops.backend import target_of
 from headway.sampling.defaults import GenerationDefaults, read_generation_defaults
 from headway.sampling.limits import RequestLimits
 from headway.text import ChatTemplate, IncrementalDetokenizer, Tokenizer
@@ -54,6 +55,7 @@ def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly
     """Raises ModelLoadError, MemoryBudgetError, ConfigError or BuildError; allocates only what is known to fit."""
     path = Path(config.model) if config.model is not None else embedded_model()
     device = resolve_device(config.device)
+    target_of(torch.empty(0, device=device))  # no kernels for it: say so before anything is read
     model_config = read_model_config(path)
     dtype = resolve_dtype(config.dtype, device, model_config)
     folder = path if path.is_dir() else path.parent

@@ -14,8 +14,8 @@ from headway.engine.bindings import core
 from headway.engine.completion import Completion, Detokenizer, Request
 from headway.engine.interrupts import DeferInterrupt
 from headway.engine.output import OutputProcessor
-from headway.errors import EngineDeadError, IntegrityError
-from headway.request import SamplingParams
+from headway.errors import EngineDeadError, IntegrityError, RequestError
+from headway.request import SamplingParams, is_int
 from headway.sampling.limits import RequestLimits
 from headway.sampling.seeds import SeedSource, completion_seed
 
@@ -42,6 +42,7 @@ class CheckedRequest:
     prompt: str | None
     token_ids: npt.NDArray[np.int32]  # [n]
     params: SamplingParams
+    priority: int  # lower runs first
 
 
 class Engine:
@@ -92,11 +93,16 @@ class Engine:
         prompt: str | None,
         token_ids: Sequence[int],
         params: SamplingParams,
+        priority: int = 0,
     ) -> CheckedRequest:
         """Finds all that can be wrong with a request before anything is queued. Raises RequestError."""
         self._refuse_if_dead()
+        if not is_int(priority) or not -(2**31) <= priority < 2**31:
+            raise RequestError("priority", priority, "an integer in [-2**31, 2**31)", hint="lower runs first")
         self.limits.check_params(params)
-        return CheckedRequest(request_id, prompt_index, prompt, self.limits.check_prompt(token_ids), params)
+        return CheckedRequest(
+            request_id, prompt_index, prompt, self.limits.check_prompt(token_ids), params, priority
+        )
 
     def submit(self, checked: CheckedRequest) -> Request:
         """Queues a request's n completions, or none of them. Raises CapacityError if it can never fit."""
@@ -113,7 +119,7 @@ class Engine:
         with DeferInterrupt():
             try:
                 for index in range(checked.params.n):
-                    self._queue(request, index, checked.token_ids, completion_seed(seed, index))
+                    self._queue(request, index, checked, completion_seed(seed, index))
             except Exception:
                 self.abort(request)
                 raise
@@ -139,15 +145,15 @@ class Engine:
         self._runner.close()
         del self._runner
 
-    def _queue(self, request: Request, index: int, prompt: npt.NDArray[np.int32], seed: int) -> None:
-        params = request.params
+    def _queue(self, request: Request, index: int, checked: CheckedRequest, seed: int) -> None:
+        params, prompt = checked.params, checked.token_ids
         detokenizer = None
         if self._make_detokenizer is not None and params.detokenize:
             detokenizer = self._make_detokenizer(request.prompt_token_ids, params.skip_special_tokens)
         completion = Completion(request, index, detokenizer)
         max_new_tokens = self.limits.max_new_tokens(len(prompt), params)
         completion.ledger_id = self.ledger.add(
-            prompt, self._spec(params, seed), max_new_tokens=max_new_tokens
+            prompt, self._spec(params, seed), max_new_tokens=max_new_tokens, priority=checked.priority
         )
         request.completions.append(completion)
         self._outputs.add(completion)
