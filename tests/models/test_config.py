@@ -6,13 +6,16 @@ import json
 import math
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from headway.errors import ModelLoadError
 from headway.models.config import ModelConfig
+from headway.models.hybrid import weight_bytes
 from headway.models.registry import FAMILIES, config_from_dict, read_model_config
 from tests.models.checkpoints import CASES, Case, make_model
 
@@ -108,10 +111,17 @@ def test_step_limit_reads_every_spelling_of_infinity(high: object) -> None:
         ({"hidden_act": "gelu_pytorch_tanh"}, ["hidden_act", "gelu_pytorch_tanh", "silu"]),
         ({"rope_scaling": {"type": "spiral"}}, ["rope_type", "spiral", "yarn"]),
         ({"rope_scaling": {"type": "linear"}}, ["rope_parameters", "linear", "factor"]),
+        ({"rope_scaling": {"type": "linear", "factor": "8"}}, ["factor", "'8'", "number"]),
+        ({"rope_scaling": {"type": "dynamic", "factor": 0}}, ["factor", "above 0"]),
+        (
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
+            ["list of 8 numbers"],
+        ),
+        ({"rope_theta": -1.0}, ["rope_theta", "above 0"]),
         ({"hidden_size": "64"}, ["hidden_size", "'64'", "integer"]),
         ({"vocab_size": 0}, ["vocab_size", "at least 1"]),
         ({"num_key_value_heads": 3}, ["num_key_value_heads = 3", "num_attention_heads = 4"]),
-        ({"num_attention_heads": 0}, ["num_attention_heads = 0"]),
+        ({"num_attention_heads": 0}, ["num_attention_heads", "at least 1"]),
         ({"intermediate_size": None}, ["lacks 'intermediate_size'"]),
         ({"tie_word_embeddings": "yes"}, ["tie_word_embeddings", "'yes'"]),
         ({"architectures": ["RwkvForCausalLM"]}, ["RwkvForCausalLM", *FAMILIES]),
@@ -170,3 +180,33 @@ def test_reading_a_configuration_needs_no_torch() -> None:
         f"read_model_config({str(SHAPES / 'small.json')!r}); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+WRONG_VALUES: list[Any] = [
+    None,
+    -1,
+    0,
+    1,
+    3,
+    2.5,
+    True,
+    "x",
+    "",
+    [],
+    [1, 2],
+    ["mamba"],
+    {},
+    {"a": {}},
+    math.nan,
+]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SHAPES.glob("*.json")))
+def test_any_wrong_value_is_a_named_error_or_harmless(name: str) -> None:
+    """No value of any key may end in a traceback, here or when the weights are counted."""
+    values = json.loads((SHAPES / f"{name}.json").read_text())
+    for key in values:
+        for wrong in WRONG_VALUES:
+            with suppress(ModelLoadError):
+                config = config_from_dict(values | {key: wrong})
+                assert weight_bytes(config, torch.bfloat16) > 0

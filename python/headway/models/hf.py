@@ -21,6 +21,11 @@ _ROPE_KINDS: dict[str, tuple[str, ...]] = {
     "yarn": ("factor",),
     "longrope": ("short_factor", "long_factor"),
 }
+_ROPE_DIVISORS = ("short_factor", "long_factor")
+_ROPE_CONSTANTS = (
+    *("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor"),
+    *("mscale", "mscale_all_dim", "original_max_position_embeddings", "max_position_embeddings"),
+)
 
 
 class HfConfig:
@@ -41,6 +46,13 @@ class HfConfig:
         value = self._value(keys, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise _wrong(keys[0], value, "a non-negative integer")
+        return value
+
+    def size(self, *keys: str, default: int | None = None) -> int:
+        """An integer of at least 1: what other sizes are divided by."""
+        value = self.integer(*keys, default=default)
+        if value < 1:
+            raise _wrong(keys[0], value, "at least 1")
         return value
 
     def number(self, *keys: str, default: float | None = None) -> float:
@@ -114,7 +126,8 @@ class HfConfig:
         rotary_dim = int(head_dim * _as_number("partial_rotary_factor", fraction))
         if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
             raise _wrong("partial_rotary_factor", fraction, f"an even number of channels of {head_dim}")
-        return RopeConfig(_as_number("rope_theta", theta), rotary_dim, scaling)
+        _check_scaling(scaling, rotary_dim)
+        return RopeConfig(_positive("rope_theta", theta), rotary_dim, scaling)
 
     def _rope_parameters(self) -> Mapping[str, object]:
         value = self.get("rope_parameters", "rope_scaling")
@@ -133,7 +146,7 @@ class HfConfig:
         scaling["original_max_position_embeddings"] = original
         for key in _ROPE_KINDS[kind]:
             if scaling.get(key) is None and kind == "yarn":
-                scaling[key] = trained / _as_number("original_max_position_embeddings", original)
+                scaling[key] = trained / _positive("original_max_position_embeddings", original)
             elif scaling.get(key) is None:
                 raise ModelLoadError(f"config.json: rope_parameters of kind {kind!r} lack {key!r}")
 
@@ -142,6 +155,25 @@ class HfConfig:
         if value is None and default is None:
             raise ModelLoadError(f"config.json lacks {keys[0]!r}")
         return default if value is None else value
+
+
+def _check_scaling(scaling: Mapping[str, object], rotary_dim: int) -> None:
+    """Constants that are there are positive numbers; LongRoPE has one divisor for each pair of channels."""
+    for key, value in scaling.items():
+        if key in _ROPE_DIVISORS:
+            if not isinstance(value, list) or len(value) != rotary_dim // 2:
+                raise _wrong(key, value, f"a list of {rotary_dim // 2} numbers")
+            for divisor in value:
+                _positive(key, divisor)
+        elif key in _ROPE_CONSTANTS and value is not None:
+            _positive(key, value)
+
+
+def _positive(key: str, value: object) -> float:
+    number = _as_number(key, value)
+    if number <= 0.0:
+        raise _wrong(key, value, "above 0")
+    return number
 
 
 def _as_number(key: str, value: object) -> float:

@@ -45,13 +45,13 @@ def read_attention(
     Defaults for what the checkpoint leaves out: rope_fraction of each head is rotated (None: positions are not
     encoded) with base rope_theta; scores are scaled by 1 / sqrt(D).
     """
-    num_heads = hf.integer("num_attention_heads")
-    num_kv_heads = hf.integer("num_key_value_heads", default=num_heads)
-    if num_kv_heads == 0 or num_heads == 0 or num_heads % num_kv_heads:
+    num_heads = hf.size("num_attention_heads")
+    num_kv_heads = hf.size("num_key_value_heads", default=num_heads)
+    if num_heads % num_kv_heads:
         raise ModelLoadError(
             f"config.json: num_key_value_heads = {num_kv_heads} must divide num_attention_heads = {num_heads}"
         )
-    head_dim = hf.integer("head_dim", "attention_head_dim", default=hf.integer("hidden_size") // num_heads)
+    head_dim = hf.size("head_dim", "attention_head_dim", default=hf.size("hidden_size") // num_heads)
     rope: RopeConfig | None = None
     if rope_fraction is not None:
         rope = hf.rope(head_dim, default_theta=rope_theta, default_fraction=rope_fraction)
@@ -70,7 +70,7 @@ def read_attention(
 def read_block_mamba(hf: HfConfig) -> MambaConfig:
     """Mamba-2 settings as Bamba and Granite name them."""
     hf.accept_only("hidden_act", "silu", "swish")
-    num_heads = hf.integer("mamba_n_heads")
+    num_heads = hf.size("mamba_n_heads")
     d_inner = hf.integer("mamba_expand", default=2) * hf.integer("hidden_size")
     head_dim = (
         d_inner // num_heads if hf.get("mamba_d_head") in (None, "auto") else hf.integer("mamba_d_head")
