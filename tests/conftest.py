@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import headway
+
 HAS_HYPOTHESIS = importlib.util.find_spec("hypothesis") is not None
 SEED = 20_240_917
 
@@ -53,9 +55,6 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def tiny_model_dir() -> Path:
     """The checkpoint that is installed with the package."""
-    spec = importlib.util.find_spec("headway")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    folder = Path(spec.submodule_search_locations[0]) / "assets" / "tiny"
+    folder = Path(headway.__file__).parent / "assets" / "tiny"
     assert (folder / "config.json").is_file(), f"{folder} has no model: the package is not installed whole"
     return folder
