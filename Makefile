@@ -23,13 +23,13 @@ else
   PY := $(VENV)/bin/python
   STAMPS := $(VENV)/stamps
 endif
-WITH_TOOLS := $(if $(strip $(VENV)),PATH="$(abspath $(VENV))/bin:$$PATH")
+WITH_TOOLS := export PATH="$(if $(strip $(VENV)),$(abspath $(VENV))/bin:)$$PATH"
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 # $(call install,EXPRESSION): installs the list that the expression picks out of pyproject.toml, read as `p`.
 install = $(PY) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); print(*$1, sep="\n")' \
   > $@.txt && $(PIP) install -r $@.txt
 NATIVE_SOURCES := CMakeLists.txt $(shell find cmake csrc -type f)
-CLANG_FORMATTED := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CLANG_FORMAT := find csrc bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs clang-format
 
 .PHONY: help demo test test-long test-gpu bench lint format clean
 .DEFAULT_GOAL := help
@@ -52,8 +52,8 @@ test-gpu: $(STAMPS)/test-tools ## what needs a GPU, and every test that runs on 
 bench: $(STAMPS)/test-tools ## the benchmarks
 	$(PY) bench/decode_vs_transformers.py
 	$(PY) bench/engine_step.py
-	$(WITH_TOOLS) cmake -S . -B build/native -G Ninja -DHEADWAY_DEVICE=cpu -DHEADWAY_PYTHON=OFF -DHEADWAY_NATIVE_TESTS=ON
-	$(WITH_TOOLS) cmake --build build/native --target ledger_bench
+	$(WITH_TOOLS); cmake -S . -B build/native -G Ninja -DHEADWAY_DEVICE=cpu -DHEADWAY_PYTHON=OFF -DHEADWAY_NATIVE_TESTS=ON
+	$(WITH_TOOLS); cmake --build build/native --target ledger_bench
 	find build/native -name ledger_bench -type f -exec {} \;
 ifneq ($(wildcard /dev/nvidiactl),)
 	for bench in attention mamba moe sample; do $(PY) -m bench.ops.bench_$$bench || exit 1; done
@@ -62,13 +62,13 @@ endif
 lint: $(STAMPS)/dev-tools ## ruff, clang-format and mypy, as in CI
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(WITH_TOOLS) clang-format --dry-run -Werror $(CLANG_FORMATTED)
+	$(WITH_TOOLS); $(CLANG_FORMAT) --dry-run -Werror
 	$(PY) -m mypy --strict python
 
 format: $(STAMPS)/dev-tools ## rewrite the sources as lint wants them
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(WITH_TOOLS) clang-format -i $(CLANG_FORMATTED)
+	$(WITH_TOOLS); $(CLANG_FORMAT) -i
 
 clean: ## remove what was built, the virtual environment included
 	rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
