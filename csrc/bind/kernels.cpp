@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bind/address.h"
+
 #define HEADWAY_CAT(a, b) a##b
 #define HEADWAY_EXPAND(a, b) HEADWAY_CAT(a, b)
 #define HEADWAY_IS_CUDA_cpu 0
@@ -23,36 +25,6 @@ namespace {
 
 namespace py = pybind11;
 namespace backend = HEADWAY_BACKEND;
-
-// What Python passes for a pointer: tensor.data_ptr(), or 0 for null.
-struct Address {
-  uintptr_t value;
-  template <class T>
-  operator T*() const {
-    return reinterpret_cast<T*>(value);
-  }
-};
-
-}  // namespace
-}  // namespace headway
-
-namespace pybind11::detail {
-
-template <>
-struct type_caster<headway::Address> {
-  PYBIND11_TYPE_CASTER(headway::Address, const_name("int"));
-  bool load(handle source, bool) {
-    value.value = static_cast<uintptr_t>(PyLong_AsUnsignedLongLong(source.ptr()));
-    if (PyErr_Occurred() == nullptr) return true;
-    PyErr_Clear();
-    return false;
-  }
-};
-
-}  // namespace pybind11::detail
-
-namespace headway {
-namespace {
 
 // --- norm.h -----------------------------------------------------------------------------------------------------
 
@@ -251,28 +223,27 @@ void route(int64_t num_tokens, int num_experts, int top_k, int num_groups, int t
                  stream);
 }
 
-#if !HEADWAY_IS_CUDA
-void experts(int64_t num_tokens, int64_t hidden, int64_t width, int num_experts, int top_k, Address x, int64_t x_stride,
-             Address w_in, Address w_out, Address weights, Address expert_ids, Address out, int kind, bool is_gated,
-             int dtype) {
-  cpu::experts({.num_tokens = num_tokens,
-                .hidden = hidden,
-                .width = width,
-                .num_experts = num_experts,
-                .top_k = top_k,
-                .x = x,
-                .x_stride = x_stride,
-                .w_in = w_in,
-                .w_out = w_out,
-                .weights = weights,
-                .expert_ids = expert_ids,
-                .out = out,
-                .activation = Activation{kind},
-                .is_gated = is_gated,
-                .dtype = DType{dtype}},
-               nullptr);
+void moe_experts(int64_t num_tokens, int hidden, int width, int num_experts, int top_k, Address x, int64_t x_stride,
+                 Address weights, Address expert_ids, Address w_in, Address w_out, Address inner, Address out, int kind,
+                 bool is_gated, int dtype, Address stream) {
+  backend::moe_experts({.num_tokens = num_tokens,
+                        .hidden = hidden,
+                        .width = width,
+                        .num_experts = num_experts,
+                        .top_k = top_k,
+                        .x = x,
+                        .x_stride = x_stride,
+                        .weights = weights,
+                        .expert_ids = expert_ids,
+                        .w_in = w_in,
+                        .w_out = w_out,
+                        .inner = inner,
+                        .out = out,
+                        .activation = Activation{kind},
+                        .is_gated = is_gated,
+                        .dtype = DType{dtype}},
+                       stream);
 }
-#endif
 
 // --- step.h -----------------------------------------------------------------------------------------------------
 
@@ -380,22 +351,14 @@ void bind_kernels(py::module_& module) {
   module.def("paged_attention", &paged_attention, Unlocked());
   module.def("activation", &activation, Unlocked());
   module.def("route", &route, Unlocked());
+  module.def("moe_experts", &moe_experts, Unlocked());
   module.def("begin_step", &begin_step);
   module.def("sample", &sample);
   module.def("finish_step", &finish_step);
 }
 
 #if HEADWAY_IS_CUDA
-void moe_experts(int64_t num_tokens, int hidden, int width, int num_experts, int top_k, Address x, int64_t x_stride,
-                 Address weights, Address expert_ids, Address w_in, Address w_out, Address inner, Address out, int kind,
-                 bool is_gated, int dtype, Address stream) {
-  cuda::moe_experts({num_tokens, hidden, width, num_experts, top_k, x, x_stride, weights, expert_ids, w_in, w_out,
-                     inner, out, Activation{kind}, is_gated, DType{dtype}},
-                    stream);
-}
-
 void bind_backend(py::module_& module) {
-  module.def("moe_experts", &moe_experts, py::call_guard<py::gil_scoped_release>());
   module.def("device_count", &cuda::device_count);
   module.def("driver_version", &cuda::driver_version);
   module.def("pinned_alloc",
@@ -404,7 +367,6 @@ void bind_backend(py::module_& module) {
 }
 #else
 void bind_backend(py::module_& module) {
-  module.def("experts", &experts, py::call_guard<py::gil_scoped_release>());
   module.def("set_num_threads", &cpu::set_num_threads);
   module.def("simd_levels", &cpu::simd_levels);
   module.def("set_simd_level", &cpu::set_simd_level);

@@ -25,7 +25,7 @@ int64_t paged_attention_workspace_bytes(const PagedAttentionParams& params);  //
 void paged_attention(const PagedAttentionParams& params, Stream stream);
 void activation(const ActivationParams& params, Stream stream);
 void route(const RouteParams& params, Stream stream);
-void experts(const ExpertsParams& params, Stream stream);
+void moe_experts(const MoeExpertsParams& params, Stream stream);
 void begin_step(const BeginStepParams& params, Stream stream);
 void sample(const SampleParams& params, Stream stream);
 void finish_step(const FinishStepParams& params, Stream stream);

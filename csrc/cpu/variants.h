@@ -11,7 +11,7 @@
   X(rotary, RotaryParams)                  \
   X(paged_attention, PagedAttentionParams) \
   X(activation, ActivationParams)          \
-  X(experts, ExpertsParams)                \
+  X(moe_experts, MoeExpertsParams)         \
   X(route, RouteParams)                    \
   X(sample, SampleParams)
 

@@ -52,31 +52,11 @@ struct MoeExpertsParams {
   const int32_t* expert_ids;  // [T, K]
   const void* w_in;           // [E, F, C] dtype, or [E, 2F, C], gate then up, when is_gated
   const void* w_out;          // [E, C, F] dtype
-  void* inner;                // [T, K, F] dtype: activations between the two products
+  void* inner;                // [T, K, F] dtype: activations between the two products; unused on a CPU
   void* out;                  // [T, C] dtype, contiguous
   Activation activation;
   bool is_gated;
-  DType dtype;                // bfloat16 or float16
-};
-
-// The experts' two products and the weighted sum of a token's experts. CPU only: on a GPU the products are torch's.
-//   out[t] = sum over k of weights[t][k] * (w_out[e] act(w_in[e] x[t])), e = expert_ids[t][k]
-struct ExpertsParams {
-  int64_t num_tokens;         // T
-  int64_t hidden;             // C
-  int64_t width;              // F
-  int32_t num_experts;        // E
-  int32_t top_k;              // K
-  const void* x;              // [T, C] dtype, rows x_stride apart
-  int64_t x_stride;
-  const void* w_in;           // [E, F, C], or [E, 2F, C] gate first, then up; dtype
-  const void* w_out;          // [E, C, F] dtype
-  const float* weights;       // [T, K]
-  const int32_t* expert_ids;  // [T, K]
-  void* out;                  // [T, C] dtype, contiguous
-  Activation activation;
-  bool is_gated;
-  DType dtype;
+  DType dtype;                // on a GPU bfloat16 or float16
 };
 
 }  // namespace headway

@@ -186,6 +186,26 @@ def route(
     stream: int,
     /,
 ) -> None: ...
+def moe_experts(
+    num_tokens: int,
+    hidden: int,
+    width: int,
+    num_experts: int,
+    top_k: int,
+    x: int,
+    x_stride: int,
+    weights: int,
+    expert_ids: int,
+    w_in: int,
+    w_out: int,
+    inner: int,
+    out: int,
+    kind: int,
+    is_gated: bool,
+    dtype: int,
+    stream: int,
+    /,
+) -> None: ...
 def begin_step(
     packet: int,
     num_rows: int,
@@ -229,24 +249,6 @@ def finish_step(
     ring_num_entries: int,
     ring_entry_bytes: int,
     stream: int,
-    /,
-) -> None: ...
-def experts(
-    num_tokens: int,
-    hidden: int,
-    width: int,
-    num_experts: int,
-    top_k: int,
-    x: int,
-    x_stride: int,
-    w_in: int,
-    w_out: int,
-    weights: int,
-    expert_ids: int,
-    out: int,
-    kind: int,
-    is_gated: bool,
-    dtype: int,
     /,
 ) -> None: ...
 def set_num_threads(count: int, /) -> None: ...

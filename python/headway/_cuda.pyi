@@ -200,7 +200,7 @@ def moe_experts(
     w_out: int,
     inner: int,
     out: int,
-    activation: int,
+    kind: int,
     is_gated: bool,
     dtype: int,
     stream: int,

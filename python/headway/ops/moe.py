@@ -120,10 +120,10 @@ def moe_experts(
         return grouped_experts(x, routing, w_in, w_out, activation, is_gated)
     out = torch.empty((num_tokens, hidden), dtype=x.dtype)
     # fmt: off
-    target_of(x).kernels.experts(
-        num_tokens, hidden, width, num_experts, top_k, x.data_ptr(), x.stride(0), w_in.data_ptr(), w_out.data_ptr(),
-        routing.weights.data_ptr(), routing.expert_ids.data_ptr(), out.data_ptr(),
-        ACTIVATION_CODES[activation], is_gated, dtype_code(op, "x", x),
+    target_of(x).kernels.moe_experts(
+        num_tokens, hidden, width, num_experts, top_k, x.data_ptr(), x.stride(0),
+        routing.weights.data_ptr(), routing.expert_ids.data_ptr(), w_in.data_ptr(), w_out.data_ptr(),
+        0, out.data_ptr(), ACTIVATION_CODES[activation], is_gated, dtype_code(op, "x", x), 0,
     )
     # fmt: on
     return out

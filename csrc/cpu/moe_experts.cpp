@@ -78,7 +78,7 @@ void multiply_block(const Product<T, In>& product, int64_t num_pairs, int64_t ro
 
 // The pairs (token * K + k) in the order of their experts.
 struct Grouping {
-  explicit Grouping(const ExpertsParams& params)
+  explicit Grouping(const MoeExpertsParams& params)
       : num_pairs(params.num_tokens * params.top_k),
         begin(new int64_t[static_cast<size_t>(params.num_experts) + 1]()),
         pairs(new int64_t[static_cast<size_t>(num_pairs)]) {
@@ -128,7 +128,7 @@ void activate_row(float* row, int64_t width, bool is_gated) {
 
 // out[token] = sum over k, in the order of the routing.
 template <class T>
-void add_experts(const ExpertsParams& params, const float* const* results, int64_t token) {
+void add_experts(const MoeExpertsParams& params, const float* const* results, int64_t token) {
   T* out = as<T>(params.out) + token * params.hidden;
   const float* weights = params.weights + token * params.top_k;
   for (int64_t i = 0; i < params.hidden; i += kLanes) {
@@ -142,7 +142,7 @@ void add_experts(const ExpertsParams& params, const float* const* results, int64
 }
 
 template <class T>
-void run_experts(const ExpertsParams& params) {
+void run_experts(const MoeExpertsParams& params) {
   const Grouping groups(params);
   const auto num_pairs = static_cast<size_t>(groups.num_pairs);
   const int64_t columns = params.is_gated ? 2 * params.width : params.width;
@@ -171,7 +171,7 @@ void run_experts(const ExpertsParams& params) {
 
 }  // namespace
 
-void experts(const ExpertsParams& params) {
+void moe_experts(const MoeExpertsParams& params) {
   with_element(params.dtype, [&]<class T>(T) { run_experts<T>(params); });
 }
 
