@@ -35,7 +35,7 @@ struct Row {
 
 struct Peak {
   float value;
-  int32_t id;   // lowest of those with this value
+  int32_t id;  // lowest of those with this value
   bool is_bad;  // NaN or +inf among the values
 };
 
