@@ -1,4 +1,5 @@
-// Types every kernel family shares. A kernel sees raw pointers, sizes, strides in elements, and a stream; never a tensor.
+// Types every kernel family shares. A kernel sees raw pointers, sizes, strides in elements, and a stream; never a
+// tensor.
 #pragma once
 
 #include <cstdint>
