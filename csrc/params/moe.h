@@ -38,8 +38,8 @@ struct RouteParams {
   int32_t* expert_ids;        // [T, K] best first
 };
 
-// The experts of few tokens: out = sum over a token's experts of weight * W_out act(W_in x), in order of expert id. Made
-// for steps bound by reading the weights: each touched expert's are read once.
+// The experts of few tokens: out = sum over a token's experts of weight * W_out act(W_in x), in order of expert id.
+// Made for steps bound by reading the weights: each touched expert's are read once.
 struct MoeExpertsParams {
   int64_t num_tokens;         // T
   int32_t hidden;             // C
