@@ -49,7 +49,7 @@ __device__ __forceinline__ int num_units(const SplitParams& params, int r, bool 
 struct Fragment {
   QueryRow row;
   int kv_head;
-  int first;     // packed index of the first; packed index = query * group + head of the group
+  int first;  // packed index of the first; packed index = query * group + head of the group
   int limit[2];  // keys the lane's rows see; 0 for rows beyond the last
 };
 
