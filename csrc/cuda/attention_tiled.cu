@@ -37,10 +37,10 @@ struct TileMemory {
   static constexpr int kBytes = kQueryBytes + 2 * kKeyBytes + kOffsetBytes;
 
   uint32_t queries;  // [kBlockRows, kDim]
-  uint32_t keys;     // [kTileKeys, kDim]
+  uint32_t keys;  // [kTileKeys, kDim]
   uint32_t values;
   int64_t* offsets;  // [2, kTileKeys] of the keys of the tile under way and of the next, in elements; -1 = none
-  int32_t* prefix;   // [R + 1]
+  int32_t* prefix;  // [R + 1]
 
   __device__ explicit TileMemory(unsigned char* base)
       : queries(shared_address(base)),
@@ -54,9 +54,9 @@ struct TileMemory {
 struct QueryBlock {
   QueryRow row;
   int kv_head;
-  int first;       // packed index of the first
+  int first;  // packed index of the first
   int num_packed;  // of the whole row
-  int num_keys;    // that the last of them sees
+  int num_keys;  // that the last of them sees
 };
 
 template <int kDim>
