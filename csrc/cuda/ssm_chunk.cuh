@@ -32,8 +32,12 @@ using Bf16 = __nv_bfloat16;
 
 static_assert(kTokens == kWarps * kBlock, "a warp owns one block of a chunk's tokens");
 
-__device__ __forceinline__ float low_bf16(uint32_t pair) { return __uint_as_float(pair << 16); }
-__device__ __forceinline__ float high_bf16(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
+__device__ __forceinline__ float low_bf16(uint32_t pair) {
+  return __uint_as_float(pair << 16);
+}
+__device__ __forceinline__ float high_bf16(uint32_t pair) {
+  return __uint_as_float(pair & 0xffff0000u);
+}
 
 // Decays of one chunk. Tokens behind the row's end have dt = 0: they neither decay nor add.
 struct Decays {
@@ -100,7 +104,7 @@ struct Work {
       const int column = index % kPieces * 8;
       const Bf16* from = x + (chunk.token + row) * params.x_stride + column;
       copy_async(target + (row * Shared<kN, kSlice>::kPitch + column) * sizeof(Bf16), from,
-                    row < chunk.count && column < num_channels);
+                 row < chunk.count && column < num_channels);
     }
     commit_copies();
   }
@@ -302,7 +306,8 @@ struct Outputs {
 #pragma unroll
       for (int p = 0; p < kColumns; ++p) {
         const uint32_t x = *reinterpret_cast<const uint32_t*>(&shared.x[stage][row * kPitch + p * 8 + lane % 4 * 2]);
-        const uint32_t y = pack_pair<Bf16>(fmaf(D, low_bf16(x), sum[p][2 * r]), fmaf(D, high_bf16(x), sum[p][2 * r + 1]));
+        const uint32_t y =
+            pack_pair<Bf16>(fmaf(D, low_bf16(x), sum[p][2 * r]), fmaf(D, high_bf16(x), sum[p][2 * r + 1]));
         *reinterpret_cast<uint32_t*>(&staged[swizzled<kN>(row, p * 8) + lane % 4 * 2]) = y;
       }
     }
