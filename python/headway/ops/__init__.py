@@ -7,6 +7,7 @@ Each op `f` has a twin `f_ref` in `ops.reference` with the same signature in pla
 from headway.ops.attention import kv_write, paged_attention, rotary
 from headway.ops.backend import set_num_threads
 from headway.ops.mamba import causal_conv1d, ssm_scan
+from headway.ops.mamba_decode import mamba_decode
 from headway.ops.moe import moe_experts, route
 from headway.ops.norm import add_rms_norm, gated_rms_norm, rms_norm
 from headway.ops.pointwise import activation
@@ -25,6 +26,7 @@ __all__ = [
     "finish_step",
     "gated_rms_norm",
     "kv_write",
+    "mamba_decode",
     "moe_experts",
     "paged_attention",
     "rms_norm",

@@ -1,0 +1,89 @@
+"""Slots, blocks and tokens whose offsets pass 2^31 elements give the same bits as the same data close together.
+
+On a CPU the gigabytes are address space only: pages nobody touches are never backed.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+import pytest
+import torch
+
+from headway import ops
+from tests.cases import ATTENTION_CASES, MAMBA_CASES, Rows
+from tests.compare import assert_bit_equal
+from tests.inputs import (
+    attention_arguments,
+    conv_arguments,
+    kv_write_arguments,
+    normal,
+    on_device,
+    scan_arguments,
+)
+
+STRIDE = 2**30 + 64  # elements: the third entry lies beyond 2^31
+ROWS = Rows((1, 5, 3), (4, 0, 7))
+SIZES = {torch.float32: 4, torch.bfloat16: 2}
+
+
+def spread(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """The same values, the first dimension's entries STRIDE elements apart."""
+    num_elements = (tensor.shape[0] - 1) * STRIDE + tensor[0].numel()
+    if device == "cuda":
+        storage = torch.empty(num_elements, dtype=tensor.dtype, device=device)
+    else:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        memory = mmap.mmap(-1, num_elements * SIZES[tensor.dtype], flags=flags)
+        storage = torch.frombuffer(memory, dtype=tensor.dtype)
+    far = storage.as_strided(tensor.shape, (STRIDE, *tensor.stride()[1:]))
+    far.copy_(tensor)
+    return far
+
+
+@pytest.fixture(autouse=True)
+def needs_memory(device):
+    if device == "cuda" and torch.cuda.mem_get_info()[0] < 40 * 2**30:
+        pytest.skip("needs 40 GiB of free GPU memory")
+
+
+@pytest.mark.parametrize("name", ["conv", "scan"])
+def test_state_slots(name, device):
+    op, build = {
+        "conv": (ops.causal_conv1d, conv_arguments),
+        "scan": (ops.ssm_scan, scan_arguments),
+    }[name]
+    near = on_device(build(MAMBA_CASES["regular"], ROWS, torch.float32), device)
+    far = {**near, "state": spread(near["state"], device)}
+    expected = op(**near)
+    assert_bit_equal(op(**far), expected, name)
+    assert_bit_equal(far["state"], near["state"], f"{name} state")
+
+
+def test_tokens_of_strided_inputs(device):
+    rows = Rows((3,), (0,))
+    near = on_device(scan_arguments(MAMBA_CASES["regular"], rows, torch.bfloat16), device)
+    far = {**near, "state": near["state"].clone()}
+    far |= {name: spread(near[name], device) for name in ("x", "B", "C", "dt")}
+    expected = ops.ssm_scan(**near)
+    assert_bit_equal(ops.ssm_scan(**far), expected, "ssm_scan")
+
+    y, z = normal(3, 64).bfloat16().to(device), normal(3, 64, seed=2).bfloat16().to(device)
+    weight = torch.ones(64, dtype=torch.bfloat16, device=device)
+    expected = ops.gated_rms_norm(y, z, weight, 1e-5, 32)
+    assert_bit_equal(ops.gated_rms_norm(y, spread(z, device), weight, 1e-5, 32), expected, "gated_rms_norm")
+    assert_bit_equal(ops.rms_norm(spread(z, device), weight, 1e-5), ops.rms_norm(z, weight, 1e-5), "rms_norm")
+
+
+def test_cache_blocks(device):
+    case, rows = ATTENTION_CASES["regular"], Rows((1, 2), (15, 0))
+    near = on_device(kv_write_arguments(case, rows, torch.bfloat16), device)
+    far = {**near, **{name: spread(near[name], device) for name in ("k_cache", "v_cache")}}
+    ops.kv_write(**near)
+    ops.kv_write(**far)
+    for name in ("k_cache", "v_cache"):
+        assert_bit_equal(far[name], near[name], name)
+    near = on_device(attention_arguments(case, rows, torch.bfloat16), device)
+    far = {**near, **{name: spread(near[name], device) for name in ("k_cache", "v_cache")}}
+    expected = ops.paged_attention(**near)
+    assert_bit_equal(ops.paged_attention(**far), expected, "paged_attention")
