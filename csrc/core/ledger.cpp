@@ -70,7 +70,7 @@ std::optional<Plan> Ledger::plan() {
   plan.result = results_.entry(draft.step);
   if (draft.has_news) {
     uint8_t* packet = packets_.entry(draft.step);
-    plan.packet_bytes = write_packet(draft, rows_, packet);
+    plan.packet_bytes = write_packet(draft, rows_, packet, config_.packet_entry_bytes());
     plan.packet = packet;
   }
   return plan;

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "core/error.h"
+
 namespace headway {
 namespace {
 
@@ -57,7 +59,7 @@ void write_prompt_tokens(const StepDraft& draft, int32_t* tokens) {
 
 }  // namespace
 
-uint32_t write_packet(const StepDraft& draft, const RowTable& rows, uint8_t* entry) {
+uint32_t write_packet(const StepDraft& draft, const RowTable& rows, uint8_t* entry, int64_t entry_bytes) {
   PacketHeader header = {};
   header.step = draft.step;
   header.num_rows = static_cast<int32_t>(draft.rows.size());
@@ -76,6 +78,7 @@ uint32_t write_packet(const StepDraft& draft, const RowTable& rows, uint8_t* ent
   auto* step_rows = sections.place<StepRow>(draft.rows.size(), header.rows_offset);
   auto* tokens = sections.place<int32_t>(header.num_prompt_tokens, header.tokens_offset);
   header.num_bytes = sections.num_bytes();
+  require_integrity(header.num_bytes <= entry_bytes, "a packet is larger than its ring entry");
 
   std::memcpy(entry, &header, sizeof(header));
   write_inits(draft, rows, inits, words);

@@ -7,7 +7,7 @@
 
 namespace headway {
 
-// Writes into memory of packet_entry_bytes, 64-byte aligned; returns the packet's bytes.
-uint32_t write_packet(const StepDraft& draft, const RowTable& rows, uint8_t* entry);
+// Writes into entry_bytes of 64-byte aligned memory; returns the packet's bytes.
+uint32_t write_packet(const StepDraft& draft, const RowTable& rows, uint8_t* entry, int64_t entry_bytes);
 
 }  // namespace headway

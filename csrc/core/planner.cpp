@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "core/error.h"
-
 namespace headway {
 namespace {
 
@@ -50,7 +48,7 @@ const StepDraft& Planner::draft(int64_t step) {
   plan_prompts();
   admit_waiting();
   order_rows();
-  draft_.has_news = !draft_.admitted.empty() || !draft_.grants.empty() || !repeats_device_rows();
+  draft_.has_news = !draft_.grants.empty() || !repeats_device_rows();
   if (draft_.has_news && !draft_.rows.empty()) {
     grant_ahead();
     device_rows_.clear();
@@ -170,13 +168,19 @@ void Planner::grant_up_to(int32_t row, int32_t num_tokens) {
   }
 }
 
-// True when a block became free. What is fenced is coming: nobody is evicted while it is.
+// True when a block became free. While any is coming, nobody is evicted.
 bool Planner::make_room(const Request& needy) {
-  if (blocks_.num_fenced() > 0) return false;
+  if (is_any_block_coming()) return false;
   const int32_t victim = pick_victim(needy);
   if (victim == kDummyRow) return false;
   evict(victim);
   return blocks_.num_free() > 0;
+}
+
+// Fenced blocks, and those of rows whose last sample is in flight.
+bool Planner::is_any_block_coming() const {
+  const auto is_exhausted = [this](int32_t row) { return rows_.is_exhausted(row); };
+  return blocks_.num_fenced() > 0 || std::ranges::any_of(rows_.running(), is_exhausted);
 }
 
 int32_t Planner::pick_victim(const Request& needy) const {
@@ -201,13 +205,14 @@ void Planner::evict(int32_t row) {
   waiting_.push_back_in(request);
 }
 
-// A request is admitted when its whole prompt fits beside what running prompts still need. One that was evicted also
-// leaves each running row a block, or it would soon be evicted again.
+// A request is admitted when its whole prompt fits. (While tokens are left for it, every running prompt has been served
+// or found no free block.) One that was evicted also leaves each running row a block, or it would soon be evicted
+// again.
 bool Planner::fits(const Request& request) const {
   if (!clock_.has_retired(request.last_step) || !rows_.has_room()) return false;
   if (draft_.num_words + request.num_words() > config_.max_packet_words()) return false;
   const int32_t num_spare = request.num_evictions > 0 ? static_cast<int32_t>(rows_.running().size()) : 0;
-  const int64_t num_needed = int64_t{config_.blocks_for(request.num_tokens())} + promised_blocks_ + num_spare;
+  const int32_t num_needed = config_.blocks_for(request.num_tokens()) + num_spare;
   return config_.num_blocks == 0 || num_needed <= blocks_.num_free();
 }
 

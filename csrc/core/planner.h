@@ -1,8 +1,8 @@
 // Which rows run next, under token, row, block and slot budgets. Plans from lengths alone: no token value is read.
 //
 // Order: running rows that decode, then running prompts, then waiting requests; within each, those that run first come
-// first (priority, then arrival). Memory that is fenced counts as coming: who lacks a block skips the step while any is
-// coming, and only then is the row that runs last evicted, never for one it outranks.
+// first (priority, then arrival). Fenced blocks and those of rows at their last sample count as coming: who lacks a
+// block skips the step while any is coming; only then is the row that runs last evicted, never for one it outranks.
 #pragma once
 
 #include <cstdint>
@@ -61,6 +61,7 @@ class Planner {
   int32_t secure(int32_t row, int32_t num_tokens);
   void grant_up_to(int32_t row, int32_t num_tokens);
   bool make_room(const Request& needy);
+  bool is_any_block_coming() const;
   int32_t pick_victim(const Request& needy) const;
 
   bool fits(const Request& request) const;
