@@ -15,6 +15,7 @@ import pytest
 from headway import __version__
 from headway.cli.flags import parse_size
 from headway.cli.main import build_parser
+from headway.cli.parser import parse
 from headway.config import EngineConfig
 from headway.fields import flag, specs
 
@@ -170,6 +171,12 @@ def test_doctor_is_ready_here() -> None:
     assert result.returncode == 0, result.stdout
     assert "headway is ready" in result.stdout
     assert "_core" in result.stdout
+
+
+def test_underscores_are_dashes_in_flags_but_not_in_prompts() -> None:
+    words = ["generate", "--max_tokens", "3", "--stop=a_b", "--", "--a_prompt"]
+    args = parse(build_parser(), words)
+    assert (args.max_tokens, args.stop, args.prompt) == (3, ["a_b"], "--a_prompt")
 
 
 def test_sizes() -> None:

@@ -288,6 +288,52 @@ def test_n_completions_differ_and_the_first_is_that_of_n_1() -> None:
     assert outputs[0] == tuple(tokens_of(one))
 
 
+class LetterDetokenizer:
+    """Every token is two letters."""
+
+    def append(self, token_id: int) -> str:
+        return chr(ord("a") + token_id // 26) + chr(ord("A") + token_id % 26)
+
+    def finish(self) -> str:
+        return ""
+
+
+@pytest.mark.parametrize("launch_depth", [0, 1, 3])
+@pytest.mark.parametrize("num_until_stop", [1, 5, 12])
+def test_stop_strings_end_their_request_at_any_depth(launch_depth: int, num_until_stop: int) -> None:
+    """Steps in flight when the host finds the string are void; at 12 tokens length and string come together."""
+    harness = make_engine(launch_depth=launch_depth, make_detokenizer=lambda ids, skip: LetterDetokenizer())
+    tokens = expected_tokens(prompt_of(5), 12, stops_at=None)
+    text = "".join(map(LetterDetokenizer().append, tokens))
+    stop = text[2 * num_until_stop - 3 : 2 * num_until_stop] if num_until_stop > 1 else text[1:2]
+    num_expected = (text.index(stop) + len(stop) + 1) // 2
+    stopped = submit(harness.engine, prompt_of(5), stop=stop, ignore_eos=True)
+    other = submit(harness.engine, prompt_of(6), max_tokens=20, ignore_eos=True)
+    run_dry(harness.engine)
+    output = stopped.output().outputs[0]
+    assert (output.finish_reason, output.stop_reason) == ("stop", stop)
+    assert output.token_ids == tokens[:num_expected]
+    assert output.text == text[: text.index(stop)]
+    assert tokens_of(other) == expected_tokens(prompt_of(6), 20, stops_at=None)
+    assert not harness.ledger.has_unfinished
+
+
+class BrokenDetokenizer(LetterDetokenizer):
+    def append(self, token_id: int) -> str:
+        raise ValueError("no such letter")
+
+
+def test_text_that_cannot_be_built_ends_its_own_request() -> None:
+    made = iter([BrokenDetokenizer(), LetterDetokenizer()])
+    harness = make_engine(make_detokenizer=lambda ids, skip: next(made))
+    broken = submit(harness.engine, prompt_of(5), stop="never", ignore_eos=True)
+    healthy = submit(harness.engine, prompt_of(5), stop="never", ignore_eos=True)
+    run_dry(harness.engine)
+    assert broken.output().outputs[0].finish_reason == "error"
+    assert tokens_of(healthy) == expected_tokens(prompt_of(5), 12, stops_at=None)
+    assert not harness.ledger.has_unfinished
+
+
 @pytest.mark.parametrize(
     ("prompt", "params", "parameter"),
     [

@@ -34,7 +34,9 @@ class Parser(argparse.ArgumentParser):
 
 def parse(parser: Parser, words: list[str]) -> argparse.Namespace:
     """Parses words; an unknown flag names the nearest one of its subcommand."""
-    args, unknown = parser.parse_known_args([_dashed(word) for word in words])
+    num_flags = words.index("--") if "--" in words else len(words)
+    dashed = [_dashed(word) for word in words[:num_flags]]
+    args, unknown = parser.parse_known_args(dashed + words[num_flags:])
     if unknown:
         command = parser.subparsers[args.command]
         hint = nearest(unknown[0].split("=")[0], command.flags)

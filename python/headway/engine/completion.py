@@ -78,6 +78,10 @@ class Completion:
         self.stop_reason = stop_reason
         self.finished_s = now_s
 
+    def give_up_text(self) -> None:
+        """No more text is made: what there is stays."""
+        self._detokenizer = None
+
     def take_delta(self) -> Delta | None:
         """What came since the last call; None while there is no text to show, such as half a character."""
         is_text = self._detokenizer is not None

@@ -73,6 +73,7 @@ class OutputProcessor:
                     "request %s ended: its output cannot be built: %s", completion.request.request_id, fault
                 )
                 self._abort(ledger_id)
+                completion.give_up_text()
                 self._end(completion, "error", None, now_s)
         return changed
 
@@ -98,11 +99,13 @@ class OutputProcessor:
             matched = completion.append(token, now_s, is_stop_token=stop_token >= 0)
             if completion.logprobs is not None:
                 self._add_logprobs(completion, token, commit, place)
-        if reason != core.NOT_FINISHED:
-            self._end(completion, _REASONS[reason], matched or _stop_reason(completion, stop_token), now_s)
-        elif matched is not None:
-            self._finish(completion.ledger_id, len(completion.token_ids))
+        if matched is not None:
+            self._finish(
+                completion.ledger_id, len(completion.token_ids)
+            )  # no news to it if the token ended it too
             self._end(completion, "stop", matched, now_s)
+        elif reason != core.NOT_FINISHED:
+            self._end(completion, _REASONS[reason], _stop_reason(completion, stop_token), now_s)
 
     def _add_logprobs(self, completion: Completion, token: int, commit: Commit, place: int) -> None:
         num_top = completion.request.params.logprobs or 0
