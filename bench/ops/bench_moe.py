@@ -75,7 +75,7 @@ def run(report: Report, wanted: Callable[[str], bool]) -> None:
                 report.add(entry, time_us([partial(ops.route, logits, shape.top_k)]), 4.0 * logits.numel())
             if wanted(entry := f"experts/{name}/b{batch}"):
                 routings = [layer.draw_routing(batch) for _ in range(NUM_ROUTINGS)]
-                touched = sum(len(r.expert_ids.unique()) for r in routings) / NUM_ROUTINGS
+                touched = sum(len({*r.expert_ids.flatten().tolist()}) for r in routings) / NUM_ROUTINGS
                 us, other_us = (
                     time_us([partial(layer.run, experts, x, routing) for routing in routings])
                     for experts in (ops.moe_experts, grouped_experts)
