@@ -33,10 +33,11 @@ struct SoftmaxState {
   float sum[2] = {0.0f, 0.0f};
 };
 
-// What earlier sums must be multiplied by when the largest score changes from `before` to `after`. log2_scale > 0.
+// What earlier sums must be multiplied by when the largest score changes from `before` to `after`. log2_scale > 0. The
+// exponent is a difference of the very products that softmax_tile subtracts, so that their rounding cancels.
 __device__ __forceinline__ float rescale_factor(float before, float after, float log2_scale) {
   const float reference = after == minus_infinity() ? 0.0f : after;
-  return fast_exp2(__fmul_rn(__fsub_rn(before, reference), log2_scale));
+  return fast_exp2(__fsub_rn(__fmul_rn(before, log2_scale), __fmul_rn(reference, log2_scale)));
 }
 
 // Scores -> exp2((score - largest) * log2_scale); updates the state; `factor` is for the accumulator.

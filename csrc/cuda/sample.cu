@@ -110,19 +110,26 @@ __device__ Best best_of_slice(const Slice& slice, Best bound, bool is_bounded) {
   return best;
 }
 
-// log of the sum of exp of the raw logits.
-__device__ float log_sum_exp(Team& team, const Slice& slice, float largest) {
+// What turns a raw logit into its log probability; the largest is kept apart for the sake of the last bits.
+struct LogNormaliser {
+  float largest;
+  float log_mass;  // of the sum of exp(logit - largest)
+
+  __device__ float logprob(float logit) const { return (logit - largest) - log_mass; }
+};
+
+__device__ LogNormaliser normaliser_of(Team& team, const Slice& slice, float largest) {
   uint64_t sum = 0;
   for (int i = static_cast<int>(threadIdx.x); i < slice.size; i += kSampleThreads) {
     sum += mass_of(expf(slice.values[i] - largest));
   }
   sum = team.combine(sum, SumU64{});
-  return largest + logf(static_cast<float>(sum) / kMassUnit);
+  return {largest, logf(static_cast<float>(sum) / kMassUnit)};
 }
 
 // The num_logprobs largest raw logits, best first. A thread keeps its own best and looks again when it was taken.
 __device__ void report_alternatives(Team& team, const SampleParams& params, const RowJob& job, const Slice& slice,
-                                    float log_sum) {
+                                    const LogNormaliser& normaliser) {
   const int64_t out = static_cast<int64_t>(job.index) * params.max_logprobs;
   const int wanted = min(min(job.sampling.num_logprobs, params.max_logprobs), params.vocab_size);
   Best mine = best_of_slice(slice, {}, false);
@@ -131,7 +138,7 @@ __device__ void report_alternatives(Team& team, const SampleParams& params, cons
     if (best.id == mine.id) mine = best_of_slice(slice, best, true);
     if (team.rank() != 0 || threadIdx.x != 0) continue;
     params.top_ids[out + i] = best.id;
-    params.top_logprobs[out + i] = best.value - log_sum;
+    params.top_logprobs[out + i] = normaliser.logprob(best.value);
   }
 }
 
@@ -246,10 +253,10 @@ __device__ int sample_row(Team& team, SampleMemory& memory, const SampleParams& 
   if (raw.is_bad != 0) return -1;
 
   const bool has_logprobs = sampling.num_logprobs >= 0;
-  float log_sum = 0.0f;
+  LogNormaliser normaliser{};
   if (has_logprobs) {
-    log_sum = log_sum_exp(team, slice, raw.best.value);
-    report_alternatives(team, params, job, slice, log_sum);
+    normaliser = normaliser_of(team, slice, raw.best.value);
+    report_alternatives(team, params, job, slice, normaliser);
   }
 
   Best best = raw.best;
@@ -267,7 +274,7 @@ __device__ int sample_row(Team& team, SampleMemory& memory, const SampleParams& 
   }
   if (has_logprobs) {
     const float value = job.logits[token];
-    result.logprob = value - log_sum;
+    result.logprob = normaliser.logprob(value);
     result.rank = token == raw.best.id ? 1 : rank_of(team, job, slice, value);
   }
   return token;
