@@ -85,8 +85,12 @@ class MambaCase:
     dt_max: float = float("inf")
 
     @property
+    def d_inner(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
     def conv_dim(self) -> int:
-        return self.num_heads * self.head_dim + 2 * self.num_groups * self.state_size
+        return self.d_inner + 2 * self.num_groups * self.state_size
 
 
 MAMBA_CASES = {

@@ -60,20 +60,40 @@ void load_keys(const PagedAttentionParams& params, const Item& item, const Shape
       store(tile.values + i * shape.padded_dim + d, load_part(as<T>(cache.values) + source + d, part));
     }
   }
+  // Scores come kLanes at a time: those of keys beyond count are computed from zeros and not used.
+  const int end = (count + kLanes - 1) / kLanes * kLanes;
+  std::memset(tile.keys + count * shape.padded_dim, 0,
+              static_cast<size_t>(end - count) * static_cast<size_t>(shape.padded_dim) * sizeof(float));
 }
 
-// scores[i] = query . key i for i < count, -inf up to kTile.
+// scores[i] = query . key i for i < count, -inf up to kTile. kLanes keys at a time, one sum a register.
 void score_keys(const float* query, const KeyTile& tile, int count, int padded_dim, float* scores) {
-  for (int i = 0; i < kTile; i += kLanes) {
+  for (int i = 0; i < count; i += kLanes) {
+    const float* keys = tile.keys + i * padded_dim;
     F32 dots[kLanes] = {};
-    const int keys = std::min(kLanes, count - i);
-    for (int key = 0; key < keys; ++key) {
-      const float* values = tile.keys + (i + key) * padded_dim;
-      for (int d = 0; d < padded_dim; d += kLanes) dots[key] = fma(load(query + d), load(values + d), dots[key]);
+    for (int d = 0; d < padded_dim; d += kLanes) {
+      const F32 part = load(query + d);
+#pragma GCC unroll 16
+      for (int key = 0; key < kLanes; ++key) dots[key] = fma(part, load(keys + key * padded_dim + d), dots[key]);
     }
     store(scores + i, reduce_add_each(dots));
   }
   for (int i = count; i < kTile; ++i) scores[i] = kMinusInfinity;
+}
+
+// sums = sums * fade + weighted values, kVectors vectors of channels at a time: as many additions in flight.
+template <int kVectors>
+void add_values(const float* weights, const float* values, int count, int padded_dim, F32 fade, float* sums) {
+  F32 sum[kVectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) sum[v] = load(sums + v * kLanes) * fade;
+  for (int i = 0; i < count; ++i) {
+    const F32 weight = broadcast(weights[i]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sum[v] = fma(weight, load(values + i * padded_dim + v * kLanes), sum[v]);
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) store(sums + v * kLanes, sum[v]);
 }
 
 // Adds the tile's first count keys to one query's running sums; sums [padded_dim] is the weighted sum of values.
@@ -94,13 +114,14 @@ void attend(const float* query, const KeyTile& tile, int count, int padded_dim, 
   }
   running.total = running.total * fade[0] + reduce_add(total);
   running.peak = peak;
-  for (int d = 0; d < padded_dim; d += kLanes) {
-    F32 sum = load(sums + d) * fade;
-    for (int i = 0; i < count; ++i) {
-      sum = fma(broadcast(weights[i]), load(tile.values + i * padded_dim + d), sum);
-    }
-    store(sums + d, sum);
+  int d = 0;
+  for (; d + 8 * kLanes <= padded_dim; d += 8 * kLanes) {
+    add_values<8>(weights, tile.values + d, count, padded_dim, fade, sums + d);
   }
+  for (; d + 4 * kLanes <= padded_dim; d += 4 * kLanes) {
+    add_values<4>(weights, tile.values + d, count, padded_dim, fade, sums + d);
+  }
+  for (; d < padded_dim; d += kLanes) add_values<1>(weights, tile.values + d, count, padded_dim, fade, sums + d);
 }
 
 // Scratch of one work item.
