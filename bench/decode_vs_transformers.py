@@ -34,7 +34,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     prompts = make_prompts(args)
     with LLM(args.model, device="cpu", max_num_seqs=args.batch_size, max_model_len=args.max_len) as llm:
-        contenders = {"headway": headway_runner(llm, prompts), "transformers": transformers_runner(args.model, prompts)}
+        contenders = {
+            "headway": headway_runner(llm, prompts),
+            "transformers": transformers_runner(args.model, prompts),
+        }
         agreement = count_agreement(contenders, args.output_len)
         times = measure(contenders, args)
     report = make_report(args, times, agreement)
@@ -42,8 +45,12 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(embedded_model()), help="checkpoint folder (the embedded model)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default=str(embedded_model()), help="checkpoint folder (the embedded model)"
+    )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--input-len", type=int, default=32)
     parser.add_argument("--output-len", type=int, default=128)
@@ -72,6 +79,9 @@ def headway_runner(llm: LLM, prompts: list[list[int]]) -> Generate:
 
 def transformers_runner(model_path: str, prompts: list[list[int]]) -> Generate:
     model = transformers.AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
+    model.generation_config = (
+        transformers.GenerationConfig()
+    )  # the checkpoint's may bring penalties of its own
     input_ids = torch.tensor(prompts)
     attention_mask = torch.ones_like(input_ids)
 
@@ -81,8 +91,6 @@ def transformers_runner(model_path: str, prompts: list[list[int]]) -> Generate:
             input_ids,
             attention_mask=attention_mask,
             do_sample=False,
-            temperature=None,
-            top_p=None,
             min_new_tokens=output_len,
             max_new_tokens=output_len,
             pad_token_id=0,
@@ -113,18 +121,27 @@ def measure(contenders: dict[str, Generate], args: argparse.Namespace) -> dict[s
     }
 
 
-def make_report(args: argparse.Namespace, times: dict[str, dict[int, float]], agreement: float) -> dict[str, Any]:
+def make_report(
+    args: argparse.Namespace, times: dict[str, dict[int, float]], agreement: float
+) -> dict[str, Any]:
     num_tokens = args.batch_size * (args.output_len - 1)
     rates = {name: num_tokens / (by_len[args.output_len] - by_len[1]) for name, by_len in times.items()}
     return {
         "model": Path(args.model).name,
         "dtype": "float32",
-        **{name: getattr(args, name) for name in ("batch_size", "input_len", "output_len", "num_iters", "threads")},
+        **{
+            name: getattr(args, name)
+            for name in ("batch_size", "input_len", "output_len", "num_iters", "threads")
+        },
         "decode_tokens_per_second": rates,
         "ratio": rates["headway"] / rates["transformers"],
         "prompt_seconds": {name: by_len[1] for name, by_len in times.items()},
         "equal_outputs": agreement,
-        "versions": {"headway": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            "headway": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
         "machine": platform.machine(),
     }
 
