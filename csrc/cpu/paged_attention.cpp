@@ -2,7 +2,7 @@
 //
 // Keys are taken in tiles at absolute positions 0, kTile, 2 kTile, ...: the order of additions of a query depends on
 // its position alone, so neither chunking nor batching changes a bit. A work item is (row, block of queries, KV head);
-// it widens each tile of keys and values once and shows it to all its queries and all query heads of the group.
+// it shows each tile of keys and values, widened to fp32 where it is not, to all its queries and query heads.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -38,43 +38,69 @@ struct Running {
   float total = 0.0f;
 };
 
-// Keys and values of one tile in fp32, D padded with zeros.
+constexpr int kGroups = kTile / kLanes;  // of kLanes keys
+
+// Keys and values of one tile in fp32: where they lie, D padded with zeros.
 struct KeyTile {
-  float* keys;    // [kTile, padded_dim]
-  float* values;  // [kTile, padded_dim]
+  const float* keys[kGroups];    // [kLanes, D] each, keys `stride` apart
+  const float* values[kGroups];
+  int64_t stride;
+  float* widened_keys;           // [kTile, padded_dim] scratch, where the cache itself does not serve
+  float* widened_values;
 };
 
-template <class T>
-void load_keys(const PagedAttentionParams& params, const Item& item, const Shape& shape, int position, int count,
-               const KeyTile& tile) {
+// Position's place in the cache, in elements.
+int64_t cache_offset(const PagedAttentionParams& params, const Item& item, int position) {
   const KvCache& cache = params.cache;
   const int32_t* blocks = cache.block_table + params.row_ids[item.row] * cache.table_stride;
   const int64_t token_size = int64_t{params.num_kv_heads} * params.head_dim;
-  for (int i = 0; i < count; ++i) {
-    const int place = position + i;
-    const int64_t source = blocks[place / cache.block_size] * cache.block_stride +
-                           place % cache.block_size * token_size + int64_t{item.kv_head} * params.head_dim;
-    for (int d = 0; d < params.head_dim; d += kLanes) {
-      const int part = params.head_dim - d;
-      store(tile.keys + i * shape.padded_dim + d, load_part(as<T>(cache.keys) + source + d, part));
-      store(tile.values + i * shape.padded_dim + d, load_part(as<T>(cache.values) + source + d, part));
-    }
-  }
-  // Scores come kLanes at a time: those of keys beyond count are computed from zeros and not used.
-  const int end = (count + kLanes - 1) / kLanes * kLanes;
-  std::memset(tile.keys + count * shape.padded_dim, 0,
-              static_cast<size_t>(end - count) * static_cast<size_t>(shape.padded_dim) * sizeof(float));
+  return blocks[position / cache.block_size] * cache.block_stride + position % cache.block_size * token_size +
+         int64_t{item.kv_head} * params.head_dim;
 }
 
-// scores[i] = query . key i for i < count, -inf up to kTile. kLanes keys at a time, one sum a register.
+// fp32 whole vectors whose groups of keys lie within one block are read where they are.
+template <class T>
+bool is_read_in_place(const PagedAttentionParams& params, const Shape& shape) {
+  return sizeof(T) == sizeof(float) && params.head_dim == shape.padded_dim && params.cache.block_size % kLanes == 0;
+}
+
+void point_at_keys(const PagedAttentionParams& params, const Item& item, int position, int count, KeyTile& tile) {
+  tile.stride = int64_t{params.num_kv_heads} * params.head_dim;
+  for (int group = 0; group * kLanes < count; ++group) {
+    const int64_t offset = cache_offset(params, item, position + group * kLanes);
+    tile.keys[group] = as<float>(static_cast<const void*>(params.cache.keys)) + offset;
+    tile.values[group] = as<float>(static_cast<const void*>(params.cache.values)) + offset;
+  }
+}
+
+template <class T>
+void widen_keys(const PagedAttentionParams& params, const Item& item, const Shape& shape, int position, int count,
+                KeyTile& tile) {
+  for (int i = 0; i < count; ++i) {
+    const int64_t source = cache_offset(params, item, position + i);
+    for (int d = 0; d < params.head_dim; d += kLanes) {
+      const int part = params.head_dim - d;
+      store(tile.widened_keys + i * shape.padded_dim + d, load_part(as<T>(params.cache.keys) + source + d, part));
+      store(tile.widened_values + i * shape.padded_dim + d, load_part(as<T>(params.cache.values) + source + d, part));
+    }
+  }
+  tile.stride = shape.padded_dim;
+  for (int group = 0; group < kGroups; ++group) {
+    tile.keys[group] = tile.widened_keys + group * kLanes * shape.padded_dim;
+    tile.values[group] = tile.widened_values + group * kLanes * shape.padded_dim;
+  }
+}
+
+// scores[i] = query . key i for i < count, -inf up to kTile. kLanes keys at a time, one sum a register; those beyond
+// count are whatever memory holds, and their sums are dropped.
 void score_keys(const float* query, const KeyTile& tile, int count, int padded_dim, float* scores) {
   for (int i = 0; i < count; i += kLanes) {
-    const float* keys = tile.keys + i * padded_dim;
+    const float* keys = tile.keys[i / kLanes];
     F32 dots[kLanes] = {};
     for (int d = 0; d < padded_dim; d += kLanes) {
       const F32 part = load(query + d);
 #pragma GCC unroll 16
-      for (int key = 0; key < kLanes; ++key) dots[key] = fma(part, load(keys + key * padded_dim + d), dots[key]);
+      for (int key = 0; key < kLanes; ++key) dots[key] = fma(part, load(keys + key * tile.stride + d), dots[key]);
     }
     store(scores + i, reduce_add_each(dots));
   }
@@ -83,17 +109,18 @@ void score_keys(const float* query, const KeyTile& tile, int count, int padded_d
 
 // sums = sums * fade + weighted values, kVectors vectors of channels at a time: as many additions in flight.
 template <int kVectors>
-void add_values(const float* weights, const float* values, int count, int padded_dim, F32 fade, float* sums) {
+void add_values(const float* weights, const KeyTile& tile, int count, int channel, F32 fade, float* sums) {
   F32 sum[kVectors];
 #pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) sum[v] = load(sums + v * kLanes) * fade;
+  for (int v = 0; v < kVectors; ++v) sum[v] = load(sums + channel + v * kLanes) * fade;
   for (int i = 0; i < count; ++i) {
     const F32 weight = broadcast(weights[i]);
+    const float* value = tile.values[i / kLanes] + i % kLanes * tile.stride + channel;
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) sum[v] = fma(weight, load(values + i * padded_dim + v * kLanes), sum[v]);
+    for (int v = 0; v < kVectors; ++v) sum[v] = fma(weight, load(value + v * kLanes), sum[v]);
   }
 #pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) store(sums + v * kLanes, sum[v]);
+  for (int v = 0; v < kVectors; ++v) store(sums + channel + v * kLanes, sum[v]);
 }
 
 // Adds the tile's first count keys to one query's running sums; sums [padded_dim] is the weighted sum of values.
@@ -115,13 +142,9 @@ void attend(const float* query, const KeyTile& tile, int count, int padded_dim, 
   running.total = running.total * fade[0] + reduce_add(total);
   running.peak = peak;
   int d = 0;
-  for (; d + 8 * kLanes <= padded_dim; d += 8 * kLanes) {
-    add_values<8>(weights, tile.values + d, count, padded_dim, fade, sums + d);
-  }
-  for (; d + 4 * kLanes <= padded_dim; d += 4 * kLanes) {
-    add_values<4>(weights, tile.values + d, count, padded_dim, fade, sums + d);
-  }
-  for (; d < padded_dim; d += kLanes) add_values<1>(weights, tile.values + d, count, padded_dim, fade, sums + d);
+  for (; d + 8 * kLanes <= padded_dim; d += 8 * kLanes) add_values<8>(weights, tile, count, d, fade, sums);
+  for (; d + 4 * kLanes <= padded_dim; d += 4 * kLanes) add_values<4>(weights, tile, count, d, fade, sums);
+  for (; d < padded_dim; d += kLanes) add_values<1>(weights, tile, count, d, fade, sums);
 }
 
 // Scratch of one work item.
@@ -129,12 +152,13 @@ struct Scratch {
   explicit Scratch(const Shape& shape)
       : memory(new float[static_cast<size_t>(shape.padded_dim) * (2 * kTile + 2 * kMaxQueries * shape.group)]) {
     const int64_t dim = shape.padded_dim;
-    tile = {memory.get(), memory.get() + kTile * dim};
-    queries = memory.get() + 2 * kTile * dim;
+    tile.widened_keys = memory.get();
+    tile.widened_values = tile.widened_keys + kTile * dim;
+    queries = tile.widened_values + kTile * dim;
     sums = queries + kMaxQueries * shape.group * dim;
   }
   std::unique_ptr<float[]> memory;
-  KeyTile tile;
+  KeyTile tile{};
   float* queries;  // [queries, group, padded_dim], scaled
   float* sums;     // [queries, group, padded_dim]
 };
@@ -167,8 +191,14 @@ void attend_item(const PagedAttentionParams& params, const Shape& shape, const I
   // Tiles of keys in absolute order; a query sees keys up to its own position.
   std::unique_ptr<Running[]> running(new Running[static_cast<size_t>(queries * shape.group)]);
   const int num_keys = position + queries;
+  const bool is_in_place = is_read_in_place<T>(params, shape);
   for (int begin = 0; begin < num_keys; begin += kTile) {
-    load_keys<T>(params, item, shape, begin, std::min(kTile, num_keys - begin), scratch.tile);
+    const int count = std::min(kTile, num_keys - begin);
+    if (is_in_place) {
+      point_at_keys(params, item, begin, count, scratch.tile);
+    } else {
+      widen_keys<T>(params, item, shape, begin, count, scratch.tile);
+    }
     for (int query = std::max(0, begin - position); query < queries; ++query) {
       const int visible = std::min(kTile, position + query + 1 - begin);
       for (int head = 0; head < shape.group; ++head) {
