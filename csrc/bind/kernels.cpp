@@ -13,6 +13,7 @@
 #define HEADWAY_IS_CUDA HEADWAY_EXPAND(HEADWAY_IS_CUDA_, HEADWAY_BACKEND)
 
 #if HEADWAY_IS_CUDA
+#include "bind/mamba_decode.h"
 #include "cuda/ops.h"
 #include "cuda/runtime.h"
 #else
@@ -359,6 +360,7 @@ void bind_kernels(py::module_& module) {
 
 #if HEADWAY_IS_CUDA
 void bind_backend(py::module_& module) {
+  bind_mamba_decode(module);
   module.def("device_count", &cuda::device_count);
   module.def("driver_version", &cuda::driver_version);
   module.def("pinned_alloc",

@@ -122,29 +122,28 @@ struct StateRows {
     });
   }
 
-  // S = decay S + (dt x) B^T, y = S C + D x for token t of the tile; `first_row` is the warp's first row in the tile.
-  __device__ __forceinline__ void step(ScanTile<kN>& tile, int t, int first_row, int num_rows, float D) {
+  // One token: S = decay S + (dt x) B^T, y = S C + D x. B and C are the token's, x and y begin at the warp's first row.
+  __device__ __forceinline__ void step(const float* B, const float* C, const float* x, float dt, float decay, float D,
+                                       int num_rows, float* y) {
     const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-    const float dt = tile.dt[t];
-    const float decay = tile.decay[t];
-    float x[L::kRows];
+    float row_x[L::kRows];
     float sums[L::kRows] = {};
 #pragma unroll
-    for (int r = 0; r < L::kRows; ++r) x[r] = tile.x[t][first_row + r * L::kRowsAtOnce + lane / L::kLanes];
+    for (int r = 0; r < L::kRows; ++r) row_x[r] = x[r * L::kRowsAtOnce + lane / L::kLanes];
 #pragma unroll
     for (int c = 0; c < L::kPieces; ++c) {
       const int n = (c * L::kLanes + lane % L::kLanes) * kPiece;
-      float B[kPiece];
-      float C[kPiece];
-      load_floats<float, kPiece>(&tile.B[t][n], B);
-      load_floats<float, kPiece>(&tile.C[t][n], C);
+      float piece_B[kPiece];
+      float piece_C[kPiece];
+      load_floats<float, kPiece>(B + n, piece_B);
+      load_floats<float, kPiece>(C + n, piece_C);
 #pragma unroll
       for (int r = 0; r < L::kRows; ++r) {
 #pragma unroll
         for (int i = 0; i < kPiece; ++i) {
           float& value = values[r][c][i];
-          value = fmaf(decay, value, dt * x[r] * B[i]);
-          sums[r] = fmaf(value, C[i], sums[r]);
+          value = fmaf(decay, value, dt * row_x[r] * piece_B[i]);
+          sums[r] = fmaf(value, piece_C[i], sums[r]);
         }
       }
     }
@@ -152,7 +151,7 @@ struct StateRows {
     for (int r = 0; r < L::kRows; ++r) {
       const int p = r * L::kRowsAtOnce + lane / L::kLanes;
       const float sum = warp_sum<L::kLanes>(sums[r]);
-      if (lane % L::kLanes == 0 && p < num_rows) tile.y[t][first_row + p] = fmaf(D, x[r], sum);
+      if (lane % L::kLanes == 0 && p < num_rows) y[p] = fmaf(D, row_x[r], sum);
     }
   }
 };
@@ -205,7 +204,10 @@ __device__ __forceinline__ void scan_recurrently(const SsmScanParams& params, co
       const int count = static_cast<int>(min(static_cast<int64_t>(L::kTile), span.end - token));
       load_scan_tile<T, kN, kIsExact>(params, tile, token, count, head, p, block_p);
       __syncthreads();
-      for (int t = 0; t < count; ++t) state.step(tile, t, warp_row, warp_rows, params.D[head]);
+      for (int t = 0; t < count; ++t) {
+        state.step(tile.B[t], tile.C[t], &tile.x[t][warp_row], tile.dt[t], tile.decay[t], params.D[head], warp_rows,
+                   &tile.y[t][warp_row]);
+      }
       __syncthreads();
       store_scan_tile<T, kN>(params, tile, token, count, head, p, block_p);
     }

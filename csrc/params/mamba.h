@@ -55,4 +55,37 @@ struct SsmScanParams {
   int32_t max_query_len = 0;  // host bound on a row's tokens, to choose kernels by; 0 = not known
 };
 
+// One decode step of a mixer between its projections, every row one token: convolution, recurrence, gate and grouped
+// norm, as the three ops one after the other (roundings to dtype between them included).
+struct MambaDecodeParams {
+  int32_t num_rows;               // R = T
+  int32_t num_heads;              // H
+  int32_t head_dim;               // P
+  int32_t num_groups;             // G; the norm's groups are these
+  int32_t state_size;             // N
+  int32_t width;                  // W: 4
+  const void* z;                  // [R, H * P] dtype, like columns and dt a slice of the in_proj output
+  const void* columns;            // [R, conv_dim] dtype: x, B, C before the convolution
+  const void* dt;                 // [R, H] dtype, raw
+  int64_t token_stride;           // elements between tokens of z, columns and dt
+  const void* conv_weight;        // [W, conv_dim] dtype
+  const void* conv_bias;          // [conv_dim] dtype; may be null
+  const float* A;                 // [H] negative
+  const float* D;                 // [H]
+  const float* dt_bias;           // [H]
+  float dt_min;
+  float dt_max;
+  const void* norm_weight;        // [H * P] dtype
+  float norm_eps;
+  void* conv_state;               // [num_slots, W - 1, conv_dim] dtype, slots conv_state_stride apart
+  int64_t conv_state_stride;
+  float* ssm_state;               // [num_slots, H, P, N], slots ssm_state_stride apart
+  int64_t ssm_state_stride;
+  const int32_t* row_start;       // [R] 0 = the row's state is zeros and its slot is not read
+  const int32_t* read_slots;      // [R]
+  const int32_t* write_slots;     // [R]
+  void* out;                      // [R, H * P] dtype, contiguous
+  DType dtype;
+};
+
 }  // namespace headway

@@ -63,8 +63,8 @@ def test_against_the_oracle(case, starts, dtype, device):
     arguments = decode_arguments(case, starts, dtype)
     oracle, given = in_float64(arguments), on_device(arguments, device)
     expected, actual = reference.mamba_decode_ref(**oracle), ops.mamba_decode(**given)
-    # In bf16, the convolution and the scan round in between.
-    assert_close(actual, expected, "out", tolerance=2e-5 if dtype == torch.float32 else 2.0**-6)
+    error = (actual.cpu().double() - expected).norm() / expected.norm()
+    assert error < (1e-5 if dtype == torch.float32 else 1.5e-2)  # in bf16, all three ops round
     slots = arguments["write_slots"].long()
     tolerance = 1e-5 if dtype == torch.float32 else 2.0**-7
     assert_close(given["ssm_state"][slots], oracle["ssm_state"][slots], "state", tolerance=tolerance)

@@ -106,9 +106,9 @@ def mamba_decode_ref(
     num_groups = (columns.shape[1] - d_inner) // (2 * state_size)
     rows = (torch.arange(z.shape[0] + 1), row_start, read_slots, write_slots)
     convolved = causal_conv1d_ref(columns, conv_weight, conv_bias, conv_state, *rows)
-    x, B, C = convolved.split([d_inner, num_groups * state_size, num_groups * state_size], dim=1)
+    x, B, C = torch.split(convolved, [d_inner, num_groups * state_size, num_groups * state_size], dim=1)
     heads, groups = (num_heads, head_dim), (num_groups, state_size)
-    mixed = (x.unflatten(1, heads), B.unflatten(1, groups), C.unflatten(1, groups), dt)
+    mixed = (torch.unflatten(x, 1, heads), torch.unflatten(B, 1, groups), torch.unflatten(C, 1, groups), dt)
     y = ssm_scan_ref(*mixed, A, D, dt_bias, ssm_state, *rows, dt_min, dt_max)
     return gated_rms_norm_ref(y.flatten(1), z, norm_weight, norm_eps, d_inner // num_groups, out=out)
 
