@@ -1,4 +1,4 @@
-"""Commands: `prepare` packs the corpus, `train` trains and evaluates, `card` writes the model card."""
+"""Commands: `prepare` packs the corpus, `train` trains and evaluates, `overlap` and `card` describe."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="pack this Python's standard library into --corpus")
     train = commands.add_parser("train", help="train from --corpus, write the checkpoint to --out")
+    overlap = commands.add_parser(
+        "overlap", help="add to metrics.json how far held-out files repeat training files"
+    )
     card = commands.add_parser("card", help="write README.md into --out from its metrics.json")
-    for command in (prepare, train):
+    for command in (prepare, train, overlap):
         command.add_argument("--corpus", type=Path, default=Path(".corpus"))
-    for command in (train, card):
+    for command in (train, overlap, card):
         command.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     for setting in fields(TrainSettings):
@@ -43,6 +46,10 @@ def main() -> None:
 
             settings = TrainSettings(**{f.name: getattr(args, f.name) for f in fields(TrainSettings)})
             train(args.corpus, args.out, settings, torch.device(args.device))
+        case "overlap":
+            from examples.train_tiny.overlap import measure_overlap
+
+            measure_overlap(args.corpus, args.out)
         case "card":
             from examples.train_tiny.card import write_card
 

@@ -12,8 +12,8 @@ from examples.train_tiny.model import TinyModel
 
 
 @torch.no_grad()
-def stream_nats(model: TinyModel, stream: Tensor, context: int, stride: int, batch: int = 8) -> float:
-    """Total nats of every token of `stream` [n] but the first, each predicted once.
+def token_nats(model: TinyModel, stream: Tensor, context: int, stride: int, batch: int = 8) -> Tensor:
+    """Nats of every token of `stream` [n], float64 [n] on the CPU, each predicted once; 0 for the first token.
 
     Windows of `context` tokens start every `stride` tokens; a window scores only its last `stride` predictions (the
     first window all), so a token sees at least `context - stride` tokens before it wherever there are that many.
@@ -21,17 +21,22 @@ def stream_nats(model: TinyModel, stream: Tensor, context: int, stride: int, bat
     was_training = model.training
     model.eval()
     starts = list(range(0, max(1, len(stream) - 1), stride))
-    total, scored_to = 0.0, 1
+    nats, scored_to = torch.zeros(len(stream), dtype=torch.float64), 1
     for first in range(0, len(starts), batch):
         rows = starts[first : first + batch]
         logp = _log_probs(model, stream, rows, context)
         for row, start in enumerate(rows):
             end = min(start + context, len(stream) - 1)  # predictions of tokens start + 1 .. end
             begin = scored_to - start - 1
-            total -= logp[row, begin : end - start].double().sum().item()
+            nats[scored_to : end + 1] = -logp[row, begin : end - start].double().cpu()
             scored_to = max(scored_to, end + 1)
     model.train(was_training)
-    return total
+    return nats
+
+
+def stream_nats(model: TinyModel, stream: Tensor, context: int, stride: int) -> float:
+    """Total nats of `stream` but its first token; windows as in `token_nats`."""
+    return token_nats(model, stream, context, stride).sum().item()
 
 
 def _log_probs(model: TinyModel, stream: Tensor, starts: list[int], context: int) -> Tensor:
