@@ -26,13 +26,13 @@ constexpr int kTaps = 4;  // of every published Mamba-2
 // What a block keeps in shared memory; channel arrays hold its heads' channels.
 struct Shared {
   TeamMemory* team;
-  float* B;        // [N]
-  float* C;        // [N]
-  float* x;        // [heads * P]
-  float* y;        // [heads * P] the scan's outputs, then gated
-  float* gate;     // [heads * P] silu(z)
-  float* dt;       // [heads]
-  float* decay;    // [heads]
+  float* B;  // [N]
+  float* C;  // [N]
+  float* x;  // [heads * P]
+  float* y;  // [heads * P] the scan's outputs, then gated
+  float* gate;  // [heads * P] silu(z)
+  float* dt;  // [heads]
+  float* decay;  // [heads]
   float* squares;  // [heads] of the gated outputs, read by the whole team
 };
 
@@ -58,7 +58,7 @@ struct Share {
   int row;
   int group;
   int first_head;
-  int num_heads;      // may be 0 at a team's end
+  int num_heads;  // may be 0 at a team's end
   int heads_a_block;  // of the team's other blocks
   bool has_state;
   int32_t read_slot;

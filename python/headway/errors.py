@@ -1,14 +1,14 @@
 """Every error Headway raises on purpose.
 
-    HeadwayError
-      RequestError (ValueError)    a request's parameter is out of range: parameter, value, limit
-        CapacityError              it could never fit: names the setting to change
-      ConfigError (ValueError)     an engine setting or flag is wrong
-      ModelLoadError               a checkpoint is missing, unsupported or misshapen
-      MemoryBudgetError            weights and caches do not fit the device
-      BuildError (ImportError)     the compiled modules are missing or unusable here
-      EngineDeadError              the engine stopped after a fault and takes no more requests
-      IntegrityError               our own bug: a bookkeeping invariant is broken
+HeadwayError
+  RequestError (ValueError)    a request's parameter is out of range: parameter, value, limit
+    CapacityError              it could never fit: names the setting to change
+  ConfigError (ValueError)     an engine setting or flag is wrong
+  ModelLoadError               a checkpoint is missing, unsupported or misshapen
+  MemoryBudgetError            weights and caches do not fit the device
+  BuildError (ImportError)     the compiled modules are missing or unusable here
+  EngineDeadError              the engine stopped after a fault and takes no more requests
+  IntegrityError               our own bug: a bookkeeping invariant is broken
 """
 
 from __future__ import annotations
