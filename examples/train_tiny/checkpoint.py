@@ -147,7 +147,7 @@ def _generation_config() -> dict[str, object]:
         "do_sample": True,
         "temperature": 0.7,
         "top_p": 0.9,
-        "repetition_penalty": 1.1,  # so small a model loops without it; the model card has the measurement
+        "repetition_penalty": 1.2,  # so small a model loops without it; the model card has the measurement
     }
 
 
