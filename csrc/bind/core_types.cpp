@@ -56,7 +56,7 @@ SamplingSpec make_spec(uint64_t seed, float temperature, float top_p, float min_
 
 LedgerConfig make_config(int32_t max_rows, int32_t num_blocks, int32_t block_size, int32_t num_slots,
                          int32_t max_model_len, int32_t max_step_tokens, int32_t vocab_size, int32_t max_logprobs,
-                         int32_t max_launch_depth, int32_t grant_ahead_blocks) {
+                         int32_t max_launch_depth, int32_t grant_ahead_blocks, int32_t prompt_grid_tokens) {
   const LedgerConfig config{.max_rows = max_rows,
                             .num_blocks = num_blocks,
                             .block_size = block_size,
@@ -66,7 +66,8 @@ LedgerConfig make_config(int32_t max_rows, int32_t num_blocks, int32_t block_siz
                             .vocab_size = vocab_size,
                             .max_logprobs = max_logprobs,
                             .max_launch_depth = max_launch_depth,
-                            .grant_ahead_blocks = grant_ahead_blocks};
+                            .grant_ahead_blocks = grant_ahead_blocks,
+                            .prompt_grid_tokens = prompt_grid_tokens};
   config.validate();
   return config;
 }
@@ -92,7 +93,8 @@ void bind_config(py::module_& module) {
                            "Sizes of everything the ledger accounts for. Counts exclude the dummies at index 0.")
       .def(py::init(&make_config), py::kw_only(), "max_rows"_a, "num_blocks"_a, "block_size"_a, "num_slots"_a,
            "max_model_len"_a, "max_step_tokens"_a, "vocab_size"_a, "max_logprobs"_a, "max_launch_depth"_a = 0,
-           "grant_ahead_blocks"_a = 1, "Raises RequestError naming the first size that is out of range.")
+           "grant_ahead_blocks"_a = 1, "prompt_grid_tokens"_a = 1,
+           "Raises RequestError naming the first size that is out of range.")
       .def_readonly("max_rows", &LedgerConfig::max_rows, "Requests that hold a row at once.")
       .def_readonly("num_blocks", &LedgerConfig::num_blocks, "KV blocks; 0 for a model without attention.")
       .def_readonly("block_size", &LedgerConfig::block_size, "Tokens a block.")
@@ -103,6 +105,7 @@ void bind_config(py::module_& module) {
       .def_readonly("max_logprobs", &LedgerConfig::max_logprobs, "Columns of the top alternatives.")
       .def_readonly("max_launch_depth", &LedgerConfig::max_launch_depth, "Steps in flight beyond the awaited one.")
       .def_readonly("grant_ahead_blocks", &LedgerConfig::grant_ahead_blocks, "Blocks granted before the boundary.")
+      .def_readonly("prompt_grid_tokens", &LedgerConfig::prompt_grid_tokens, "Where prompts are cut into steps.")
       .def_property_readonly("max_blocks_per_row", &LedgerConfig::max_blocks_per_row,
                              "Columns of the block table; at least 1.")
       .def_property_readonly("packet_ring_bytes", &LedgerConfig::packet_ring_bytes)

@@ -62,7 +62,7 @@ void Planner::plan_decodes() {
   for (size_t i = 0; i < rows_.running().size() && tokens_left() > 0; ++i) {
     const int32_t row = rows_.running()[i];
     if (!rows_.is_decoding(row) || rows_.is_exhausted(row)) continue;
-    if (secure(row, 1) == 0) continue;
+    if (secure(row, 1, 1) == 0) continue;
     const int32_t start = rows_.launched_len(row);
     draft_.rows.push_back({row, start, 1, -1});
     draft_.requests.push_back(rows_.request(row));
@@ -76,18 +76,22 @@ void Planner::plan_decodes() {
 
 void Planner::plan_prompts() {
   promised_blocks_ = 0;
+  held_prompt_ = nullptr;
   for (size_t i = 0; i < rows_.running().size(); ++i) {
     const int32_t row = rows_.running()[i];
     if (rows_.is_decoding(row)) continue;
-    if (tokens_left() > 0) add_chunk(row);
+    if (tokens_left() > 0 && !add_chunk(row) && held_prompt_ == nullptr) held_prompt_ = rows_.request(row);
     promised_blocks_ += blocks_to_finish_prompt(row);
   }
 }
 
-// First come, first served: a head that does not fit holds back those behind it, so none of them can starve it.
+// First come, first served: a head that does not fit, or a running prompt that found no room in this step, holds back
+// those behind it, so none of them can starve it.
 void Planner::admit_waiting() {
   while (tokens_left() > 0 && !waiting_.is_empty()) {
     Request& request = waiting_.head();
+    if (held_prompt_ != nullptr && RunsBefore{}(held_prompt_, &request)) return;
+    if (cut_chunk(0, tokens_left(), request.num_tokens()) == 0) return;
     if (!fits(request) && !displace_for(request)) return;
     waiting_.remove(request);
     const int32_t row = rows_.admit(request);
@@ -98,18 +102,30 @@ void Planner::admit_waiting() {
   }
 }
 
-// As much of the prompt as the step's tokens and the free blocks allow.
-void Planner::add_chunk(int32_t row) {
+// As much of the prompt as the step's tokens and the free blocks allow; false: nothing of it.
+bool Planner::add_chunk(int32_t row) {
   const int32_t start = rows_.launched_len(row);
   const int32_t num_left = rows_.bound_len(row) - start;
-  const int32_t num_tokens = secure(row, std::min(num_left, tokens_left()));
-  if (num_tokens == 0) return;
+  const int32_t num_wanted = cut_chunk(start, tokens_left(), num_left);
+  if (num_wanted == 0) return false;
+  const int32_t grid = config_.prompt_grid_tokens;
+  const int32_t num_secured = secure(row, num_wanted, std::min(num_left, grid - start % grid));
+  if (num_secured == 0) return false;
+  const int32_t num_tokens = cut_chunk(start, num_secured, num_left);
   const bool is_final = num_tokens == num_left;
   (is_final ? final_chunks_ : other_chunks_).push_back({{row, start, num_tokens, 0}, rows_.request(row)});
   draft_.num_tokens += num_tokens;
   draft_.max_query_len = std::max(draft_.max_query_len, num_tokens);
   draft_.max_kv_len = std::max(draft_.max_kv_len, start + num_tokens);
   rows_.advance(row, draft_.step, num_tokens, is_final);
+  return true;
+}
+
+// Of num_left tokens from `start`, num_tokens can run: all that is left, or those up to the last point of the grid.
+int32_t Planner::cut_chunk(int32_t start, int32_t num_tokens, int32_t num_left) const {
+  if (num_tokens >= num_left) return num_left;
+  const int32_t grid = config_.prompt_grid_tokens;
+  return std::max(0, (start + num_tokens) / grid * grid - start);
 }
 
 // Rows that sample come first, so that they are a prefix.
@@ -151,13 +167,21 @@ void Planner::grant_ahead() {
   }
 }
 
-// Memory for the row's next tokens, as many as can be had of num_tokens; 0: the row must skip the step.
-int32_t Planner::secure(int32_t row, int32_t num_tokens) {
+// Memory for the row's next tokens: as many as can be had of num_tokens, but min_tokens at least, or 0: the row must
+// skip the step. Grants nothing then, because a grant reaches the device only with a step.
+int32_t Planner::secure(int32_t row, int32_t num_tokens, int32_t min_tokens) {
   const int32_t start = rows_.launched_len(row);
-  if (rows_.capacity(row) - start >= num_tokens) return num_tokens;
+  while (!can_hold(row, start + min_tokens)) {
+    if (!make_room(*rows_.request(row))) return 0;
+  }
   grant_up_to(row, start + num_tokens);
-  while (rows_.capacity(row) == start && make_room(*rows_.request(row))) grant_up_to(row, start + num_tokens);
   return std::min(num_tokens, rows_.capacity(row) - start);
+}
+
+// Whether the row's blocks and the free ones are enough.
+bool Planner::can_hold(int32_t row, int32_t num_tokens) const {
+  if (rows_.capacity(row) >= num_tokens) return true;
+  return config_.blocks_for(num_tokens) - static_cast<int32_t>(rows_.blocks(row).size()) <= blocks_.num_free();
 }
 
 void Planner::grant_up_to(int32_t row, int32_t num_tokens) {
@@ -205,9 +229,8 @@ void Planner::evict(int32_t row) {
   waiting_.push_back_in(request);
 }
 
-// A request is admitted when its whole prompt fits. (While tokens are left for it, every running prompt has been served
-// or found no free block.) One that was evicted also leaves each running row a block, or it would soon be evicted
-// again.
+// A request is admitted when its whole prompt fits. (While tokens are left for it, every running prompt before it has
+// been served.) One that was evicted also leaves each running row a block, or it would soon be evicted again.
 bool Planner::fits(const Request& request) const {
   if (!clock_.has_retired(request.last_step) || !rows_.has_room()) return false;
   if (draft_.num_words + request.num_words() > config_.max_packet_words()) return false;

@@ -53,12 +53,14 @@ class Planner {
   void plan_decodes();
   void plan_prompts();
   void admit_waiting();
-  void add_chunk(int32_t row);
+  bool add_chunk(int32_t row);
+  int32_t cut_chunk(int32_t start, int32_t num_tokens, int32_t num_left) const;
   void order_rows();
   void grant_ahead();
   bool repeats_device_rows() const;
 
-  int32_t secure(int32_t row, int32_t num_tokens);
+  int32_t secure(int32_t row, int32_t num_tokens, int32_t min_tokens);
+  bool can_hold(int32_t row, int32_t num_tokens) const;
   void grant_up_to(int32_t row, int32_t num_tokens);
   bool make_room(const Request& needy);
   bool is_any_block_coming() const;
@@ -78,6 +80,7 @@ class Planner {
   std::vector<Chunk> final_chunks_;
   std::vector<Chunk> other_chunks_;
   std::vector<int32_t> device_rows_;  // the device's live list: rows of the newest packet
+  const Request* held_prompt_ = nullptr;  // first running prompt that this step has no room for
   int32_t promised_blocks_ = 0;       // that running prompts still need until they are computed
   int64_t num_evictions_ = 0;
 };

@@ -39,6 +39,7 @@ void LedgerConfig::validate() const {
   require_range("max_logprobs", max_logprobs, 0, vocab_size);
   require_range("max_launch_depth", max_launch_depth, 0, kMaxLaunchDepth);
   require_range("grant_ahead_blocks", grant_ahead_blocks, 0, kMaxRows);
+  require_range("prompt_grid_tokens", prompt_grid_tokens, 1, max_step_tokens);  // or a long prompt never moves
 }
 
 int32_t LedgerConfig::max_blocks_per_row() const {

@@ -22,6 +22,7 @@ struct LedgerConfig {
   int32_t max_logprobs = 0;        // K: columns of the top alternatives
   int32_t max_launch_depth = 0;    // steps in flight beyond the one the host waits for
   int32_t grant_ahead_blocks = 1;  // blocks granted before the boundary
+  int32_t prompt_grid_tokens = 1;  // prompts are cut into steps at absolute multiples of it
 
   void validate() const;  // throws RequestError
 

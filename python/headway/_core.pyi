@@ -40,6 +40,7 @@ class LedgerConfig:
         max_logprobs: int,
         max_launch_depth: int = 0,  # steps in flight beyond the one the host waits for
         grant_ahead_blocks: int = 1,  # blocks granted before the boundary
+        prompt_grid_tokens: int = 1,  # prompts are cut into steps at absolute multiples of it
     ) -> None: ...
     max_rows: int
     num_blocks: int
@@ -51,6 +52,7 @@ class LedgerConfig:
     max_logprobs: int
     max_launch_depth: int
     grant_ahead_blocks: int
+    prompt_grid_tokens: int
     @property
     def max_blocks_per_row(self) -> int:
         """Columns of the block table; at least 1."""

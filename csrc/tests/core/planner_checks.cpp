@@ -79,6 +79,48 @@ CHECK_CASE(a_final_chunk_decodes_next_without_a_packet) {
   EXPECT_TRUE(rig.plan.packet == nullptr);
 }
 
+CHECK_CASE(prompts_are_cut_on_the_grid) {
+  LedgerConfig config = roomy_config();
+  config.prompt_grid_tokens = 16;
+  config.max_step_tokens = 40;
+  Rig rig(config);
+  rig.add(prompt_of(3), 20);
+  rig.launch();
+  rig.retire();
+  rig.add(prompt_of(70), 9);
+  rig.add(prompt_of(50), 9);
+  rig.add(prompt_of(5), 9);
+  // Two units of the first prompt, whose rest comes next; a unit of the second does not fit into 7 tokens, and the
+  // third does not overtake it.
+  for (const int32_t num_tokens : {1 + 32, 1 + 38, 2 + 32 + 5}) {
+    EXPECT_TRUE(rig.launch() && rig.retire());
+    EXPECT_EQ(rig.plan.num_tokens, num_tokens);
+  }
+  rig.run();
+  EXPECT_EQ(rig.outputs.size(), 4u);
+}
+
+CHECK_CASE(decode_rows_leave_a_held_prompt_its_turn) {
+  LedgerConfig config = roomy_config();
+  config.prompt_grid_tokens = 8;
+  config.max_step_tokens = 8;
+  Rig rig(config);
+  rig.add(prompt_of(3), 6);
+  rig.launch();
+  rig.retire();
+  const int64_t long_one = rig.add(prompt_of(20), 2);
+  for (int32_t i = 0; i < 8; ++i) rig.add(prompt_of(3), 6);  // behind it, though each would fit
+  rig.launch();
+  rig.retire();
+  EXPECT_EQ(rig.plan.num_tokens, 1);
+  while (rig.outputs[long_one].empty()) {
+    EXPECT_TRUE(rig.launch() && rig.retire());
+    EXPECT_TRUE(rig.outputs.size() <= 3);  // the last beside the long prompt's final chunk
+  }
+  rig.run();
+  EXPECT_EQ(rig.outputs.size(), 10u);
+}
+
 CHECK_CASE(blocks_are_granted_ahead_and_together) {
   LedgerConfig config = roomy_config();
   config.max_step_tokens = 128;

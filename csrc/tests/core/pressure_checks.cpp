@@ -195,6 +195,7 @@ CHECK_CASE(random_traces_keep_every_invariant) {
     config.max_step_tokens = draw(1, 24);
     config.max_launch_depth = static_cast<int32_t>(seed % 4);
     config.grant_ahead_blocks = draw(0, 2);
+    if (seed % 3 == 0) config.prompt_grid_tokens = draw(1, config.max_step_tokens);
     Rig rig(config);
     std::map<int64_t, std::vector<int32_t>> expected;
     for (int32_t op = 0; op < 300; ++op) {
