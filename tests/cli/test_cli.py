@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -130,6 +131,33 @@ def test_generate_repeats_with_its_seed() -> None:
     )
     outputs = [headway(*words, "--seed", seed).stdout for seed in ("1", "1", "2")]
     assert outputs[0] == outputs[1] != outputs[2]
+
+
+def test_a_terminal_sees_the_memory_plan_and_progress() -> None:
+    reader, terminal = pty.openpty()
+    command = [sys.executable, "-m", "headway", "generate", "x", *SMALL, "--max-tokens", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, text=True) as process:
+        os.close(terminal)
+        shown = read_until_closed(reader)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "KV cache" in shown
+    assert "100 %" in shown
+
+
+def read_until_closed(descriptor: int) -> str:
+    """All that is written to a pseudo-terminal until its last writer is gone."""
+    chunks = []
+    while True:
+        try:
+            chunk = os.read(descriptor, 4096)
+        except OSError:  # how Linux reports that the other side is closed
+            break
+        if not chunk:
+            break
+        chunks.append(chunk)
+    os.close(descriptor)
+    return b"".join(chunks).decode()
 
 
 def test_chat_answers_each_line() -> None:

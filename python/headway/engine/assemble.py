@@ -64,7 +64,15 @@ def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly
     sizes = model_bytes(model_config, config.block_size, dtype)
     memory = plan_memory(config, sizes, device.type, available_bytes(config, device))
     logger.info("memory plan\n%s", memory)
-    loaded = load_model(path, dtype=dtype, device=device, load_format=config.load_format, progress=progress)
+    loaded = load_model(
+        path,
+        dtype=dtype,
+        device=device,
+        load_format=config.load_format,
+        progress=progress,
+        max_position=memory.max_model_len,
+        seed=config.seed,
+    )
     ledger_config = ledger_settings(config, memory, model_config.vocab_size)
     caches = ModelCaches.allocate(
         model_config, memory.num_blocks + 1, memory.block_size, memory.num_slots + 1, dtype, device
