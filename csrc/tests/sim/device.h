@@ -1,0 +1,101 @@
+// An asynchronous device for simulations: runs the CPU backend's own begin_step and finish_step on its own mirror, and
+// between them a model whose memory is tagged. Every KV cell and state slot records who wrote it (request, admission,
+// position); what is sampled is a hash of what is read back. A block or slot handed out too early, a wrong block table,
+// a lost or repeated token therefore raises a fault or changes a stream.
+//
+// Knows of the ledger what a real device knows: plans and their packets, read when the step runs, not when launched.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "core/types.h"
+#include "params/step.h"
+#include "tests/sim/language.h"
+
+namespace headway::sim {
+
+class Device {
+ public:
+  explicit Device(const LedgerConfig& config);
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  void launch(const Plan& plan) { pending_.push_back(plan); }
+  // One phase of the oldest step: apply its packet, write its tokens, or read, sample and publish.
+  bool advance();
+  // The rest of the oldest step; false when there is none.
+  bool run_one();
+
+  size_t num_pending() const { return pending_.size(); }
+  const std::string& fault() const { return fault_; }  // the first contradiction seen; empty: none
+
+ private:
+  enum class Phase { kBegin, kWrite, kFinish };
+  struct Cell {
+    uint64_t tag = 0;
+    int32_t token = -1;
+  };
+  struct State {
+    uint64_t tag = 0;
+    int32_t num_tokens = 0;
+    Context context;
+  };
+
+  void begin(const Plan& plan);
+  void forget_tables(const Plan& plan);
+  void check_bias_lists(const Plan& plan);
+  void write(const Plan& plan);
+  void write_cell(int32_t row, int32_t position, int32_t token);
+  void write_state(int32_t i, int32_t row);
+  void finish(const Plan& plan);
+  ResultRow sample(int32_t i);
+  bool is_stopped(int32_t row, int32_t token, int32_t kv_len) const;
+  Context read_cells(int32_t row, int32_t num_tokens);
+  Context read_state(int32_t row, int32_t num_tokens);
+  uint64_t tag(int32_t row, int32_t position) const;
+  void expect(bool holds, const char* what) {
+    if (!holds && fault_.empty()) fault_ = what;
+  }
+
+  const LedgerConfig config_;
+  std::deque<Plan> pending_;
+  Phase phase_ = Phase::kBegin;
+  std::string fault_;
+
+  DeviceMirror mirror_ = {};
+  StepInputs inputs_ = {};
+  std::vector<std::vector<int32_t>> int_buffers_;  // behind mirror_ and inputs_
+  std::vector<float> bias_values_;
+  std::vector<RowSampling> sampling_;
+  std::vector<StepRow> live_;
+  std::vector<ResultRow> results_;
+  std::vector<int32_t> top_ids_;
+  std::vector<float> top_logprobs_;
+
+  std::vector<uint64_t> admissions_;  // [max_rows + 1] RowInits seen for the row
+  std::vector<Cell> cells_;  // [num_blocks + 1, block_size]
+  std::vector<State> states_;  // [num_slots + 1]
+};
+
+// What the device reports beside the token, so that a commit which mixes rows up is seen.
+inline float logprob_of(int32_t token) {
+  return -0.25f * static_cast<float>(token + 1);
+}
+inline int32_t rank_of(int32_t token) {
+  return token % 7 + 1;
+}
+// What requests ask for beside that, by which the device recognises its lists.
+inline int32_t bias_token(uint64_t seed, int32_t i, int32_t vocab_size) {
+  return static_cast<int32_t>((seed / 8 + static_cast<uint64_t>(i)) % static_cast<uint64_t>(vocab_size));
+}
+inline float bias_value(int32_t i) {
+  return 0.5f * static_cast<float>(i) - 1.0f;
+}
+inline int32_t alternative(int32_t token, int32_t k, int32_t vocab_size) {
+  return (token + k) % vocab_size;
+}
+
+}  // namespace headway::sim

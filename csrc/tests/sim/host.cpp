@@ -1,0 +1,91 @@
+#include "tests/sim/host.h"
+
+#include "tests/check.h"
+
+namespace headway::sim {
+
+bool Host::plan() {
+  policy_.before_plan(client.newest_id());
+  const auto plan = ledger.plan();
+  policy_.after_plan(plan);
+  if (!plan) return false;
+  ++num_steps;
+  num_silent_steps += plan->packet == nullptr;
+  device.launch(*plan);
+  return true;
+}
+
+bool Host::commit() {
+  check_device();
+  const bool is_ready = ledger.is_ready();
+  EXPECT_EQ(is_ready, device.num_pending() < static_cast<size_t>(ledger.num_in_flight()));
+  const int64_t step = ledger.clock().retired + 1;
+  EXPECT_EQ(ledger.commit(changes_), is_ready);
+  if (!is_ready) return false;
+  EXPECT_EQ(changes_.step, step);
+  client.receive(changes_, ledger.record(step).num_sampled);
+  return true;
+}
+
+bool Host::pause(int64_t id) {
+  Conversation* conversation = client.find(id);
+  const bool is_running = conversation != nullptr && !conversation->is_over() && !conversation->is_paused;
+  EXPECT_EQ(ledger.pause(id), is_running);
+  if (is_running) conversation->is_paused = true;
+  return is_running;
+}
+
+bool Host::resume(int64_t id) {
+  Conversation* conversation = client.find(id);
+  const bool is_paused = conversation != nullptr && conversation->is_paused;
+  EXPECT_EQ(ledger.resume(id), is_paused);
+  if (is_paused) conversation->is_paused = false;
+  return is_paused;
+}
+
+bool Host::evict(int64_t id) {
+  const Request* request = ledger.find(id);
+  const bool has_row = request != nullptr && request->row != kDummyRow;
+  const bool was_evicted = ledger.evict(id);
+  EXPECT_EQ(was_evicted, has_row);
+  return was_evicted;
+}
+
+// Every step computes a token at least, and who is evicted is computed again; more evictions than this bound allows
+// would mean that requests evict each other for ever.
+void Host::drain() {
+  int64_t num_tokens = 0;
+  for (const auto& [id, conversation] : client.conversations()) {
+    if (conversation.is_over()) continue;
+    resume(id);
+    num_tokens += conversation.max_total_len;
+  }
+  const int64_t max_steps = num_steps + 64 + 16 * num_tokens;
+  while (true) {
+    while (plan()) {
+    }
+    const bool has_run = device.run_one();
+    if (!commit() && !has_run) break;
+    EXPECT_TRUE(num_steps <= max_steps);
+  }
+  ledger.check_integrity();
+  check_drained();
+}
+
+void Host::check_device() const {
+  EXPECT_EQ(device.fault(), "");
+}
+
+void Host::check_drained() const {
+  const Stats stats = ledger.stats();
+  EXPECT_TRUE(!ledger.has_unfinished());
+  EXPECT_EQ(client.num_unfinished(), 0);
+  EXPECT_EQ(stats.num_waiting + stats.num_running + stats.num_paused, 0);
+  EXPECT_EQ(stats.blocks_free, stats.blocks_total);
+  EXPECT_EQ(stats.slots_free, stats.slots_total);
+  EXPECT_EQ(stats.blocks_fenced + stats.slots_fenced, 0);
+  EXPECT_EQ(stats.steps_launched, stats.steps_committed);
+  EXPECT_EQ(stats.num_finished, client.newest_id());
+}
+
+}  // namespace headway::sim

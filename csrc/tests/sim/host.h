@@ -1,0 +1,41 @@
+// A ledger, its device and its client, driven by whoever holds them: the engine's loop without the engine.
+#pragma once
+
+#include <cstdint>
+
+#include "core/ledger.h"
+#include "tests/sim/client.h"
+#include "tests/sim/device.h"
+#include "tests/sim/policy.h"
+
+namespace headway::sim {
+
+class Host {
+ public:
+  explicit Host(const LedgerConfig& config) : ledger(config), device(config), client(ledger, tally), policy_(ledger) {}
+
+  bool plan();    // one step, handed to the device; checks what the planner promises
+  bool commit();  // the oldest step, where its results are there
+  bool pause(int64_t id);
+  bool resume(int64_t id);
+  bool evict(int64_t id);
+
+  // Resumes all and runs until nothing is left; then every pool must be full.
+  void drain();
+  void check_device() const;  // throws CheckFailure where it saw a contradiction
+
+  Tally tally;
+  Ledger ledger;
+  Device device;
+  Client client;
+  int64_t num_steps = 0;
+  int64_t num_silent_steps = 0;  // without a packet
+
+ private:
+  void check_drained() const;
+
+  PolicyCheck policy_;
+  CommitRecord changes_;
+};
+
+}  // namespace headway::sim
