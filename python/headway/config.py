@@ -101,14 +101,25 @@ class EngineConfig:
     seed: int = setting(
         0, kind="int", low=0, high=2**63 - 1, help="of the requests that bring none, and of dummy weights"
     )
-    launch_depth: int = setting(
-        0,
+    launch_depth: int | None = setting(
+        None,
         kind="int",
         low=0,
         high=8,
         tier="advanced",
         unit="steps",
-        help="launched beyond the one being waited for",
+        help="launched beyond the one being waited for; unset: 1 on a GPU, 0 on a CPU",
+    )
+    enforce_eager: bool = setting(
+        False, kind="bool", tier="advanced", help="launch a step kernel by kernel, not as a CUDA graph"
+    )
+    graph_capture_s: float = setting(
+        4.0,
+        kind="float",
+        low=0,
+        tier="advanced",
+        unit="seconds",
+        help="spent at start-up on CUDA graphs, smallest batches first; the others follow when first needed",
     )
     max_logprobs: int = setting(
         20, kind="int", low=0, high=1024, tier="advanced", help="the largest logprobs a request may ask for"

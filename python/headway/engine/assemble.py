@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
-from headway.config import EngineConfig
+from headway.config import EngineConfig, config_error
 from headway.engine.bindings import core
 from headway.engine.completion import Detokenizer
 from headway.engine.engine import Engine
+from headway.engine.graphs import row_buckets
 from headway.engine.memory import MemoryPlan, ModelBytes, available_bytes, plan_memory
 from headway.engine.runner import Runner
 from headway.errors import ConfigError, ModelLoadError
@@ -23,11 +24,16 @@ from headway.models.hybrid import weight_bytes
 from headway.models.loader import load_model
 from headway.models.registry import read_model_config
 from headway.ops.backend import target_of
+from headway.ops.mamba import scan_grid_tokens
 from headway.sampling.defaults import GenerationDefaults, read_generation_defaults
 from headway.sampling.limits import RequestLimits
 from headway.text import ChatTemplate, IncrementalDetokenizer, Tokenizer
 
 logger = logging.getLogger("headway")
+DEFAULT_LAUNCH_DEPTH = {
+    "cpu": 0,
+    "cuda": 1,
+}  # a CPU's launch is over when it returns: nothing to run ahead of
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -73,11 +79,19 @@ def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly
         max_position=memory.max_model_len,
         seed=config.seed,
     )
-    ledger_config = ledger_settings(config, memory, model_config.vocab_size)
+    ledger_config = ledger_settings(config, memory, model_config, device.type, dtype)
     caches = ModelCaches.allocate(
         model_config, memory.num_blocks + 1, memory.block_size, memory.num_slots + 1, dtype, device
     )
-    runner = Runner(loaded.model, caches, ledger_config, device)
+    runner = Runner(
+        loaded.model,
+        caches,
+        ledger_config,
+        device,
+        row_buckets=row_buckets(memory.max_rows) if device.type == "cuda" else (),
+        has_graphs=device.type == "cuda" and not config.enforce_eager,
+    )
+    runner.prepare(config.graph_capture_s)
     engine = Engine(
         core.Ledger(ledger_config, runner.staging.packet_ring_address, runner.staging.result_ring_address),
         runner,
@@ -161,7 +175,14 @@ def _activation_columns(model: ModelConfig) -> int:
     return columns
 
 
-def ledger_settings(config: EngineConfig, memory: MemoryPlan, vocab_size: int) -> core.LedgerConfig:
+def ledger_settings(
+    config: EngineConfig, memory: MemoryPlan, model: ModelConfig, device_type: str, dtype: torch.dtype
+) -> core.LedgerConfig:
+    grid = scan_grid_tokens(device_type, dtype) if model.mamba else 1
+    if memory.max_step_tokens < grid:
+        limit = f"at least {grid}, where the scan on this device lets a prompt be cut"
+        raise config_error("max_num_batched_tokens", memory.max_step_tokens, limit)
+    depth = config.launch_depth
     return core.LedgerConfig(
         max_rows=memory.max_rows,
         num_blocks=memory.num_blocks,
@@ -169,9 +190,10 @@ def ledger_settings(config: EngineConfig, memory: MemoryPlan, vocab_size: int) -
         num_slots=memory.num_slots,
         max_model_len=memory.max_model_len,
         max_step_tokens=memory.max_step_tokens,
-        vocab_size=vocab_size,
+        vocab_size=model.vocab_size,
         max_logprobs=config.max_logprobs,
-        max_launch_depth=config.launch_depth,
+        max_launch_depth=DEFAULT_LAUNCH_DEPTH[device_type] if depth is None else depth,
+        prompt_grid_tokens=grid,
     )
 
 

@@ -22,7 +22,7 @@ from headway.sampling.seeds import SeedSource, completion_seed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from headway._core import Ledger, Plan, SamplingSpec
+    from headway._core import Commit, Ledger, Plan, SamplingSpec
 
 
 class StepRunner(Protocol):
@@ -67,6 +67,9 @@ class Engine:
         self._outputs = OutputProcessor(ledger.finish, ledger.abort, decode_token)
         self._seeds = SeedSource(seed)
         self._make_detokenizer = make_detokenizer
+        self.on_commit: Callable[[Commit], None] | None = (
+            None  # sees each step's results, timestamps included
+        )
         self._fault: BaseException | None = None
         self._is_closed = False
 
@@ -84,6 +87,8 @@ class Engine:
             except Exception as fault:
                 raise self._die(fault) from fault
             assert commit is not None
+            if self.on_commit is not None:
+                self.on_commit(commit)
             return self._outputs.apply(commit, time.perf_counter())
 
     def check(

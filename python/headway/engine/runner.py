@@ -6,13 +6,15 @@ Tokens stay on the device between steps; results reach the host through the ledg
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from headway import ops
 from headway.engine.batch import StepBatch
+from headway.engine.graphs import DecodeGraphs
 from headway.engine.staging import Staging, stage
 from headway.errors import IntegrityError
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from headway.models.caches import ModelCaches
 
 MAX_KEPT_VIEWS = 1024
+LOOK_S = 1e-3  # how often a waiting host asks whether the device is still alive; the ring itself it polls
 
 
 class StepModel(Protocol):
@@ -34,15 +37,27 @@ class Runner:
     """Owns the model, its caches and every fixed buffer of the loop.
 
     A step is over when its results are in the ring; on a CPU that is before `launch` returns.
+
+    Args:
+        row_buckets: numbers of rows, ascending up to max_rows, that decode steps are padded to; empty: as planned.
+        has_graphs: whether padded steps are captured and replayed; needs a GPU.
     """
 
     def __init__(
-        self, model: StepModel, caches: ModelCaches, config: LedgerConfig, device: torch.device
+        self,
+        model: StepModel,
+        caches: ModelCaches,
+        config: LedgerConfig,
+        device: torch.device,
+        *,
+        row_buckets: Sequence[int] = (),
+        has_graphs: bool = False,
     ) -> None:
         self._model = model
         self._caches = caches
         self._device = device
-        self._max_rows = config.max_rows
+        self._config = config
+        self._row_buckets = tuple(row_buckets)
         self._buffers = ops.StepBuffers.allocate(
             max_rows=config.max_rows + 1,
             max_blocks_per_row=config.max_blocks_per_row,
@@ -52,45 +67,125 @@ class Runner:
             device=device,
         )
         self.staging: Staging = stage(config, device)
+        self._result_ring_address = self.staging.result_ring_address
         self._views: dict[tuple[int, int, int], dict[str, torch.Tensor]] = {}
+        self.graphs: DecodeGraphs | None = None
+        if has_graphs:
+            self.graphs = DecodeGraphs(self._run_decode, self._rehearse_decode, self._row_buckets, device)
+
+    @torch.inference_mode()
+    def prepare(self, max_capture_s: float) -> None:
+        """Captures what graphs it can in that time. Optional; before the first launch or between two."""
+        if self.graphs is not None:
+            with self.staging.on_stream():
+                self.graphs.prepare(max_capture_s)
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> None:
         """Puts one step on the device's stream. The plan's packet must live until the step is committed."""
-        self._begin(plan)
-        batch = self._batch(plan)
-        hidden = self._model.forward(batch, self._caches)
-        if plan.num_sampled:
-            ops.sample(self._buffers, self._model.logits(_sampled_rows(hidden, batch)))
+        with self.staging.on_stream():
+            self.staging.bring(plan.packet_address, plan.packet_bytes)
+            if not self._row_buckets or plan.num_rows != plan.num_decode_rows:
+                self._run_planned(plan)
+                return
+            num_rows = self._row_buckets[bisect_left(self._row_buckets, plan.num_rows)]
+            self._result_ring_address = self._result_ring_address or self._ring_of(plan)
+            if self.graphs is None:
+                self._run_decode(num_rows)
+            else:
+                self.graphs.launch(num_rows)
+
+    def wait(self, is_ready: Callable[[], bool]) -> None:
+        """Returns when the awaited results are in the ring; raises what the device raised in their place."""
+        next_look_s = time.perf_counter() + LOOK_S
+        while not is_ready():
+            if time.perf_counter() >= next_look_s:
+                if self.staging.is_idle() and not is_ready():
+                    raise IntegrityError("the device is idle, but the step's results are not in the ring")
+                next_look_s = time.perf_counter() + LOOK_S
+            time.sleep(0)
+
+    def close(self) -> None:
+        """Waits for the device: nothing it may still use is freed under it."""
+        try:
+            self.staging.synchronize()
+        finally:
+            if self.graphs is not None:
+                self.graphs.close()
+
+    def _run_planned(self, plan: Plan) -> None:
+        """Any step, in the plan's own sizes."""
+        ops.begin_step(
+            self._buffers,
+            packet_address=self.staging.packet_address if plan.packet_address else 0,
+            num_rows=plan.num_rows,
+            num_decode_rows=plan.num_decode_rows,
+            num_sampled=plan.num_sampled,
+            num_tokens=plan.num_tokens,
+        )
+        self._compute(self._batch(plan))
         ops.finish_step(
             self._buffers,
             step=plan.step,
             num_rows=plan.num_rows,
             num_sampled=plan.num_sampled,
             result_address=plan.result_address,
-            ring_max_rows=self._max_rows,
+            ring_max_rows=self._config.max_rows,
         )
 
-    def wait(self, is_ready: Callable[[], bool]) -> None:
-        """Returns when the awaited results are in the ring; raises what the device raised in their place."""
-        while not is_ready():
-            if self.staging.is_idle() and not is_ready():
-                raise IntegrityError("the device is idle, but the step's results are not in the ring")
-            time.sleep(0)
+    def _run_decode(self, num_rows: int) -> None:
+        """A decode step padded to num_rows. Nothing here depends on the plan: a graph replays it for any."""
+        self._begin_decode(num_rows, self.staging.packet_address, is_replayed=True)
+        self._compute(self._decode_batch(num_rows))
+        ops.finish_step(
+            self._buffers,
+            step=0,
+            num_rows=num_rows,
+            num_sampled=num_rows,
+            result_address=self._result_ring_address,
+            ring_max_rows=self._config.max_rows,
+            ring_num_entries=self._config.max_launch_depth + 1,
+            ring_entry_bytes=self._config.result_entry_bytes,
+        )
 
-    def close(self) -> None:
-        """Waits for the device: nothing it may still write is freed under it."""
-        self.staging.synchronize()
+    def _rehearse_decode(self, num_rows: int) -> None:
+        """Every kernel of a decode step, on dummy rows: code is loaded, workspaces are sized, no row is touched."""
+        counter = self._buffers.mirror.counter
+        kept = counter.clone()
+        counter.zero_()  # no live rows
+        self._begin_decode(num_rows, 0, is_replayed=False)
+        self._compute(self._decode_batch(num_rows))
+        nowhere = torch.zeros(self._config.result_entry_bytes, dtype=torch.uint8, device=self._device)
+        ops.finish_step(
+            self._buffers,
+            step=0,
+            num_rows=num_rows,
+            num_sampled=num_rows,
+            result_address=nowhere.data_ptr(),
+            ring_max_rows=self._config.max_rows,
+        )
+        counter.copy_(kept)
 
-    def _begin(self, plan: Plan) -> None:
+    def _begin_decode(self, num_rows: int, packet_address: int, *, is_replayed: bool) -> None:
         ops.begin_step(
             self._buffers,
-            packet_address=self.staging.bring(plan.packet_address, plan.packet_bytes),
-            num_rows=plan.num_rows,
-            num_decode_rows=plan.num_decode_rows,
-            num_sampled=plan.num_sampled,
-            num_tokens=plan.num_tokens,
+            packet_address=packet_address,
+            num_rows=num_rows,
+            num_decode_rows=num_rows,
+            num_sampled=num_rows,
+            num_tokens=num_rows,
+            is_replayed=is_replayed,
         )
+
+    def _compute(self, batch: StepBatch) -> None:
+        hidden = self._model.forward(batch, self._caches)
+        if batch.num_sampled:
+            ops.sample(self._buffers, self._model.logits(_sampled_rows(hidden, batch)))
+
+    def _ring_of(self, plan: Plan) -> int:
+        """The first entry of the ring that the ledger keeps itself."""
+        entry_idx = plan.step % (self._config.max_launch_depth + 1)
+        return plan.result_address - entry_idx * self._config.result_entry_bytes
 
     def _batch(self, plan: Plan) -> StepBatch:
         return StepBatch(
@@ -102,6 +197,19 @@ class Runner:
             max_query_len=plan.max_query_len,
             max_kv_len=plan.max_kv_len,
             **self._views_of(plan.num_tokens, plan.num_rows, plan.num_sampled),
+        )
+
+    def _decode_batch(self, num_rows: int) -> StepBatch:
+        """Bounds that hold for every step of so many rows; kernels read the lengths themselves."""
+        return StepBatch(
+            step=0,
+            num_rows=num_rows,
+            num_decode_rows=num_rows,
+            num_sampled=num_rows,
+            num_tokens=num_rows,
+            max_query_len=1,
+            max_kv_len=self._config.max_model_len,
+            **self._views_of(num_rows, num_rows, num_rows),
         )
 
     def _views_of(self, num_tokens: int, num_rows: int, num_sampled: int) -> dict[str, torch.Tensor]:

@@ -22,6 +22,13 @@ from headway.ops.checks import (
     output_like,
 )
 
+CUDA_CHUNK_TOKENS = 64  # kChunkTokens of csrc/cuda/ssm_scan.h
+
+
+def scan_grid_tokens(device_type: str, dtype: torch.dtype) -> int:
+    """Cuts of a prompt at absolute multiples of this change no bit of `ssm_scan`; 1: cuts anywhere do not."""
+    return CUDA_CHUNK_TOKENS if device_type == "cuda" and dtype != torch.float32 else 1
+
 
 def causal_conv1d(
     x: Tensor,

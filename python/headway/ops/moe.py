@@ -22,6 +22,8 @@ from headway.ops.experts import fits_small_batch, small_batch_experts
 from headway.ops.pointwise import activation as activate
 from headway.ops.records import ACTIVATION_CODES, SCORE_CODES, ActivationKind, Routing, ScoreKind
 
+MAX_GATHERED_BYTES = 64 * 2**20  # of weights copied for a product that torch does not group
+
 
 def route(
     logits: Tensor,
@@ -134,7 +136,7 @@ def grouped_experts(
 ) -> Tensor:
     """`moe_experts` with torch's grouped products: pairs of (token, expert) sorted by expert.
 
-    All shapes follow from x and the routing's shape, so a CUDA graph can capture it.
+    All shapes follow from x and the routing's shape, so a CUDA graph can capture it (all but large fp32 products).
     """
     num_tokens, top_k = routing.expert_ids.shape
     by_expert = routing.expert_ids.flatten().sort(stable=True)
@@ -151,9 +153,15 @@ def grouped_product(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     """Rows ends[e - 1] .. ends[e] of x [pairs, columns] times weights[e].T, weights [E, rows, columns]."""
     if x.dtype == torch.bfloat16 and weights.shape[1] % 8 == 0 and weights.shape[2] % 8 == 0 and len(x):
         return torch.nn.functional.grouped_mm(x, weights.transpose(1, 2), offs=ends)
+    if x.shape[0] * weights[0].numel() * weights.itemsize <= MAX_GATHERED_BYTES:
+        pairs = torch.arange(x.shape[0], dtype=torch.int32, device=x.device)
+        experts = torch.searchsorted(ends, pairs, right=True, out_int32=True)
+        return torch.bmm(weights.index_select(0, experts), x.unsqueeze(2)).squeeze(2)
     result = x.new_empty((x.shape[0], weights.shape[1]))
     begin = 0
-    for expert, end in enumerate(ends.tolist()):  # waits for the device: the way of small and odd sizes only
+    for expert, end in enumerate(
+        ends.tolist()
+    ):  # waits for the device: the way of large fp32 and odd sizes only
         if end > begin:
             torch.matmul(x[begin:end], weights[expert].T, out=result[begin:end])
         begin = end

@@ -178,6 +178,7 @@ def begin_step(
     num_decode_rows: int,
     num_sampled: int,
     num_tokens: int,
+    is_replayed: bool = False,
 ) -> None:
     """Applies the packet to the mirror and derives the layers' inputs.
 
@@ -189,6 +190,8 @@ def begin_step(
         num_decode_rows: the first rows, which decode one token each.
         num_sampled: the first rows, which sample.
         num_tokens: T.
+        is_replayed: for arguments that stay the same from step to step: what lies at packet_address is news only when
+            its step follows the device's counter, and rows beyond the live ones are padding.
 
     A row the device has stopped becomes the dummy: row, slot, token, position and row start 0, KV length 1.
     """
@@ -214,7 +217,7 @@ def begin_step(
         num_tokens,
         buffers.mirror_arguments,
         buffers.input_arguments,
-        False,
+        is_replayed,
         stream,
     )
 
@@ -264,6 +267,8 @@ def finish_step(
     num_sampled: int,
     result_address: int,
     ring_max_rows: int,
+    ring_num_entries: int = 0,
+    ring_entry_bytes: int = 0,
 ) -> None:
     """Advances the mirror by what was sampled, and publishes the results to the ring entry, its step number last.
 
@@ -274,6 +279,9 @@ def finish_step(
         num_sampled: Rs.
         result_address: of the ring entry, in host memory the device can write.
         ring_max_rows: rows an entry has room for.
+        ring_num_entries: above 0 for arguments that stay the same from step to step: result_address is then that of the
+            first of so many entries, and the step, its entry and its number of sampled rows come from the counter.
+        ring_entry_bytes: from one entry to the next.
     """
     if num_sampled > ring_max_rows:
         raise ValueError(f"finish_step: num_sampled must be at most {ring_max_rows}, got {num_sampled}")
@@ -288,7 +296,7 @@ def finish_step(
         *buffers.result_arguments,
         result_address,
         ring_max_rows,
-        0,
-        0,
+        ring_num_entries,
+        ring_entry_bytes,
         stream,
     )

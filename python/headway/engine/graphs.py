@@ -1,0 +1,116 @@
+"""CUDA graphs of decode steps, one a row bucket: a step is then a single launch. Knows no plan and no model.
+
+A graph records the very function that runs the step eagerly, so both give the same bits. What changes from step to
+step the device reads from its own counter (`StepCounter` in csrc/core/step_layout.h).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+import torch
+
+logger = logging.getLogger("headway")
+
+
+def row_buckets(max_rows: int) -> tuple[int, ...]:
+    """Numbers of rows that decode steps are padded to: at most a seventh more than asked for from 49 rows on.
+
+    1, 2, 4, then multiples of 8 up to 256, of 32 up to 1024, of 128 beyond, and max_rows itself.
+    """
+    ladder = [1, 2, 4, *range(8, 256, 8), *range(256, 1024, 32), *range(1024, max_rows, 128)]
+    return (*ladder[: bisect_left(ladder, max_rows)], max_rows)
+
+
+class DecodeGraphs:
+    """Captured steps by number of rows. All share one memory pool, which nothing else uses.
+
+    Args:
+        run: runs, or under capture records, a decode step of so many rows, padding included.
+        rehearse: runs the same kernels on padding alone and leaves everything as it was.
+        buckets: numbers of rows, ascending.
+        device: of the graphs.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[int], None],
+        rehearse: Callable[[int], None],
+        buckets: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self._run = run
+        self._rehearse = rehearse
+        self._buckets = buckets
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+        # Records only. Not the stream that eager steps run on: workspaces taken under capture belong to it, and so
+        # stay in the pool.
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.failure: str | None = None  # why nothing more is captured
+
+    @property
+    def captured(self) -> tuple[int, ...]:
+        return tuple(sorted(self._graphs))
+
+    def prepare(self, max_seconds: float) -> None:
+        """Captures while there is time, the smallest steps first. The others are captured when first needed."""
+        begin_s = time.perf_counter()
+        for num_rows in self._buckets:
+            if self.failure is not None or time.perf_counter() - begin_s >= max_seconds:
+                break
+            if num_rows not in self._graphs:
+                self._rehearse(num_rows)
+                self._capture(num_rows)
+        elapsed_s = time.perf_counter() - begin_s
+        num_graphs = len(self._graphs)
+        logger.info("captured %d of %d decode graphs in %.1f s", num_graphs, len(self._buckets), elapsed_s)
+
+    def launch(self, num_rows: int) -> None:
+        """Puts a step on the current stream. Its first time it runs eagerly, which warms up what capture needs."""
+        graph = self._graphs.get(num_rows)
+        if graph is not None:
+            graph.replay()
+            return
+        self._run(num_rows)
+        if self.failure is None:
+            self._capture(num_rows)
+
+    def close(self) -> None:
+        """Frees the graphs. The device must be done with them."""
+        for graph in self._graphs.values():
+            graph.reset()
+        self._graphs.clear()
+
+    def _capture(self, num_rows: int) -> None:
+        """Records the step. Where that fails, this and later steps stay eager, and the log says why."""
+        graph = torch.cuda.CUDAGraph()
+        fault = None
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                self._run(num_rows)
+            except Exception as error:
+                fault = error
+            try:
+                graph.capture_end()
+            except RuntimeError as error:
+                fault = fault or error
+        if fault is None:
+            self._graphs[num_rows] = graph
+        else:
+            self._give_up(num_rows, fault)
+
+    def _give_up(self, num_rows: int, fault: Exception) -> None:
+        with contextlib.suppress(RuntimeError):  # where the broken capture left its memory pool open
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+        self.failure = str(fault).strip().partition("\n")[0] or type(fault).__name__
+        logger.warning(
+            "decode steps that are not captured yet run eagerly: capturing one of %d rows failed: %s",
+            num_rows,
+            self.failure,
+        )
