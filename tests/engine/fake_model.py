@@ -126,6 +126,7 @@ def make_engine(
     max_model_len: int = 64,
     max_step_tokens: int = 32,
     launch_depth: int = 0,
+    row_buckets: Sequence[int] = (),
     seed: int = 0,
     fail_at: int = -1,
     before_step: object = None,
@@ -149,7 +150,7 @@ def make_engine(
         keys=torch.full((num_blocks + 1, block_size), -1, dtype=torch.int64),
         state=torch.full((num_slots + 1,), -1, dtype=torch.int64),
     )
-    runner = Runner(model, caches, config, torch.device("cpu"))
+    runner = Runner(model, caches, config, torch.device("cpu"), row_buckets=row_buckets)
     limits = RequestLimits(
         vocab_size=VOCAB_SIZE,
         max_model_len=max_model_len,

@@ -1,0 +1,95 @@
+"""Launching ahead changes nothing that a caller sees: outcomes at depths 1 to 4 are those of depth 0."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from headway.llm import LLM
+from tests.engine.driving import prompt_of
+from tests.engine.fake_model import Harness, make_engine
+from tests.engine.traces import Arrival, check_same, play, random_trace
+
+STOPS = ["aB", "bAc", "Ab"]
+
+
+class LetterDetokenizer:
+    """Every token is two letters."""
+
+    def append(self, token_id: int) -> str:
+        return chr(ord("a") + token_id // 26) + chr(ord("A") + token_id % 26)
+
+    def finish(self) -> str:
+        return ""
+
+
+def fake_trace(seed: int) -> list[Arrival]:
+    return random_trace(seed, prompt_of=prompt_of, max_prompt_len=40, max_tokens=20, stops=STOPS)
+
+
+def fake_engine(seed: int, launch_depth: int, *, is_padded: bool = False) -> Harness:
+    """Pools that are large, small or too small for two requests, as the seed has it."""
+    draws = random.Random(seed)
+    max_rows = draws.choice([3, 6])
+    return make_engine(
+        num_blocks=draws.choice([17, 24, 60]),
+        max_rows=max_rows,
+        num_slots=draws.choice([2, 6]),
+        max_step_tokens=draws.choice([6, 13, 64]),
+        launch_depth=launch_depth,
+        row_buckets=(2, max_rows) if is_padded else (),
+        make_detokenizer=lambda ids, skip: LetterDetokenizer(),
+    )
+
+
+def check_trace(seed: int) -> None:
+    trace = fake_trace(seed)
+    serial = play(fake_engine(seed, 0).engine, trace)
+    for launch_depth in (1, 2, 3, 4):
+        check_same(serial, play(fake_engine(seed, launch_depth).engine, trace))
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_every_depth_gives_what_depth_0_gives(seed: int) -> None:
+    check_trace(seed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("block", range(20))
+def test_every_depth_gives_what_depth_0_gives_over_thousands_of_traces(block: int) -> None:
+    for seed in range(1000 + 100 * block, 1100 + 100 * block):
+        check_trace(seed)
+
+
+@pytest.mark.parametrize("launch_depth", [0, 1, 3])
+@pytest.mark.parametrize("seed", range(6))
+def test_padded_decode_steps_give_the_same(seed: int, launch_depth: int) -> None:
+    """The way of a captured graph: fixed arguments, the step number and its ring entry from the device's counter."""
+    trace = fake_trace(seed)
+    plain = play(fake_engine(seed, launch_depth).engine, trace)
+    check_same(plain, play(fake_engine(seed, launch_depth, is_padded=True).engine, trace))
+
+
+@pytest.fixture(scope="module")
+def engines(tiny_model_dir: Path) -> Iterator[list[LLM]]:
+    """The shipped model at depths 0 to 4, with room for two long sequences."""
+    settings = {"device": "cpu", "dtype": "float32", "max_num_seqs": 4, "max_model_len": 128}
+    llms = [
+        LLM(tiny_model_dir, max_num_batched_tokens=24, launch_depth=depth, **settings) for depth in range(5)
+    ]
+    yield llms
+    for llm in llms:
+        llm.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_shipped_model_gives_the_same_at_every_depth(engines: list[LLM], seed: int) -> None:
+    trace = random_trace(
+        seed, prompt_of=prompt_of, max_prompt_len=60, max_tokens=16, stops=["e", "\n\n"], num_requests=8
+    )
+    serial = play(engines[0]._engine, trace)
+    for llm in engines[1:]:
+        check_same(serial, play(llm._engine, trace))
