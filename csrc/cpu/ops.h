@@ -8,6 +8,7 @@
 
 #include "params/attention.h"
 #include "params/common.h"
+#include "params/linear.h"
 #include "params/mamba.h"
 #include "params/moe.h"
 #include "params/norm.h"
@@ -24,6 +25,7 @@ void kv_write(const KvWriteParams& params, Stream stream);
 int64_t paged_attention_workspace_bytes(const PagedAttentionParams& params);  // 0
 void paged_attention(const PagedAttentionParams& params, Stream stream);
 void activation(const ActivationParams& params, Stream stream);
+void linear(const LinearParams& params, Stream stream);
 void route(const RouteParams& params, Stream stream);
 void moe_experts(const MoeExpertsParams& params, Stream stream);
 void begin_step(const BeginStepParams& params, Stream stream);

@@ -43,7 +43,7 @@ inline To bits_as(const From& value) {
 }
 
 inline F32 broadcast(float value) {
-  return F32{} + value;
+  return value - F32{};  // the compiler folds x - 0, not x + 0, which is another number for -0
 }
 
 inline F32 fma(F32 a, F32 b, F32 c) {

@@ -11,6 +11,7 @@
   X(rotary, RotaryParams)                  \
   X(paged_attention, PagedAttentionParams) \
   X(activation, ActivationParams)          \
+  X(linear, LinearParams)                  \
   X(moe_experts, MoeExpertsParams)         \
   X(route, RouteParams)                    \
   X(sample, SampleParams)

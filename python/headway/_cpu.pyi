@@ -170,6 +170,20 @@ def activation(
     stream: int,
     /,
 ) -> None: ...
+def linear(
+    num_tokens: int,
+    num_inputs: int,
+    num_outputs: int,
+    x: int,
+    x_stride: int,
+    weight: int,
+    bias: int,
+    out: int,
+    out_stride: int,
+    is_added: bool,
+    stream: int,
+    /,
+) -> None: ...
 def route(
     num_tokens: int,
     num_experts: int,

@@ -6,6 +6,7 @@ Each op `f` has a twin `f_ref` in `ops.reference` with the same signature in pla
 
 from headway.ops.attention import kv_write, paged_attention, rotary
 from headway.ops.backend import set_num_threads
+from headway.ops.linear import PackedMatrix, linear, pack_linear
 from headway.ops.mamba import causal_conv1d, ssm_scan
 from headway.ops.mamba_decode import mamba_decode
 from headway.ops.moe import moe_experts, route
@@ -16,6 +17,7 @@ from headway.ops.step import StepBuffers, begin_step, finish_step, sample
 
 __all__ = [
     "ActivationKind",
+    "PackedMatrix",
     "Routing",
     "ScoreKind",
     "StepBuffers",
@@ -26,8 +28,10 @@ __all__ = [
     "finish_step",
     "gated_rms_norm",
     "kv_write",
+    "linear",
     "mamba_decode",
     "moe_experts",
+    "pack_linear",
     "paged_attention",
     "rms_norm",
     "rotary",

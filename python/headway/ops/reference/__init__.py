@@ -1,6 +1,7 @@
 """Every op in plain torch with the op's own signature: `<op>_ref`. Slow, sequential, and right."""
 
 from headway.ops.reference.attention import kv_write_ref, paged_attention_ref, rotary_ref
+from headway.ops.reference.linear import linear_ref
 from headway.ops.reference.mamba import causal_conv1d_ref, mamba_decode_ref, ssm_scan_ref
 from headway.ops.reference.moe import activation_ref, moe_experts_ref, route_ref
 from headway.ops.reference.norm import add_rms_norm_ref, gated_rms_norm_ref, rms_norm_ref
@@ -15,6 +16,7 @@ __all__ = [
     "finish_step_ref",
     "gated_rms_norm_ref",
     "kv_write_ref",
+    "linear_ref",
     "mamba_decode_ref",
     "moe_experts_ref",
     "paged_attention_ref",

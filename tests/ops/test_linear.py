@@ -1,0 +1,116 @@
+"""Products over packed weights against float64, alone against batched, and what they must not touch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from headway import ops
+from headway.ops import reference
+from tests.compare import assert_bit_equal, assert_close
+from tests.inputs import normal
+
+# (tokens, inputs, outputs): every tile of tokens, panels that are not full, one of each
+SHAPES = [
+    (1, 1, 1),
+    (2, 7, 15),
+    (3, 16, 16),
+    (5, 33, 17),
+    (8, 64, 64),
+    (12, 40, 129),
+    (31, 96, 80),
+    (70, 257, 200),
+]
+
+
+@pytest.fixture(params=SHAPES, ids=str)
+def shape(request: pytest.FixtureRequest) -> tuple[int, int, int]:
+    return request.param
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_linear(shape: tuple[int, int, int], has_bias: bool) -> None:
+    num_tokens, num_inputs, num_outputs = shape
+    x, weight = normal(num_tokens, num_inputs, seed=1), normal(num_outputs, num_inputs, seed=2)
+    bias = normal(num_outputs, seed=3) if has_bias else None
+    packed = ops.pack_linear(weight)
+    expected = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
+    oracle = reference.linear_ref(x.double(), packed, None if bias is None else bias.double())
+    assert_close(oracle, expected, "linear_ref", tolerance=1e-12)
+    assert_close(ops.linear(x, packed, bias), expected, "linear")
+
+
+def test_a_token_alone_is_bit_equal(shape: tuple[int, int, int]) -> None:
+    num_tokens, num_inputs, num_outputs = shape
+    x, packed = (
+        normal(num_tokens, num_inputs, seed=1),
+        ops.pack_linear(normal(num_outputs, num_inputs, seed=2)),
+    )
+    together = ops.linear(x, packed)
+    for token in range(num_tokens):
+        assert_bit_equal(
+            ops.linear(x[token : token + 1], packed), together[token : token + 1], f"token {token}"
+        )
+
+
+def test_strided_tokens_and_what_lies_between(shape: tuple[int, int, int]) -> None:
+    num_tokens, num_inputs, num_outputs = shape
+    wide_x, wide_out = (
+        normal(num_tokens, num_inputs + 3, seed=1),
+        torch.full((num_tokens, num_outputs + 5), 7.0),
+    )
+    x, out = wide_x[:, :num_inputs], wide_out[:, :num_outputs]
+    packed = ops.pack_linear(normal(num_outputs, num_inputs, seed=2))
+    expected = ops.linear(x.contiguous(), packed)
+    assert ops.linear(x, packed, out=out) is out
+    assert_bit_equal(out, expected, "out")
+    assert (wide_out[:, num_outputs:] == 7.0).all()
+
+
+def test_the_product_is_added(shape: tuple[int, int, int]) -> None:
+    num_tokens, num_inputs, num_outputs = shape
+    x, packed = (
+        normal(num_tokens, num_inputs, seed=1),
+        ops.pack_linear(normal(num_outputs, num_inputs, seed=2)),
+    )
+    before = normal(num_tokens, num_outputs, seed=4)
+    total = ops.linear(x, packed, out=before.clone(), is_added=True)
+    assert_bit_equal(total, before + ops.linear(x, packed), "total")
+
+
+def test_no_tokens() -> None:
+    assert ops.linear(torch.empty(0, 8), ops.pack_linear(torch.ones(4, 8))).shape == (0, 4)
+
+
+def test_every_simd_level_agrees(shape: tuple[int, int, int]) -> None:
+    from headway import _cpu
+
+    num_tokens, num_inputs, num_outputs = shape
+    x, packed = (
+        normal(num_tokens, num_inputs, seed=1),
+        ops.pack_linear(normal(num_outputs, num_inputs, seed=2)),
+    )
+    expected = reference.linear_ref(x.double(), packed)
+    levels = _cpu.simd_levels()
+    try:
+        for level in levels:
+            _cpu.set_simd_level(level)
+            assert_close(ops.linear(x, packed), expected, level)
+    finally:
+        _cpu.set_simd_level(levels[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"x": torch.ones(2, 7)}, "in = 8"),
+        ({"x": torch.ones(2, 8, dtype=torch.float64)}, "x must be torch.float32"),
+        ({"bias": torch.ones(3)}, "bias"),
+        ({"out": torch.ones(2, 5)}, r"shape \[2, 4\]"),
+        ({"is_added": True}, "out must be given"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:
+    given = {"x": torch.ones(2, 8), "matrix": ops.pack_linear(torch.ones(4, 8)), **arguments}
+    with pytest.raises(ValueError, match=message):
+        ops.linear(**given)
