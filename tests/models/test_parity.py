@@ -52,9 +52,15 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def continue_text(reference: Any, prompt: list[int]) -> list[int]:
+    """Greedy and nothing else, whatever the checkpoint's generation_config.json suggests."""
     ids = torch.tensor([prompt])
     output = reference.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=NUM_NEW, do_sample=False, eos_token_id=None
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=NUM_NEW,
+        do_sample=False,
+        repetition_penalty=1.0,
+        eos_token_id=None,
     )
     tokens: list[int] = output[0, len(prompt) :].tolist()
     return tokens

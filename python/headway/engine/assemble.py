@@ -20,7 +20,7 @@ from headway.engine.runner import Runner
 from headway.errors import ConfigError, ModelLoadError
 from headway.models.caches import ModelCaches, cache_bytes
 from headway.models.config import ModelConfig
-from headway.models.hybrid import weight_bytes
+from headway.models.hybrid import HybridModel, weight_bytes
 from headway.models.loader import load_model
 from headway.models.registry import read_model_config
 from headway.ops.backend import target_of
@@ -83,15 +83,7 @@ def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly
     caches = ModelCaches.allocate(
         model_config, memory.num_blocks + 1, memory.block_size, memory.num_slots + 1, dtype, device
     )
-    runner = Runner(
-        loaded.model,
-        caches,
-        ledger_config,
-        device,
-        row_buckets=row_buckets(memory.max_rows) if device.type == "cuda" else (),
-        has_graphs=device.type == "cuda" and not config.enforce_eager,
-    )
-    runner.prepare(config.graph_capture_s)
+    runner = make_runner(config, loaded.model, caches, ledger_config, device)
     engine = Engine(
         core.Ledger(ledger_config, runner.staging.packet_ring_address, runner.staging.result_ring_address),
         runner,
@@ -102,6 +94,27 @@ def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly
     )
     template = load_template(folder)
     return Assembly(engine, model_config, memory, tokenizer, template, defaults, device, dtype)
+
+
+def make_runner(
+    config: EngineConfig,
+    model: HybridModel,
+    caches: ModelCaches,
+    ledger_config: core.LedgerConfig,
+    device: torch.device,
+) -> Runner:
+    """A runner that is warm: on a GPU its decode graphs are captured before the first request."""
+    is_cuda = device.type == "cuda"
+    runner = Runner(
+        model,
+        caches,
+        ledger_config,
+        device,
+        row_buckets=row_buckets(ledger_config.max_rows) if is_cuda else (),
+        has_graphs=is_cuda and not config.enforce_eager,
+    )
+    runner.prepare(config.graph_capture_s)
+    return runner
 
 
 def resolve_device(name: str) -> torch.device:
