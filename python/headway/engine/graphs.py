@@ -16,6 +16,9 @@ import torch
 
 logger = logging.getLogger("headway")
 
+# Runs, or under capture records, the decode step of so many rows, padding included.
+Step = Callable[[int], None]
+
 
 def row_buckets(max_rows: int) -> tuple[int, ...]:
     """Numbers of rows that decode steps are padded to: at most a seventh more than asked for from 49 rows on.
@@ -30,21 +33,11 @@ class DecodeGraphs:
     """Captured steps by number of rows. All share one memory pool, which nothing else uses.
 
     Args:
-        run: runs, or under capture records, a decode step of so many rows, padding included.
-        rehearse: runs the same kernels on padding alone and leaves everything as it was.
         buckets: numbers of rows, ascending.
         device: of the graphs.
     """
 
-    def __init__(
-        self,
-        run: Callable[[int], None],
-        rehearse: Callable[[int], None],
-        buckets: Sequence[int],
-        device: torch.device,
-    ) -> None:
-        self._run = run
-        self._rehearse = rehearse
+    def __init__(self, buckets: Sequence[int], device: torch.device) -> None:
         self._buckets = buckets
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
@@ -57,28 +50,31 @@ class DecodeGraphs:
     def captured(self) -> tuple[int, ...]:
         return tuple(sorted(self._graphs))
 
-    def prepare(self, max_seconds: float) -> None:
-        """Captures while there is time, the smallest steps first. The others are captured when first needed."""
+    def prepare(self, run: Step, rehearse: Step, max_seconds: float) -> None:
+        """Captures while there is time, the smallest steps first. The others are captured when first needed.
+
+        `rehearse` runs a step's kernels on padding alone and leaves everything as it was.
+        """
         begin_s = time.perf_counter()
         for num_rows in self._buckets:
             if self.failure is not None or time.perf_counter() - begin_s >= max_seconds:
                 break
             if num_rows not in self._graphs:
-                self._rehearse(num_rows)
-                self._capture(num_rows)
+                rehearse(num_rows)
+                self._capture(run, num_rows)
         elapsed_s = time.perf_counter() - begin_s
         num_graphs = len(self._graphs)
         logger.info("captured %d of %d decode graphs in %.1f s", num_graphs, len(self._buckets), elapsed_s)
 
-    def launch(self, num_rows: int) -> None:
+    def launch(self, run: Step, num_rows: int) -> None:
         """Puts a step on the current stream. Its first time it runs eagerly, which warms up what capture needs."""
         graph = self._graphs.get(num_rows)
         if graph is not None:
             graph.replay()
             return
-        self._run(num_rows)
+        run(num_rows)
         if self.failure is None:
-            self._capture(num_rows)
+            self._capture(run, num_rows)
 
     def close(self) -> None:
         """Frees the graphs. The device must be done with them."""
@@ -86,14 +82,14 @@ class DecodeGraphs:
             graph.reset()
         self._graphs.clear()
 
-    def _capture(self, num_rows: int) -> None:
+    def _capture(self, run: Step, num_rows: int) -> None:
         """Records the step. Where that fails, this and later steps stay eager, and the log says why."""
         graph = torch.cuda.CUDAGraph()
         fault = None
         with torch.cuda.stream(self._stream):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
-                self._run(num_rows)
+                run(num_rows)
             except Exception as error:
                 fault = error
             try:

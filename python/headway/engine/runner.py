@@ -69,16 +69,14 @@ class Runner:
         self.staging: Staging = stage(config, device)
         self._result_ring_address = self.staging.result_ring_address
         self._views: dict[tuple[int, int, int], dict[str, torch.Tensor]] = {}
-        self.graphs: DecodeGraphs | None = None
-        if has_graphs:
-            self.graphs = DecodeGraphs(self._run_decode, self._rehearse_decode, self._row_buckets, device)
+        self.graphs = DecodeGraphs(self._row_buckets, device) if has_graphs else None
 
     @torch.inference_mode()
     def prepare(self, max_capture_s: float) -> None:
         """Captures what graphs it can in that time. Optional; before the first launch or between two."""
         if self.graphs is not None:
             with self.staging.on_stream():
-                self.graphs.prepare(max_capture_s)
+                self.graphs.prepare(self._run_decode, self._rehearse_decode, max_capture_s)
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> None:
@@ -93,7 +91,7 @@ class Runner:
             if self.graphs is None:
                 self._run_decode(num_rows)
             else:
-                self.graphs.launch(num_rows)
+                self.graphs.launch(self._run_decode, num_rows)
 
     def wait(self, is_ready: Callable[[], bool]) -> None:
         """Returns when the awaited results are in the ring; raises what the device raised in their place."""

@@ -1,0 +1,280 @@
+"""Times the engine end to end with random weights: decode step, first token, prefill, arrivals, a mixed run, idle time.
+
+Shapes and method are those usual for comparing engines: a decode step is (time of 136 new tokens - time of 8) / 128 for
+prompts of 128 tokens, best of two; prefill is 16 prompts of 4096 tokens and one new token; the mixed run is 256 prompts
+of 1024 tokens and 256 new ones; arrivals are 64 running requests and a new prompt of 512 tokens every 5 steps. Idle
+time is what lies between the end of a step and the begin of the next on the device's own clock. The report is written
+after every part: a run that is cut short keeps what it has.
+
+usage: python -m bench.engine small --out small.json [--parts decode ttft] [--batches 1 8] [--launch-depth 2] [--eager]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from headway import __version__
+from headway.llm import LLM
+from headway.request import SamplingParams
+
+if TYPE_CHECKING:
+    from headway._core import Commit
+
+MODELS = Path(__file__).parent / "models"
+ALIASES = {"nano9b": "nemotron-nano-9b-v2", "nano30b": "nemotron-3-nano-30b-a3b"}
+PROMPT_LEN, SHORT_LEN, LONG_LEN = 128, 8, 136
+NUM_STEADY_STEPS = 120  # of a long run: the last ones, when all rows decode
+
+
+class OutOfTimeError(Exception):
+    """The run has used up --time-limit."""
+
+
+@dataclass
+class StepLog:
+    """What each step cost, on the device's clock and on the host's."""
+
+    begin_ns: list[int] = field(default_factory=list)
+    end_ns: list[int] = field(default_factory=list)
+    host_us: list[float] = field(default_factory=list)  # a call of step() without its wait
+
+    def clear(self) -> None:
+        for column in (self.begin_ns, self.end_ns, self.host_us):
+            column.clear()
+
+    def add(self, commit: Commit) -> None:
+        self.begin_ns.append(commit.begin_ns)
+        self.end_ns.append(commit.end_ns)
+
+    def summary(self, first: int, last: int) -> dict[str, float | int]:
+        """Of steps first .. last - 1; on a device without a clock the host's share alone."""
+        begins, ends, host_us = (column[first:last] for column in (self.begin_ns, self.end_ns, self.host_us))
+        of_host = {"host_us_median": round(statistics.median(host_us), 1), "num_steps": len(begins)}
+        if not any(begins):
+            return of_host
+        gaps = [max(0, begin - end) for end, begin in zip(ends[:-1], begins[1:], strict=True)]
+        busy = [end - begin for begin, end in zip(begins, ends, strict=True)]
+        return {
+            "idle_share": round(sum(gaps) / (ends[-1] - begins[0]), 5),
+            "gap_us_median": round(statistics.median(gaps) / 1e3, 2),
+            "gap_us_max": round(max(gaps) / 1e3, 1),
+            "busy_us_median": round(statistics.median(busy) / 1e3, 1),
+            **of_host,
+        }
+
+
+class Bench:
+    """One engine and its report. Prompts are random, so no two requests share anything."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.draws = random.Random(0)
+        self.begin_s = time.perf_counter()
+        self.log = StepLog()
+        self.llm = LLM(
+            model_path(args.model),
+            load_format=args.load_format,
+            device=args.device,
+            dtype=args.dtype,
+            max_model_len=args.max_model_len,
+            max_num_seqs=args.max_num_seqs,
+            gpu_memory_utilization=0.85,
+            launch_depth=args.launch_depth,
+            enforce_eager=args.eager,
+        )
+        self.engine = self.llm._engine
+        self.report = self._describe(time.perf_counter() - self.begin_s)
+        self._watch_steps()
+
+    def run(self) -> None:
+        self.generate(1, 128, 1)
+        self.report["start_to_first_token_s"] = round(time.perf_counter() - self.begin_s, 2)
+        self.generate(4, 64, 16)
+        for part in self.args.parts:
+            begin_s = time.perf_counter()
+            try:
+                self.report |= PARTS[part](self)
+            except OutOfTimeError:
+                self.report["cut_short"].append(part)
+            self.report["part_s"][part] = round(time.perf_counter() - begin_s, 1)
+            self.write()
+
+    def write(self) -> None:
+        text = json.dumps(self.report, indent=1) + "\n"
+        if self.args.out:
+            self.args.out.write_text(text, encoding="utf-8")
+
+    def generate(self, batch: int, prompt_len: int, num_new: int) -> float:
+        """Seconds from the call to the last token of the batch."""
+        prompts = [self.prompt(prompt_len) for _ in range(batch)]
+        self.log.clear()
+        begin_s = time.perf_counter()
+        outputs = self.llm.generate(prompts, greedy(num_new), on_step=lambda _: self.check_time())
+        elapsed_s = time.perf_counter() - begin_s
+        assert all(len(output.outputs[0].token_ids) == num_new for output in outputs)
+        return elapsed_s
+
+    def prompt(self, num_tokens: int) -> list[int]:
+        return [self.draws.randrange(10, self.llm.vocab_size - 10) for _ in range(num_tokens)]
+
+    def check_time(self) -> None:
+        if time.perf_counter() - self.begin_s > self.args.time_limit:
+            raise OutOfTimeError
+
+    def _describe(self, startup_s: float) -> dict[str, Any]:
+        runner: Any = self.engine._runner
+        return {
+            "model": self.args.model,
+            "engine": f"headway {__version__}",
+            "torch": torch.__version__,
+            "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            **self.llm.describe(),
+            "launch_depth": runner._config.max_launch_depth,
+            "graphs": [] if runner.graphs is None else runner.graphs.captured,
+            "startup_s": round(startup_s, 2),
+            "cut_short": [],
+            "part_s": {},
+        }
+
+    def _watch_steps(self) -> None:
+        """Notes each step's commit, and what the call took beside waiting for the device."""
+        engine, runner = self.engine, self.engine._runner
+        step, wait = engine.step, runner.wait
+        waited_s = 0.0
+
+        def timed_wait(is_ready: Callable[[], bool]) -> None:
+            nonlocal waited_s
+            begin_s = time.perf_counter()
+            wait(is_ready)
+            waited_s = time.perf_counter() - begin_s
+
+        def timed_step() -> Any:
+            begin_s = time.perf_counter()
+            changed = step()
+            self.log.host_us.append(1e6 * (time.perf_counter() - begin_s - waited_s))
+            return changed
+
+        engine.on_commit = self.log.add
+        engine.step, runner.wait = timed_step, timed_wait  # type: ignore[method-assign]
+
+
+def decode(bench: Bench) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for batch in bench.args.batches:
+        bench.generate(batch, 64, 4)
+        short_s = min(bench.generate(batch, PROMPT_LEN, SHORT_LEN) for _ in range(2))
+        long_s = min(bench.generate(batch, PROMPT_LEN, LONG_LEN) for _ in range(2))
+        num_steps = len(bench.log.begin_ns)
+        result[f"decode_step_ms_b{batch}"] = round((long_s - short_s) / (LONG_LEN - SHORT_LEN) * 1e3, 4)
+        result[f"decode_b{batch}"] = bench.log.summary(num_steps - NUM_STEADY_STEPS, num_steps - 1)
+        bench.report |= result
+        bench.write()
+    return result
+
+
+def prefill(bench: Bench) -> dict[str, Any]:
+    bench.generate(4, 2048, 1)
+    elapsed_s = min(bench.generate(16, 4096, 1) for _ in range(2))
+    return {
+        "prefill_tok_s": round(16 * 4096 / elapsed_s),
+        "prefill": bench.log.summary(0, len(bench.log.begin_ns)),
+    }
+
+
+def first_token(bench: Bench) -> dict[str, Any]:
+    """One prompt of 128 tokens on an idle engine."""
+    times_ms = [1e3 * bench.generate(1, 128, 1) for _ in range(12)][2:]
+    return {"ttft_ms_median": round(statistics.median(times_ms), 3), "ttft_ms_best": round(min(times_ms), 3)}
+
+
+def arrivals(bench: Bench) -> dict[str, Any]:
+    """64 requests of 320 new tokens each, evenly spread over their lives, so one ends when one comes."""
+    num_running, interval, prompt_len = 64, 5, 512
+    life = num_running * interval
+
+    def submit(num_new: int) -> None:
+        engine = bench.engine
+        engine.submit(engine.check("", 0, None, bench.prompt(prompt_len), greedy(num_new)))
+
+    for index in range(num_running):
+        submit((index + 1) * interval)
+    for _ in range(num_running * prompt_len // bench.llm.memory_report().max_step_tokens + 2):
+        bench.engine.step()
+    bench.log.clear()
+    for step in range(40 * interval):
+        if step % interval == 0:
+            submit(life)
+        bench.engine.step()
+        bench.check_time()
+    summary = bench.log.summary(0, len(bench.log.begin_ns))
+    for completion in bench.engine._outputs.live:
+        bench.engine.abort(completion.request)
+    while bench.engine.ledger.num_in_flight:
+        bench.engine.step()
+    return {"arrivals": summary}
+
+
+def mixed(bench: Bench) -> dict[str, Any]:
+    elapsed_s = bench.generate(256, 1024, 256)
+    return {
+        "mixed_out_tok_s": round(256 * 256 / elapsed_s),
+        "mixed": bench.log.summary(0, len(bench.log.begin_ns)),
+    }
+
+
+PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "decode": decode,
+    "ttft": first_token,
+    "prefill": prefill,
+    "arrivals": arrivals,
+    "mixed": mixed,
+}
+
+
+def greedy(num_new: int) -> SamplingParams:
+    return SamplingParams(temperature=0.0, max_tokens=num_new, ignore_eos=True, detokenize=False)
+
+
+def model_path(name: str) -> str:
+    """A file of bench/models by name, or any checkpoint folder."""
+    known = MODELS / f"{ALIASES.get(name, name)}.json"
+    return str(known) if known.is_file() else name
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "model", help="a file of bench/models (small, nano9b, nano30b) or a checkpoint folder"
+    )
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 256])
+    parser.add_argument("--launch-depth", type=int, default=None)
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--load-format", default="dummy")
+    parser.add_argument("--max-model-len", type=int, default=8192)
+    parser.add_argument("--max-num-seqs", type=int, default=256)
+    parser.add_argument("--time-limit", type=float, default=300.0, metavar="S", help="for all of it")
+    bench = Bench(parser.parse_args())
+    bench.run()
+    bench.write()
+    print(json.dumps(bench.report))
+    bench.llm.close()
+
+
+if __name__ == "__main__":
+    main()
