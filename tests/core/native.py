@@ -26,6 +26,7 @@ FUZZ = [*LIBRARY, *SIMULATION, "tests/fuzz/*.cpp"]
 SIM = [*LIBRARY, "tests/sim/*.cpp"]
 
 WARNINGS = ["-std=c++20", "-pthread", "-Wall", "-Wextra", "-Wshadow", "-D_GLIBCXX_ASSERTIONS"]
+NO_PATHS = "-fmacro-prefix-map={}/="  # so that messages name files as below csrc/
 FAST = ("-O2",)
 QUICK = ("-O1",)  # compiles in half the time
 SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -88,7 +89,7 @@ class Tree:
 
     def compile(self, name: str, flags: tuple[str, ...], cache: Path) -> Path:
         files = self.closure(name)
-        key = hashlib.sha256(repr((compiler(), WARNINGS, flags, name)).encode())
+        key = hashlib.sha256(repr((compiler(), WARNINGS, NO_PATHS, flags, name)).encode())
         for file in files:
             key.update(f"{file}\0{self.text(file)}\0".encode())
         stem = f"{Path(name).stem}-{key.hexdigest()[:24]}"
@@ -108,7 +109,18 @@ class Tree:
             (copy / file).parent.mkdir(parents=True, exist_ok=True)
             (copy / file).write_text(self.text(file) or "")
         partial = built.with_suffix(".part")
-        run_compiler([*WARNINGS, *flags, f"-I{copy}", "-c", str(copy / name), "-o", str(partial)])
+        run_compiler(
+            [
+                *WARNINGS,
+                *flags,
+                NO_PATHS.format(copy),
+                f"-I{copy}",
+                "-c",
+                str(copy / name),
+                "-o",
+                str(partial),
+            ]
+        )
         partial.rename(built)
         shutil.rmtree(copy)
 

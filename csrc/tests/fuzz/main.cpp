@@ -43,18 +43,18 @@ void add_up(const Host& host, const RandomOps& ops, Totals& totals) {
 }
 
 std::string describe(const LedgerConfig& config) {
-  char text[200];
+  char text[240];
   std::snprintf(text, sizeof(text),
-                "rows %d, blocks %d x %d, slots %d, model len %d, step tokens %d, depth %d, ahead %d", config.max_rows,
-                config.num_blocks, config.block_size, config.num_slots, config.max_model_len, config.max_step_tokens,
-                config.max_launch_depth, config.grant_ahead_blocks);
+                "rows %d, blocks %d x %d, slots %d, model len %d, step tokens %d, depth %d, ahead %d, grid %d",
+                config.max_rows, config.num_blocks, config.block_size, config.num_slots, config.max_model_len,
+                config.max_step_tokens, config.max_launch_depth, config.grant_ahead_blocks, config.prompt_grid_tokens);
   return text;
 }
 
 void run_episode(uint64_t seed, int64_t check_every, Totals& totals) {
   Rng rng(seed);
   const LedgerConfig config = random_config(rng);
-  Host host(config);
+  Host host(config, rng.one_in(2));
   RandomOps ops(host, rng, rng.draw(1, 12));
   const int32_t num_ops = rng.one_in(16) ? rng.draw(1000, 4000) : rng.draw(50, 500);
   int32_t op = 0;

@@ -11,8 +11,10 @@ constexpr int32_t kNoBlock = -1;  // a table entry that no grant has filled
 
 }  // namespace
 
-Device::Device(const LedgerConfig& config)
+Device::Device(const LedgerConfig& config, bool has_replays)
     : config_(config),
+      has_replays_(has_replays),
+      fixed_packet_(config.packet_entry_bytes()),
       sampling_(config.max_rows + 1),
       live_(config.max_rows + 1),
       results_(config.max_rows),
@@ -39,7 +41,8 @@ Device::Device(const LedgerConfig& config)
              .stop_ids = ints(num_rows * kMaxStopIds),
              .bias_ids = ints(num_rows * kMaxLogitBias),
              .bias_values = bias_values_.data(),
-             .live = live_.data()};
+             .live = live_.data(),
+             .counter = has_replays ? &counter_ : nullptr};
   inputs_ = {.token_ids = ints(num_tokens),
              .positions = ints(num_tokens),
              .token_rows = ints(num_tokens),
@@ -80,21 +83,52 @@ bool Device::run_one() {
 
 void Device::begin(const Plan& plan) {
   if (plan.packet != nullptr) forget_tables(plan);
-  cpu::begin_step({.packet = plan.packet,
-                   .num_rows = plan.num_rows,
-                   .num_decode_rows = plan.num_decode_rows,
-                   .num_sampled = plan.num_sampled,
-                   .num_tokens = plan.num_tokens,
-                   .mirror = mirror_,
-                   .inputs = inputs_},
-                  nullptr);
+  expect(plan.num_rows == num_live_, "the plan has another number of rows than the newest packet");
+  if (is_replayed(plan)) {
+    begin_replayed(plan);
+  } else {
+    cpu::begin_step({.packet = plan.packet,
+                     .num_rows = plan.num_rows,
+                     .num_decode_rows = plan.num_decode_rows,
+                     .num_sampled = plan.num_sampled,
+                     .num_tokens = plan.num_tokens,
+                     .mirror = mirror_,
+                     .inputs = inputs_},
+                    nullptr);
+  }
   if (plan.packet != nullptr) check_bias_lists(plan);
+  check_inputs(plan);
+}
+
+// An old packet stays where it is when the step brings none.
+void Device::begin_replayed(const Plan& plan) {
+  if (plan.packet != nullptr) std::copy_n(plan.packet, plan.packet_bytes, fixed_packet_.begin());
+  cpu::begin_step({.packet = fixed_packet_.data(),
+                   .num_rows = config_.max_rows,
+                   .num_decode_rows = config_.max_rows,
+                   .num_sampled = config_.max_rows,
+                   .num_tokens = config_.max_rows,
+                   .mirror = mirror_,
+                   .inputs = inputs_,
+                   .is_replayed = true},
+                  nullptr);
+  expect(counter_.step == plan.step, "the device counts other steps than the host");
+  for (int32_t i = plan.num_rows; i < config_.max_rows; ++i) expect(inputs_.rows[i] == kDummyRow, "padding is a row");
+}
+
+void Device::check_inputs(const Plan& plan) {
   expect(inputs_.query_start[plan.num_rows] == plan.num_tokens, "the rows' tokens are not the plan's");
   for (int32_t i = 0; i < plan.num_rows; ++i) {
     const int32_t num_tokens = inputs_.query_start[i + 1] - inputs_.query_start[i];
     expect(num_tokens <= plan.max_query_len, "a row is longer than the plan says");
     expect(inputs_.kv_lens[i] <= plan.max_kv_len, "a row has more KV than the plan says");
-    expect(i >= plan.num_decode_rows || num_tokens == 1, "a decode row has several tokens");
+    if (i < plan.num_decode_rows) {
+      expect(num_tokens == 1, "a decode row has several tokens");
+    } else if (inputs_.rows[i] != kDummyRow) {
+      const bool is_final = i < plan.num_sampled;
+      expect(inputs_.row_start[i] % config_.prompt_grid_tokens == 0, "a chunk starts off the grid");
+      expect(is_final || inputs_.kv_lens[i] % config_.prompt_grid_tokens == 0, "a chunk is cut off the grid");
+    }
   }
 }
 
@@ -106,6 +140,7 @@ void Device::forget_tables(const Plan& plan) {
   expect(header.num_rows == plan.num_rows && header.num_decode_rows == plan.num_decode_rows &&
              header.num_sampled == plan.num_sampled && header.num_tokens == plan.num_tokens,
          "a packet has other counts than the plan");
+  num_live_ = header.num_rows;
   const auto* inits = reinterpret_cast<const RowInit*>(plan.packet + header.inits_offset);
   for (int32_t i = 0; i < header.num_inits; ++i) {
     const int64_t row = inits[i].row;
@@ -176,18 +211,25 @@ void Device::finish(const Plan& plan) {
     const auto& header = *reinterpret_cast<const PacketHeader*>(plan.packet);
     expect(header.step == plan.step, "a packet was overwritten before its step ended");
   }
-  cpu::finish_step({.step = plan.step,
-                    .num_rows = plan.num_rows,
-                    .num_sampled = plan.num_sampled,
-                    .max_logprobs = config_.max_logprobs,
-                    .mirror = mirror_,
-                    .inputs = inputs_,
-                    .results = results_.data(),
-                    .top_ids = top_ids_.data(),
-                    .top_logprobs = top_logprobs_.data(),
-                    .ring_entry = plan.result,
-                    .ring_max_rows = config_.max_rows},
-                   nullptr);
+  FinishStepParams params = {.step = plan.step,
+                             .num_rows = plan.num_rows,
+                             .num_sampled = plan.num_sampled,
+                             .max_logprobs = config_.max_logprobs,
+                             .mirror = mirror_,
+                             .inputs = inputs_,
+                             .results = results_.data(),
+                             .top_ids = top_ids_.data(),
+                             .top_logprobs = top_logprobs_.data(),
+                             .ring_entry = plan.result,
+                             .ring_max_rows = config_.max_rows};
+  if (is_replayed(plan)) {
+    params.step = 0;
+    params.num_rows = params.num_sampled = config_.max_rows;
+    params.ring_num_entries = config_.max_in_flight();
+    params.ring_entry_bytes = config_.result_entry_bytes();
+    params.ring_entry -= plan.step % params.ring_num_entries * params.ring_entry_bytes;
+  }
+  cpu::finish_step(params, nullptr);
 }
 
 ResultRow Device::sample(int32_t i) {

@@ -4,6 +4,8 @@
 // a lost or repeated token therefore raises a fault or changes a stream.
 //
 // Knows of the ledger what a real device knows: plans and their packets, read when the step runs, not when launched.
+// With replays, steps that only decode run as a captured graph would: padded rows, the packet at one fixed address, the
+// step and the ring entry from the device's own counter.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +21,7 @@ namespace headway::sim {
 
 class Device {
  public:
-  explicit Device(const LedgerConfig& config);
+  explicit Device(const LedgerConfig& config, bool has_replays = false);
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
@@ -44,7 +46,10 @@ class Device {
     Context context;
   };
 
+  bool is_replayed(const Plan& plan) const { return has_replays_ && plan.num_decode_rows == plan.num_rows; }
   void begin(const Plan& plan);
+  void begin_replayed(const Plan& plan);
+  void check_inputs(const Plan& plan);
   void forget_tables(const Plan& plan);
   void check_bias_lists(const Plan& plan);
   void write(const Plan& plan);
@@ -61,12 +66,16 @@ class Device {
   }
 
   const LedgerConfig config_;
+  const bool has_replays_;
   std::deque<Plan> pending_;
   Phase phase_ = Phase::kBegin;
   std::string fault_;
 
   DeviceMirror mirror_ = {};
   StepInputs inputs_ = {};
+  StepCounter counter_ = {};
+  std::vector<uint8_t> fixed_packet_;  // where replayed steps look for theirs
+  int32_t num_live_ = 0;  // rows of the newest packet
   std::vector<std::vector<int32_t>> int_buffers_;  // behind mirror_ and inputs_
   std::vector<float> bias_values_;
   std::vector<RowSampling> sampling_;

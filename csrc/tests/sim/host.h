@@ -12,7 +12,8 @@ namespace headway::sim {
 
 class Host {
  public:
-  explicit Host(const LedgerConfig& config) : ledger(config), device(config), client(ledger, tally), policy_(ledger) {}
+  explicit Host(const LedgerConfig& config, bool has_replays = false)
+      : ledger(config), device(config, has_replays), client(ledger, tally), policy_(ledger) {}
 
   bool plan();    // one step, handed to the device; checks what the planner promises
   bool commit();  // the oldest step, where its results are there

@@ -28,12 +28,17 @@ void PolicyCheck::before_plan(int64_t newest_id) {
   num_in_flight_ = ledger_.num_in_flight();
   num_evictions_ = ledger_.planner().num_evictions();
   num_blocks_fenced_ = ledger_.blocks().num_fenced();
+  num_blocks_.assign(ledger_.rows().num_rows() + 1, 0);
+  for (int32_t row = 1; row <= ledger_.rows().num_rows(); ++row) {
+    if (ledger_.rows().request(row) != nullptr) num_blocks_[row] = ledger_.rows().blocks(row).size();
+  }
 }
 
 void PolicyCheck::after_plan(const std::optional<Plan>& plan) {
   if (plan) {
     check_budgets(*plan);
     check_rows(*plan);
+    check_grants_ahead(*plan);
   }
   check_admission();
   check_eviction();
@@ -79,6 +84,18 @@ void PolicyCheck::check_eviction() const {
   EXPECT_EQ(num_blocks_fenced_, 0);
   if (num_in_flight_ == 0 && !waiting_.empty()) return;  // it may give way to one that waits and outranks it
   if (first_running_ != 0) EXPECT_TRUE(ledger_.find(first_running_)->row != kDummyRow);
+}
+
+// Blocks are granted ahead only where each running row can still get one.
+void PolicyCheck::check_grants_ahead(const Plan& plan) const {
+  const RowTable& rows = ledger_.rows();
+  for (const int32_t row : ledger_.record(plan.step).rows) {
+    const bool is_evicted = rows.request(row) == nullptr;  // while the step was planned
+    if (is_evicted || !rows.is_decoding(row)) continue;    // a prompt may hold blocks that the grid cuts off
+    const auto num_needed = static_cast<size_t>(ledger_.config().blocks_for(rows.launched_len(row)));
+    if (rows.blocks(row).size() <= std::max(num_needed, num_blocks_[row])) continue;
+    EXPECT_TRUE(static_cast<size_t>(ledger_.blocks().num_free()) >= rows.running().size());
+  }
 }
 
 // With nothing in flight somebody runs, unless a paused row outranks all who could and keeps its memory.

@@ -22,6 +22,7 @@ class PolicyCheck {
   void check_rows(const Plan& plan) const;
   void check_admission() const;
   void check_eviction() const;
+  void check_grants_ahead(const Plan& plan) const;
   void check_liveness(const std::optional<Plan>& plan) const;
 
   const Ledger& ledger_;
@@ -32,6 +33,7 @@ class PolicyCheck {
   int64_t num_in_flight_ = 0;
   int64_t num_evictions_ = 0;
   int32_t num_blocks_fenced_ = 0;
+  std::vector<size_t> num_blocks_;  // [max_rows + 1] of the row's table
 };
 
 }  // namespace headway::sim

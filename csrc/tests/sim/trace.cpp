@@ -67,7 +67,7 @@ void run_trace(uint64_t seed, TraceCounts& counts) {
   const LedgerConfig config = random_config(rng);
   const Habits habits = draw_habits(rng);
   const int32_t num_requests = rng.draw(1, 12);
-  Host host(config);
+  Host host(config, rng.one_in(2));
   for (int32_t tick = 0, number = 0; number < num_requests || host.num_steps < 4 * num_requests; ++tick) {
     if (number < num_requests && rng.one_in(4)) host.client.add(random_request(rng, config, ++number));
     if (number == num_requests && host.client.num_unfinished() == 0) break;

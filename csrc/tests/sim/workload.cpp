@@ -32,6 +32,7 @@ LedgerConfig random_config(Rng& rng) {
   config.max_logprobs = rng.one_in(2) ? 0 : rng.draw(1, 3);
   config.max_launch_depth = rng.draw(0, 3);
   config.grant_ahead_blocks = rng.draw(0, 2);
+  config.prompt_grid_tokens = rng.one_in(2) ? 1 : rng.draw(1, config.max_step_tokens);
   return config;
 }
 
@@ -98,7 +99,7 @@ LedgerConfig ample_config(const LedgerConfig& config, int32_t num_requests) {
   if (config.num_slots > 0) ample.num_slots = num_requests;
   // A request is refused for want of blocks only where the tiny config refuses it too.
   if (config.num_blocks > 0) ample.num_blocks = num_requests * config.max_blocks_per_row();
-  ample.max_step_tokens = num_requests * config.max_model_len;
+  ample.max_step_tokens = std::max(config.max_step_tokens, num_requests * config.max_model_len);
   ample.max_launch_depth = 0;
   return ample;
 }
