@@ -11,26 +11,17 @@ from typing import Any
 
 from tests.core import native
 
+COMPILED = ["csrc/core", "csrc/params", "csrc/tests", "csrc/cpu/begin_step.cpp", "csrc/cpu/finish_step.cpp"]
 RESULTS = native.ROOT / "bench" / "results" / "core_evidence.json"
 
 
 def commit_id() -> str:
-    """HEAD, marked where the native sources differ from it; "unknown" outside a repository."""
+    """HEAD, marked where what the native tests compile differs from it; "unknown" outside a repository."""
     command = ["git", "-C", str(native.ROOT), "rev-parse", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         return "unknown"
-    changed = [
-        "git",
-        "-C",
-        str(native.ROOT),
-        "status",
-        "--porcelain",
-        "--",
-        "csrc/core",
-        "csrc/tests",
-        "csrc/cpu",
-    ]
+    changed = ["git", "-C", str(native.ROOT), "status", "--porcelain", "--", *COMPILED]
     is_changed = subprocess.run(changed, capture_output=True, text=True, check=False).stdout.strip()
     return done.stdout.strip() + ("-changed" if is_changed else "")
 

@@ -27,7 +27,7 @@ LedgerConfig random_config(Rng& rng) {
   config.num_slots = rng.draw(1, 6);
   if (kind == 0) config.num_slots = 0;
   if (kind == 1) config.num_blocks = 0;
-  config.max_step_tokens = rng.one_in(4) ? rng.draw(1, 5) : rng.draw(4, 40);
+  config.max_step_tokens = rng.one_in(3) ? rng.draw(1, 6) : rng.draw(4, 40);
   config.vocab_size = kVocabSize;
   config.max_logprobs = rng.one_in(2) ? 0 : rng.draw(1, 3);
   config.max_launch_depth = rng.draw(0, 3);
@@ -38,7 +38,7 @@ LedgerConfig random_config(Rng& rng) {
 
 RequestSpec random_request(Rng& rng, const LedgerConfig& config, uint64_t number) {
   RequestSpec request;
-  const int32_t prompt_len = rng.one_in(16) ? rng.draw(1, config.max_model_len) : rng.draw(1, 16);
+  const int32_t prompt_len = rng.one_in(4) ? rng.draw(1, config.max_model_len) : rng.draw(1, 16);
   for (int32_t i = 0; i < prompt_len; ++i) request.prompt.push_back(rng.draw(0, config.vocab_size - 1));
   request.max_new_tokens = rng.one_in(8) ? rng.draw(1, 2 * config.max_model_len) : rng.draw(1, 20);
   request.priority = rng.one_in(4) ? rng.draw(-1, 1) : 0;
