@@ -1,0 +1,114 @@
+// What frames the layers of a step, as Python functions: begin_step, sample and finish_step. Compiled once a device.
+#include "bind/step.h"
+
+#include <pybind11/pybind11.h>
+
+#include "bind/address.h"
+#include "bind/backend.h"
+
+namespace headway {
+namespace {
+
+namespace py = pybind11;
+
+// Python passes these records as tuples, in the order of the fields.
+int64_t number(const py::tuple& record, size_t field) {
+  return py::cast<int64_t>(record[field]);
+}
+Address address(const py::tuple& record, size_t field) {
+  return py::cast<Address>(record[field]);
+}
+
+DeviceMirror mirror_from(const py::tuple& record) {
+  return {.max_rows = static_cast<int32_t>(number(record, 0)),
+          .max_blocks_per_row = static_cast<int32_t>(number(record, 1)),
+          .max_model_len = static_cast<int32_t>(number(record, 2)),
+          .num_live = 0,
+          .last_token = address(record, 3),
+          .num_computed = address(record, 4),
+          .slot = address(record, 5),
+          .stopped = address(record, 6),
+          .block_table = address(record, 7),
+          .history = address(record, 8),
+          .sampling = address(record, 9),
+          .stop_ids = address(record, 10),
+          .bias_ids = address(record, 11),
+          .bias_values = address(record, 12),
+          .live = address(record, 13),
+          .counter = address(record, 14)};
+}
+
+StepInputs inputs_from(const py::tuple& record) {
+  return {.token_ids = address(record, 0),
+          .positions = address(record, 1),
+          .token_rows = address(record, 2),
+          .rows = address(record, 3),
+          .query_start = address(record, 4),
+          .row_start = address(record, 5),
+          .kv_lens = address(record, 6),
+          .slots = address(record, 7),
+          .sample_tokens = address(record, 8)};
+}
+
+void begin_step(Address packet, int num_rows, int num_decode_rows, int num_sampled, int num_tokens,
+                const py::tuple& mirror, const py::tuple& inputs, bool is_replayed, Address stream) {
+  const BeginStepParams params{.packet = packet,
+                               .num_rows = num_rows,
+                               .num_decode_rows = num_decode_rows,
+                               .num_sampled = num_sampled,
+                               .num_tokens = num_tokens,
+                               .mirror = mirror_from(mirror),
+                               .inputs = inputs_from(inputs),
+                               .is_replayed = is_replayed};
+  const py::gil_scoped_release unlocked;
+  backend::begin_step(params, stream);
+}
+
+void sample(int num_sampled, int vocab_size, int max_logprobs, Address logits, int64_t logits_stride, Address rows,
+            Address kv_lens, const py::tuple& mirror, Address results, Address top_ids, Address top_logprobs,
+            Address scratch, Address stream) {
+  const SampleParams params{.num_sampled = num_sampled,
+                            .vocab_size = vocab_size,
+                            .max_logprobs = max_logprobs,
+                            .logits = logits,
+                            .logits_stride = logits_stride,
+                            .rows = rows,
+                            .kv_lens = kv_lens,
+                            .mirror = mirror_from(mirror),
+                            .results = results,
+                            .top_ids = top_ids,
+                            .top_logprobs = top_logprobs,
+                            .scratch = scratch};
+  const py::gil_scoped_release unlocked;
+  backend::sample(params, stream);
+}
+
+void finish_step(int64_t step, int num_rows, int num_sampled, int max_logprobs, const py::tuple& mirror,
+                 const py::tuple& inputs, Address results, Address top_ids, Address top_logprobs, Address ring_entry,
+                 int ring_max_rows, int ring_num_entries, int64_t ring_entry_bytes, Address stream) {
+  const FinishStepParams params{.step = step,
+                                .num_rows = num_rows,
+                                .num_sampled = num_sampled,
+                                .max_logprobs = max_logprobs,
+                                .mirror = mirror_from(mirror),
+                                .inputs = inputs_from(inputs),
+                                .results = results,
+                                .top_ids = top_ids,
+                                .top_logprobs = top_logprobs,
+                                .ring_entry = ring_entry,
+                                .ring_max_rows = ring_max_rows,
+                                .ring_num_entries = ring_num_entries,
+                                .ring_entry_bytes = ring_entry_bytes};
+  const py::gil_scoped_release unlocked;
+  backend::finish_step(params, stream);
+}
+
+}  // namespace
+
+void bind_step(py::module_& module) {
+  module.def("begin_step", &begin_step);
+  module.def("sample", &sample);
+  module.def("finish_step", &finish_step);
+}
+
+}  // namespace headway
