@@ -52,6 +52,12 @@ HUNTS = [
     Hunt("random traces", Program(SIM, QUICK), ("--traces", 3_000)),
     Hunt("random operations, sanitized", Program(FUZZ, SANITIZED), ("--ops", 50_000)),
 ]
+# What the device, the client and the policy see by themselves, with check_integrity() never called.
+BLIND = [
+    Hunt(
+        "random operations, integrity unchecked", Program(FUZZ, QUICK), ("--ops", 300_000, "--check-every", 0)
+    )
+]
 MUTANTS = [
     Mutant(**entry) for entry in tomllib.loads(Path(__file__).with_name("mutants.toml").read_text())["mutant"]
 ]
@@ -107,10 +113,12 @@ def test_mutation_score(tmp_path: Path) -> None:
         begin = time.monotonic()
         killers[mutant.name] = killer(mutant, tmp_path)
         seconds[mutant.name] = round(time.monotonic() - begin, 1)
+    unseen = [m.name for m in SCORED if not killer(m, tmp_path, BLIND)]
     alive = [mutant.name for mutant in SCORED if not killers[mutant.name]]
     score = 1 - len(alive) / len(SCORED)
     figures: dict[str, Any] = {"score": score, "num_mutants": len(SCORED), "alive": alive}
     figures["explained_survivors"] = {m.name: m.survives for m in MUTANTS if m.survives}
+    figures["score_without_check_integrity"] = 1 - len(unseen) / len(SCORED)
     figures["killed_by"] = {name: found for name, found in killers.items() if found}
     evidence.record("mutants", figures | {"seconds_with_compilation": seconds})
     wrongly_explained = [m.name for m in MUTANTS if m.survives and killers[m.name]]

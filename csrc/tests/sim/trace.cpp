@@ -80,6 +80,7 @@ void run_trace(uint64_t seed, TraceCounts& counts) {
     host.ledger.check_integrity();
   }
   host.drain();
+  host.ledger.check_integrity();
   compare_with_serial(host.client, config);
   ++counts.num_traces;
   ++counts.num_by_depth[config.max_launch_depth];
