@@ -255,25 +255,6 @@ void bind_kernels(py::module_& module) {
   bind_step(module);
 }
 
-#if !HEADWAY_IS_CUDA
-// --- linear.h ---------------------------------------------------------------------------------------------------
-
-void linear(int64_t num_tokens, int64_t num_inputs, int64_t num_outputs, Address x, int64_t x_stride, Address weight,
-            Address bias, Address out, int64_t out_stride, bool is_added, Address stream) {
-  backend::linear({.num_tokens = num_tokens,
-                   .num_inputs = num_inputs,
-                   .num_outputs = num_outputs,
-                   .x = x,
-                   .x_stride = x_stride,
-                   .weight = weight,
-                   .bias = bias,
-                   .out = out,
-                   .out_stride = out_stride,
-                   .is_added = is_added},
-                  stream);
-}
-#endif
-
 #if HEADWAY_IS_CUDA
 void bind_backend(py::module_& module) {
   bind_mamba_decode(module);
@@ -285,7 +266,7 @@ void bind_backend(py::module_& module) {
 }
 #else
 void bind_backend(py::module_& module) {
-  module.def("linear", &linear, py::call_guard<py::gil_scoped_release>());
+  bind_linear(module);
   module.def("set_num_threads", &cpu::set_num_threads);
   module.def("simd_levels", &cpu::simd_levels);
   module.def("set_simd_level", &cpu::set_simd_level);
