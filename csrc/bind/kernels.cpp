@@ -12,6 +12,8 @@
 #include "bind/mamba_decode.h"
 #include "cuda/runtime.h"
 #else
+#include "bind/linear.h"
+#include "cpu/ops.h"
 #include "cpu/parallel.h"
 #endif
 
