@@ -12,36 +12,41 @@ namespace headway::cuda {
 
 inline constexpr char kAttentionOp[] = "paged_attention";
 
-// The tree of a query's sum over its keys: tiles of 64 keys are added in order within a split of 512, splits are merged
-// in order, both counted from position 0. Both tensor core kernels follow it, so a query's result is the same bits
-// whichever kernel takes it, however its prompt was cut into steps, and whoever shares the batch.
+// Keys of one tile of the tiled kernel.
 inline constexpr int kTileKeys = 64;
-inline constexpr int kSplitKeys = 512;
-inline constexpr int kSplitTiles = kSplitKeys / kTileKeys;
 
-// Rows of at most this many queries go to the split kernel, others to the tiled one.
-inline constexpr int kMaxSplitQueries = 8;
+// Rows of at most this many queries go to the decode kernel, others to the tiled one. Each kernel's sums follow a tree
+// that depends on absolute positions alone, so a query's result is the same bits however its prompt was cut and whoever
+// shares the batch, as long as the same kernel takes it. The trees differ: decode must spread one query over the chip.
+inline constexpr int kMaxDecodeQueries = 8;
+
+// Keys that one decode step multiplies at once, and steps of a span (see attention_decode.cuh).
+constexpr int decode_step_keys(int padded_dim) {
+  return padded_dim <= 128 ? 128 : 64;
+}
+inline constexpr int kSpanSteps = 8;
+inline constexpr int kItemsPerBlock = 3;  // with fewer spans than this a block, steps balance better
 
 // Packed rows (queries x heads of a group) of one warp's product.
 inline constexpr int kFragmentRows = 16;
 
 inline constexpr float kLog2E = 1.44269504f;
 
-inline constexpr int kMaxSplitRows = 8192;  // rows of a step: their prefix sums live in shared memory
+inline constexpr int kMaxAttentionRows = 8192;  // rows of a step: their prefix sums live in shared memory
 
-// Bytes of the workspace's parts, in their order.
+// Bytes of the decode kernel's workspace, in the order of its parts.
 struct AttentionWorkspace {
   int64_t total_bytes;    // running sums of every resident thread
-  int64_t partial_rows;   // rows of a split's partial result: kFragmentRows or fewer
-  int64_t partial_bytes;  // of one split
-  int64_t max_partials;   // that fit; with more, a warp takes all splits of its rows itself
+  int64_t partial_rows;   // packed rows of a partial result
+  int64_t partial_bytes;  // of one partial result
+  int64_t max_partials;   // that fit; with more, a block takes all keys of its rows itself
 };
 
 // Blocks of the persistent grids: enough for every multiprocessor of any device this is built for.
 inline constexpr int kAttentionBlocks = 2 * 144;
 inline constexpr int kAttentionWarps = 4;
 inline constexpr int kAttentionThreads = kAttentionWarps * 32;
-inline constexpr int64_t kMaxPartialBytes = int64_t{128} << 20;
+inline constexpr int64_t kMaxPartialBytes = int64_t{64} << 20;
 
 inline int padded_head_dim(int head_dim) {
   for (const int dim : {32, 64, 80, 96, 128, 192, 256}) {
@@ -50,28 +55,36 @@ inline int padded_head_dim(int head_dim) {
   return 0;
 }
 
-// fp32 words a thread keeps of a running sum: its accumulator, then the maxima and sums of its rows.
-inline int64_t total_words(int padded_dim) {
-  return padded_dim + 8;
+// Fragments of packed rows that one item of the decode kernel takes, all from one pass over the keys.
+inline int decode_fragments(const PagedAttentionParams& params) {
+  const int queries = std::min(params.max_query_len, kMaxDecodeQueries);
+  const int fragments = (queries * (params.num_heads / params.num_kv_heads) + kFragmentRows - 1) / kFragmentRows;
+  const int most = padded_head_dim(params.head_dim) <= 128 ? 4 : 2;
+  return fragments == 1 ? 1 : fragments == 2 ? 2 : most;
 }
 
 inline AttentionWorkspace plan_workspace(const PagedAttentionParams& params) {
-  const int group = params.num_heads / params.num_kv_heads;
-  const int64_t max_splits = (static_cast<int64_t>(params.max_kv_len) + kSplitKeys - 1) / kSplitKeys;
-  const int64_t queries = std::min(params.max_query_len, kMaxSplitQueries);
-  const int64_t fragments = (queries * group + kFragmentRows - 1) / kFragmentRows;
+  const int padded_dim = padded_head_dim(params.head_dim);
+  const int step_keys = decode_step_keys(padded_dim);
   AttentionWorkspace plan{};
-  if (max_splits <= 1) return plan;
-  plan.total_bytes = kAttentionBlocks * kAttentionThreads * total_words(padded_head_dim(params.head_dim)) * 4;
-  plan.partial_rows = std::min<int64_t>(kFragmentRows, queries * group);
+  if (params.max_kv_len <= step_keys) return plan;
+  const int64_t queries = std::min(params.max_query_len, kMaxDecodeQueries);
+  const int64_t packed = queries * (params.num_heads / params.num_kv_heads);
+  const int64_t group_rows = decode_fragments(params) * kFragmentRows;
+  const int64_t units = params.rows.num_rows * params.num_kv_heads * ((packed + group_rows - 1) / group_rows);
+  const int64_t max_steps = (static_cast<int64_t>(params.max_kv_len) + step_keys - 1) / step_keys;
+  const int64_t max_spans = (max_steps + kSpanSteps - 1) / kSpanSteps;
+  constexpr int64_t kMostStepItems = int64_t{kItemsPerBlock} * kSpanSteps * kAttentionBlocks;
+  plan.total_bytes = int64_t{kAttentionBlocks} * kAttentionThreads * (padded_dim + 8) * 4;
+  plan.partial_rows = std::min(group_rows, packed);
   plan.partial_bytes = plan.partial_rows * (params.head_dim + 2) * 4;
-  plan.max_partials = std::min(params.rows.num_rows * max_splits * fragments * params.num_kv_heads,
+  plan.max_partials = std::min(std::max(std::min(units * max_steps, kMostStepItems), units * max_spans),
                                kMaxPartialBytes / plan.partial_bytes);
   return plan;
 }
 
 void launch_generic_attention(const PagedAttentionParams& params, cudaStream_t stream);
-void launch_split_attention(const PagedAttentionParams& params, const AttentionWorkspace& plan, cudaStream_t stream);
+void launch_decode_attention(const PagedAttentionParams& params, const AttentionWorkspace& plan, cudaStream_t stream);
 void launch_tiled_attention(const PagedAttentionParams& params, cudaStream_t stream);
 
 }  // namespace headway::cuda

@@ -1,6 +1,7 @@
-// One 16 x 64 tile of attention in registers: the online softmax, its product with the values, and the merging of
-// splits. Every rounding is spelled out (no contraction is left to the compiler), so that kernels built around it agree
-// bit for bit. Online softmax: Milakov and Gimelshein, 2018; tiling: Dao et al., "FlashAttention", 2022.
+// What the tensor core attention kernels share: one 16 x 64 tile of the online softmax, its product with the values,
+// and the folding of partial sums. Every rounding is spelled out (no contraction is left to the compiler), so that sums
+// cut at different nodes of the same tree agree bit for bit. Online softmax: Milakov and Gimelshein, 2018; tiling: Dao
+// et al., "FlashAttention", 2022.
 #pragma once
 
 #include "cuda/attention.h"
@@ -89,7 +90,7 @@ __device__ __forceinline__ void scale_rows(float (&values)[kTiles][4], const flo
   }
 }
 
-// Factors that merge a split (largest score `later`) into what came before it.
+// Factors that merge a part (largest score `later`) into what came before it.
 struct MergeFactors {
   float largest;
   float before;
@@ -110,17 +111,6 @@ __device__ __forceinline__ float reciprocal_of(float sum) {
   return sum == 0.0f ? 0.0f : __frcp_rn(sum);
 }
 
-// Adds the products of 16 queries with 16 keys: `keys` is the shared address of the first key's row.
-template <typename T, int kDim>
-__device__ __forceinline__ void multiply_keys(float (&first)[4], float (&second)[4], const uint32_t (&query)[4],
-                                              uint32_t keys, int step, int lane) {
-  const int tile = lane / 8;
-  uint32_t b[4];
-  load_matrices(b, TileRows<kDim>::piece(keys, tile / 2 * 8 + lane % 8, 2 * step + tile % 2));
-  multiply_add<T>(first, query, b[0], b[1]);
-  multiply_add<T>(second, query, b[2], b[3]);
-}
-
 // Probabilities of score tiles 2 j and 2 j + 1 as the left operand of a product over their 16 keys.
 template <typename T>
 __device__ __forceinline__ void pack_probabilities(uint32_t (&a)[4], const float (&first)[4],
@@ -138,7 +128,7 @@ __device__ __forceinline__ void load_values(uint32_t (&b)[4], uint32_t values, i
   load_matrices_transposed(b, TileRows<kDim>::piece(values, tile % 2 * 8 + lane % 8, 2 * pair + tile / 2));
 }
 
-// A thread's sum over the splits so far, parked in the workspace while a split is under way: word i of a thread lies
+// A thread's sum over the spans so far, parked in the workspace while a span is under way: word i of a thread lies
 // `stride` away from its word i - 1, so that a warp's accesses are contiguous.
 struct RunningTotal {
   float4* words;
@@ -161,7 +151,7 @@ __device__ __forceinline__ void save_total(const RunningTotal& total, int first_
       make_float4(state.largest[0], state.largest[1], state.sum[0], state.sum[1]);
 }
 
-// Merges a split (sums and finished state) into the saved total; the result replaces the split's.
+// Merges a span (sums and finished state) into the saved total; the result replaces the span's.
 template <int kTiles>
 __device__ __forceinline__ void merge_total(const RunningTotal& total, int first_word, float (&sums)[kTiles][4],
                                             SoftmaxState& state, float log2_scale) {

@@ -1,6 +1,6 @@
 // Attention for rows of many queries (prompt chunks): a block takes up to 128 packed rows (queries x heads that share a
 // key head) and walks over all keys they see, 64 at a time, with keys, values and compute overlapped through cp.async.
-// Tile and split boundaries are those of the split kernel; see attention.h for what that guarantees.
+// Tiles begin at multiples of 64 positions and are folded in order; see attention.h for what that guarantees.
 #include "cuda/attention_tile.cuh"
 #include "cuda/common/dtype.cuh"
 
@@ -17,14 +17,13 @@ struct TiledParams {
   PagedAttentionParams attention;
   int group;  // query heads a key head
   float log2_scale;
-  void* totals;
 };
 
 // Blocks' worth of work of row r, per key head.
 template <int kDim>
 __device__ __forceinline__ int num_tiles(const TiledParams& params, int r) {
   const int num_queries = params.attention.rows.query_start[r + 1] - params.attention.rows.query_start[r];
-  if (num_queries <= kMaxSplitQueries) return 0;
+  if (num_queries <= kMaxDecodeQueries) return 0;
   return (num_queries * params.group + kBlockRows<kDim> - 1) / kBlockRows<kDim>;
 }
 
@@ -223,20 +222,6 @@ __device__ void mask_tile(float (&scores)[kFragments<kDim>][kScoreTiles][4], con
   }
 }
 
-// Closes a split: merges it into what is parked, and parks the result unless it is the last.
-template <int kDim>
-__device__ void close_split(const TiledParams& params, WarpRows<kDim>& rows, bool is_first, bool is_last) {
-  const RunningTotal total = running_total(params.totals);
-#pragma unroll
-  for (int f = 0; f < kFragments<kDim>; ++f) {
-    finish_sums(rows.state[f]);
-    const int word = f * (kDim / 8 + 1);
-    if (!is_first) merge_total(total, word, rows.sums[f], rows.state[f], params.log2_scale);
-    if (!is_last) save_total(total, word, rows.sums[f], rows.state[f]);
-  }
-  if (!is_last) rows.reset();
-}
-
 template <typename T, int kDim>
 __device__ void write_rows(const TiledParams& params, const QueryBlock& block, const WarpRows<kDim>& rows, int warp,
                            int lane) {
@@ -309,9 +294,9 @@ __device__ void attend_block(const TiledParams& params, const QueryBlock& block,
       }
       add_values<T, kDim>(rows, scores, memory, lane);
     }
-    const bool is_last = n + 1 == num_key_tiles;
-    if (is_last || (n + 1) % kSplitTiles == 0) close_split(params, rows, n < kSplitTiles, is_last);
   }
+#pragma unroll
+  for (int f = 0; f < kFragments<kDim>; ++f) finish_sums(rows.state[f]);
   write_rows<T, kDim>(params, block, rows, warp, lane);
 }
 
@@ -377,8 +362,7 @@ void launch_dtype(const TiledParams& params, cudaStream_t stream) {
 }  // namespace
 
 void launch_tiled_attention(const PagedAttentionParams& attention, cudaStream_t stream) {
-  const TiledParams params{attention, attention.num_heads / attention.num_kv_heads, attention.scale * kLog2E,
-                           attention.workspace};
+  const TiledParams params{attention, attention.num_heads / attention.num_kv_heads, attention.scale * kLog2E};
   if (attention.dtype == DType::kBFloat16) {
     launch_dtype<__nv_bfloat16>(params, stream);
   } else {

@@ -1,4 +1,4 @@
-// Chooses among the attention kernels: split (rows of few queries), tiled (rows of many) or generic (fp32, odd sizes).
+// Chooses among the attention kernels: decode (rows of few queries), tiled (rows of many) or generic (fp32, odd sizes).
 // The device tells rows apart; here only what the host's bounds exclude is left out.
 #include "cuda/attention.h"
 #include "cuda/common/vector.cuh"
@@ -29,12 +29,12 @@ void paged_attention(const PagedAttentionParams& params, Stream stream) {
   if (params.num_tokens == 0) return;
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   if (!takes_tensor_cores(params)) return launch_generic_attention(params, cuda_stream);
-  require(params.rows.num_rows <= kMaxSplitRows, kAttentionOp, "a step may have at most 8192 rows");
+  require(params.rows.num_rows <= kMaxAttentionRows, kAttentionOp, "a step may have at most 8192 rows");
   const AttentionWorkspace plan = plan_workspace(params);
   require(params.workspace_bytes >= paged_attention_workspace_bytes(params), kAttentionOp,
           "the workspace is smaller than paged_attention_workspace_bytes");
-  launch_split_attention(params, plan, cuda_stream);
-  if (params.max_query_len > kMaxSplitQueries) launch_tiled_attention(params, cuda_stream);
+  launch_decode_attention(params, plan, cuda_stream);
+  if (params.max_query_len > kMaxDecodeQueries) launch_tiled_attention(params, cuda_stream);
 }
 
 }  // namespace headway::cuda

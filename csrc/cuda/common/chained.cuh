@@ -1,0 +1,53 @@
+// Programmatic dependent launch, from sm_90 on: a kernel that starts while the one before it in the stream still runs,
+// and waits for it on the device. Elsewhere an ordinary launch. CUDA programming guide, "Programmatic Dependent
+// Launch".
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <utility>
+
+#include "cuda/common/check.h"
+
+namespace headway::cuda {
+
+// Whether the code that the device runs was compiled for at least this architecture (90 = sm_90): newer devices may run
+// code compiled for older ones.
+template <typename... Params>
+bool is_compiled_for(void (*kernel)(Params...), int architecture, const char* op) {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, kernel), op);
+  return attributes.ptxVersion >= architecture;
+}
+
+// A later chained kernel may start once every block has called this or left.
+__device__ __forceinline__ void allow_next_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Every thread of a chained kernel calls this before it reads what the previous kernel wrote, and before it leaves:
+// whoever comes after the chained kernel relies on both being over.
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+template <typename... Params, typename... Args>
+void launch_chained(const char* op, void (*kernel)(Params...), dim3 grid, int num_threads, cudaStream_t stream,
+                    Args&&... args) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(num_threads));
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = is_compiled_for(kernel, 90, op) ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), op);
+}
+
+}  // namespace headway::cuda
