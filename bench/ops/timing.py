@@ -47,9 +47,9 @@ def _graph_us(calls: Sequence[Callable[[], object]], num_calls: int) -> float:
 def copy_bytes_per_us(num_bytes: int = 2**30) -> float:
     """Device copy bandwidth, bytes read plus bytes written: the ceiling the byte floors are divided by.
 
-    The better of the driver's copy and of a kernel that reads and writes as much.
+    An elementwise kernel, not `copy_`: in a graph that becomes a memcpy node, which an H200 ran at 2.8 TB/s where its
+    kernels move 4.3.
     """
-    source = torch.rand(num_bytes // 4, device="cuda")
+    source = torch.randn(num_bytes // 4, device="cuda")
     target = torch.empty_like(source)
-    copies = (lambda: target.copy_(source), lambda: torch.neg(source, out=target))
-    return 2 * num_bytes / min(time_us([copy]) for copy in copies)
+    return 2 * num_bytes / time_us([lambda: torch.neg(source, out=target)])
