@@ -119,8 +119,9 @@ class LLM:
         self, prompts: Prompt | Sequence[Prompt], sampling_params: ParamsArgument = None
     ) -> Iterator[Delta]:
         """Yields what each completion gains, as it comes. Leaving the loop early ends the requests."""
-        requests = self._submit(prompt_list(prompts), sampling_params)
-        return self._deltas(requests)
+        deltas = self._deltas(self._submit(prompt_list(prompts), sampling_params))
+        next(deltas)  # into its `try`: an iterator that is dropped unread ends its requests too
+        return deltas
 
     def render_chat(
         self,
@@ -191,16 +192,22 @@ class LLM:
         self.close()
 
     def _deltas(self, requests: list[Request]) -> Iterator[Delta]:
+        """An empty delta for `stream`, then theirs. A completion is open until its last delta was yielded, which may
+        be long after another caller's steps have finished it.
+        """
         open_completions = [completion for request in requests for completion in request.completions]
         try:
+            yield Delta(0, 0, "")
             while open_completions:
                 self._step(open_completions[0].request)
+                still_open = []
                 for completion in open_completions:
-                    if delta := self._take_delta(completion):
+                    delta = self._take_delta(completion)
+                    if delta is None or delta.finish_reason is None:
+                        still_open.append(completion)
+                    if delta is not None:
                         yield delta
-                open_completions = [
-                    completion for completion in open_completions if not completion.is_finished
-                ]
+                open_completions = still_open
         finally:
             self._abort(requests)
 

@@ -108,6 +108,36 @@ def test_leaving_a_stream_early_ends_its_request(llm: LLM) -> None:
     assert llm._engine.num_unfinished == 0
 
 
+def test_a_stream_dropped_unread_ends_its_request(llm: LLM) -> None:
+    stream = llm.stream(PROMPTS, SamplingParams(temperature=0.0, max_tokens=300, ignore_eos=True))
+    del stream
+    seen: list[int] = []
+    llm.generate(PROMPTS[0], GREEDY, on_step=seen.append)
+    assert seen[0] == 1
+
+
+def test_a_stream_keeps_what_the_steps_of_other_callers_bring_it(llm: LLM) -> None:
+    stream = llm.stream(PROMPTS[0], GREEDY)
+    first = next(stream)
+    llm.generate(
+        PROMPTS[1], SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
+    )  # ends it meanwhile
+    rest = list(stream)
+    assert (
+        first.text + "".join(delta.text for delta in rest)
+        == llm.generate(PROMPTS[0], GREEDY)[0].outputs[0].text
+    )
+    assert rest[-1].finish_reason in ("length", "stop")
+
+
+def test_closing_the_llm_ends_a_stream_with_a_reason(tiny_model_dir: Path, where: str) -> None:
+    llm = LLM(tiny_model_dir, device=where, max_num_seqs=2, max_model_len=64)
+    stream = llm.stream(PROMPTS[0], GREEDY)
+    next(stream)
+    llm.close()
+    assert [delta.finish_reason for delta in stream] == ["abort"]
+
+
 def test_stop_strings_end_and_cut_the_text(llm: LLM) -> None:
     text = llm.generate(PROMPTS[0], GREEDY)[0].outputs[0].text
     stop = text[5:8]
@@ -179,6 +209,18 @@ def test_a_chat_template_is_used(tiny_model_dir: Path, where: str, tmp_path: Pat
         outputs = llm.chat(chats, GREEDY)
         assert [output.prompt for output in outputs] == ["# add\ndef ", "# sort\ndef "]
         assert llm.chat(chats[0], GREEDY)[0].outputs[0].text == outputs[0].outputs[0].text
+
+
+def test_a_broken_chat_template_is_said_and_costs_chat_alone(
+    tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for file in tiny_model_dir.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "chat_template.jinja").write_text("{% for %}")
+    with LLM(tmp_path, device="cpu", max_num_seqs=2, max_model_len=128) as llm:
+        assert "chat is off: the chat template is not valid Jinja" in caplog.text
+        assert not llm.has_chat_template
+        assert llm.generate(PROMPTS[0], GREEDY)[0].finished
 
 
 def test_memory_report_adds_up(llm: LLM) -> None:

@@ -153,10 +153,11 @@ def load_tokenizer(config: EngineConfig, folder: Path) -> Tokenizer | None:
 
 
 def load_template(folder: Path) -> ChatTemplate | None:
+    """The checkpoint's. A broken one costs chat alone, and is said aloud."""
     try:
-        return ChatTemplate.from_dir(folder)
+        return ChatTemplate.find(folder)
     except ModelLoadError as error:
-        logger.debug("no chat template: %s", error)
+        logger.error("chat is off: %s", error)
         return None
 
 

@@ -43,14 +43,20 @@ class ChatTemplate:
     def from_dir(cls, path: str | Path) -> ChatTemplate:
         """Reads chat_template.jinja, chat_template.json or tokenizer_config.json, in this order.
 
-        Raises ModelLoadError when the checkpoint has no template.
+        Raises ModelLoadError when the checkpoint has no template or a broken one.
         """
+        template = cls.find(path)
+        if template is None:
+            hint = "a base model has none: use generate() with a plain prompt, or add a chat_template.jinja"
+            raise ModelLoadError(f"{Path(path)} has no chat template", hint=hint)
+        return template
+
+    @classmethod
+    def find(cls, path: str | Path) -> ChatTemplate | None:
+        """`from_dir`, but None when the checkpoint has no template."""
         folder = Path(path)
         source = _find_source(folder)
-        if source is None:
-            hint = "a base model has none: use generate() with a plain prompt, or add a chat_template.jinja"
-            raise ModelLoadError(f"{folder} has no chat template", hint=hint)
-        return cls(source, read_special_tokens(folder))
+        return None if source is None else cls(source, read_special_tokens(folder))
 
     def render(
         self,
