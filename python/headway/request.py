@@ -141,7 +141,8 @@ class SamplingParams:
         for token, bias in (self.logit_bias or {}).items():
             if not is_int(token) or not 0 <= token < 2**31:
                 raise RequestError("logit_bias", token, "keyed by token ids of at least 0")
-            if not isinstance(bias, numbers.Real) or not -MAX_BIAS <= bias <= MAX_BIAS:
+            is_number = isinstance(bias, numbers.Real) and not isinstance(bias, bool)
+            if not is_number or not -MAX_BIAS <= bias <= MAX_BIAS:
                 raise RequestError("logit_bias", bias, f"in [-{MAX_BIAS:g}, {MAX_BIAS:g}] for each token")
 
     def _check_pairs(self) -> None:
@@ -175,12 +176,21 @@ def prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt or many -> many. A flat list of integers is one prompt of token ids."""
     if isinstance(prompts, (str, Mapping)):
         return [prompts]
-    if not isinstance(prompts, Sequence) and not hasattr(prompts, "__len__"):
+    plain = _as_list(prompts)
+    if plain is None:
         raise RequestError("prompts", prompts, "a string, token ids, a dictionary, or a list of these")
-    if len(prompts) == 0:
+    if not plain:
         return []
-    is_flat = not isinstance(prompts[0], (str, Mapping, Sequence)) and not hasattr(prompts[0], "__len__")
-    return [cast(Prompt, prompts)] if is_flat else [cast(Prompt, prompt) for prompt in prompts]
+    is_flat = not isinstance(plain[0], (str, bytes, Mapping)) and _as_list(plain[0]) is None
+    return [cast(Prompt, plain)] if is_flat else plain
+
+
+def _as_list(value: object) -> list[Any] | None:
+    """A list, tuple, NumPy array or torch tensor as a list; None for what is none of these."""
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return list(value)
+    plain = value.tolist() if hasattr(value, "tolist") else None
+    return plain if isinstance(plain, list) else None
 
 
 def prompt_parts(prompt: Prompt) -> tuple[str | None, Sequence[int] | None]:
@@ -189,8 +199,9 @@ def prompt_parts(prompt: Prompt) -> tuple[str | None, Sequence[int] | None]:
         text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
     else:
         text, token_ids = (prompt, None) if isinstance(prompt, str) else (None, prompt)
-    if token_ids is not None and hasattr(token_ids, "__len__"):
-        return cast("str | None", text), cast("Sequence[int]", token_ids)
+    plain = _as_list(token_ids)
+    if plain is not None and (text is None or isinstance(text, str)):
+        return text, plain
     if token_ids is not None or not isinstance(text, str):
         raise RequestError(
             "prompt", prompt, 'text, token ids, or a dictionary with "prompt" or "prompt_token_ids"'

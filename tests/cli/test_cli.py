@@ -194,6 +194,12 @@ def test_bench_reports_json(tmp_path: Path) -> None:
     assert report["output_tokens_per_second"] > 0
 
 
+def test_bench_refuses_lengths_that_it_could_not_measure() -> None:
+    result = headway("bench", *SMALL, "--output-len", "300")
+    assert result.returncode == 2
+    assert "must sum to at most 256 tokens" in result.stderr
+
+
 def test_doctor_is_ready_here() -> None:
     result = headway("doctor")
     assert result.returncode == 0, result.stdout

@@ -9,12 +9,14 @@ import logging
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from headway.config import EngineConfig, render_settings
 from headway.errors import ConfigError, ModelLoadError, RequestError
 from headway.fields import specs
-from headway.request import SamplingParams, one_per_prompt, prompt_list
+from headway.request import SamplingParams, one_per_prompt, prompt_list, prompt_parts
 from headway.sampling.defaults import read_generation_defaults
 from headway.sampling.seeds import SeedSource, completion_seed
 
@@ -105,6 +107,12 @@ def test_prompt_forms() -> None:
     assert prompt_list([[1, 2], "a"]) == [[1, 2], "a"]
     assert prompt_list({"prompt": "a"}) == [{"prompt": "a"}]
     assert prompt_list([]) == []
+    assert prompt_list(torch.tensor([1, 2])) == prompt_list(np.array([[1, 2]])) == [[1, 2]]  # type: ignore[arg-type]
+    for bad in (b"ab", torch.tensor(3)):
+        with pytest.raises(RequestError):
+            prompt_list(bad)  # type: ignore[arg-type]
+    with pytest.raises(RequestError):
+        prompt_parts({"prompt": 5, "prompt_token_ids": [1]})  # type: ignore[arg-type]
     with pytest.raises(RequestError):
         prompt_list(3)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="one per prompt"):
@@ -144,7 +152,7 @@ def test_defaults_can_be_declined_but_not_the_end_token(tmp_path: Path) -> None:
     assert defaults.eos_token_ids == (3,)
 
 
-@pytest.mark.parametrize("content", [[1], {"temperature": "hot"}, {"top_p": 7}])
+@pytest.mark.parametrize("content", [[1], {"temperature": "hot"}, {"top_p": 7}, {"eos_token_id": "a"}])
 def test_malformed_defaults_name_the_file(tmp_path: Path, content: object) -> None:
     write_generation_config(tmp_path, content)
     with pytest.raises(ModelLoadError, match=r"generation_config\.json"):

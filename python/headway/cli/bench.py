@@ -66,6 +66,11 @@ def run(args: argparse.Namespace) -> int:
 
 def measure(llm: LLM, args: argparse.Namespace) -> dict[str, Any]:
     """Latency of each batch, and the times of all requests in them."""
+    if args.input_len + args.output_len > llm.max_model_len:
+        raise ConfigError(
+            f"--input-len and --output-len must sum to at most {llm.max_model_len} tokens (--max-model-len), "
+            f"got {args.input_len + args.output_len}"
+        )
     params = SamplingParams(temperature=0.0, max_tokens=args.output_len, ignore_eos=True, detokenize=False)
     draws = random.Random(0)
     latencies: list[float] = []

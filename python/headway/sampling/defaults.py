@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from headway.errors import ModelLoadError, RequestError
-from headway.request import SamplingParams
+from headway.request import SamplingParams, is_int
 
 logger = logging.getLogger("headway")
 
@@ -41,14 +41,14 @@ def read_generation_defaults(folder: Path, *, is_applied: bool) -> GenerationDef
     content = _read_object(path) if path.is_file() else {}
     changed = {ours: content[theirs] for theirs, ours in _NAMES.items() if content.get(theirs) is not None}
     if not is_applied or not changed:
-        return GenerationDefaults(SamplingParams(), _eos_ids(content))
+        return GenerationDefaults(SamplingParams(), _eos_ids(content, path))
     try:
         params = SamplingParams(**changed)
     except RequestError as error:
         raise ModelLoadError(f"{path}: {error}", hint="pass --generation-config none to ignore it") from error
     listed = ", ".join(f"{name}={value}" for name, value in changed.items())
     logger.info("sampling defaults from %s: %s (--generation-config none ignores them)", path.name, listed)
-    return GenerationDefaults(params, _eos_ids(content))
+    return GenerationDefaults(params, _eos_ids(content, path))
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -61,7 +61,9 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _eos_ids(content: dict[str, Any]) -> tuple[int, ...]:
+def _eos_ids(content: dict[str, Any], path: Path) -> tuple[int, ...]:
     value = content.get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    return tuple(int(token) for token in ids)
+    if not all(is_int(token) for token in ids):
+        raise ModelLoadError(f"{path}: eos_token_id must be a token id or a list of them, got {value!r}")
+    return tuple(ids)

@@ -38,6 +38,8 @@ class RequestLimits:
 
     def check_params(self, params: SamplingParams) -> None:
         """Raises RequestError for what only this model or engine rules out."""
+        if not isinstance(params, SamplingParams):
+            raise RequestError("sampling_params", params, "SamplingParams, or a list of them, one per prompt")
         for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias)):
             for token in ids or ():
                 if not self._is_token(token):
