@@ -150,6 +150,13 @@ def test_misshapen_tensor_is_named_with_both_shapes(folder: Path) -> None:
         load_model(folder)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_a_tensor_that_needs_scales_is_refused(folder: Path, dtype: torch.dtype) -> None:
+    edit_tensors(folder, backbone__layers__1__mixer__q_proj__weight=torch.ones(64, 48, dtype=dtype))
+    with pytest.raises(ModelLoadError, match=r"q_proj\.weight is (I8|F8_E4M3)"):
+        load_model(folder)
+
+
 def test_long_lists_of_wrong_tensors_are_cut(folder: Path) -> None:
     edit_config(folder, hidden_size=56)
     with pytest.raises(ModelLoadError, match=r"and \d+ more"):

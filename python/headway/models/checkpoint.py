@@ -48,6 +48,10 @@ class Checkpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._shards[name].get_slice(name).get_shape())
 
+    def dtype(self, name: str) -> str:
+        """As safetensors spells it: F32, BF16, I8 and so on."""
+        return str(self._shards[name].get_slice(name).get_dtype())
+
     def read(self, name: str) -> torch.Tensor:
         """On the CPU, backed by the file where possible."""
         tensor: torch.Tensor = self._shards[name].get_tensor(name)

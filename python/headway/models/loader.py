@@ -26,6 +26,7 @@ LOAD_FORMATS = ("auto", "safetensors", "dummy")
 Progress = Callable[[int, int], None]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_STORED_DTYPES = ("F64", "F32", "BF16", "F16")  # others need scales that this loader does not read
 _MAX_NAMED = 8  # tensors listed in one error
 
 
@@ -140,7 +141,19 @@ def _match(family: Family, config: ModelConfig, checkpoint: Checkpoint) -> list[
             [f"{piece.source} is {list(shape)}, expected {list(piece.shape)}" for piece, shape in wrong]
         )
         raise ModelLoadError(f"tensors do not have the shapes that config.json implies: {listed}")
+    _refuse_dtypes(pieces, checkpoint)
     return pieces
+
+
+def _refuse_dtypes(pieces: Sequence[Piece], checkpoint: Checkpoint) -> None:
+    """Integers and fp8 would load as if they were the weights."""
+    stored = [(piece.source, checkpoint.dtype(piece.source)) for piece in pieces]
+    wrong = [f"{name} is {dtype}" for name, dtype in stored if dtype not in _STORED_DTYPES]
+    if wrong:
+        raise ModelLoadError(
+            f"tensors must be stored as one of {', '.join(_STORED_DTYPES)}: {_list(wrong)}",
+            hint="quantised checkpoints are not supported",
+        )
 
 
 def _missing_message(missing: Sequence[Piece], extra: Sequence[str]) -> tuple[str]:

@@ -79,6 +79,10 @@ def read_json(file: Path) -> dict[str, object]:
 
 def _check(config: ModelConfig) -> None:
     """What every family must satisfy, said with the numbers."""
+    if config.max_position < 2:
+        raise ModelLoadError(
+            f"config.json: max_position_embeddings must be at least 2, got {config.max_position}"
+        )
     sizes = {"vocab_size": config.vocab_size, "hidden_size": config.hidden_size, "layers": len(config.layers)}
     if config.mamba is not None:
         mamba = config.mamba
