@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import random
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,20 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return "hypothesis import" in collection_path.read_text() or None
 
 
+@cache
+def has_gpu() -> bool:
+    """Asked only when a test needs one: most runs never import torch here."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not has_gpu():
+        pytest.skip("no CUDA device here")
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     random.seed(SEED)
@@ -46,9 +61,6 @@ def fixed_seed() -> None:
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> str:
     """Every device there is: a test that takes it runs once on each."""
-    torch = pytest.importorskip("torch")
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device here")
     return str(request.param)
 
 
