@@ -8,7 +8,7 @@ from typing import Any, Self
 from headway.errors import ConfigError
 from headway.fields import flag, nearest, refuse_values, setting, specs
 
-KIB, MIB, GIB = 2**10, 2**20, 2**30
+MIB, GIB = 2**20, 2**30
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class LLM:
         progress: Progress | None = None,
         **settings: Any,
     ) -> None:
-        self.config = EngineConfig(model=None if model is None else os.fspath(model), **settings)
+        self.config = EngineConfig(model=_as_path(model), **settings)
         self._parts = assemble(self.config, progress)
         self._engine = self._parts.engine
         self._lock = threading.RLock()
@@ -263,3 +263,8 @@ class LLM:
         with self._lock:
             for request in requests:
                 self._engine.abort(request)
+
+
+def _as_path(model: str | os.PathLike[str] | None) -> str | None:
+    """As it is where it is no path: the settings refuse it by name."""
+    return os.fspath(model) if isinstance(model, os.PathLike) else model

@@ -11,7 +11,7 @@ import pytest
 
 from headway.config import GIB, MIB, EngineConfig
 from headway.engine.memory import ModelBytes, plan_memory
-from headway.errors import MemoryBudgetError
+from headway.errors import ConfigError, MemoryBudgetError
 
 HYBRID = ModelBytes(
     weights=18 * GIB,
@@ -80,6 +80,33 @@ def test_a_refusal_names_a_flag_and_a_value_that_fits(settings: dict[str, Any], 
     assert found is not None, caught.value
     better = {**settings, found[1].replace("-", "_"): int(found[2])}
     assert plan_memory(EngineConfig(**better), model, "cuda", free_gib * GIB).total_bytes <= free_gib * GIB
+
+
+def test_a_cache_too_small_for_one_request_names_one_that_is_not() -> None:
+    with pytest.raises(MemoryBudgetError, match="short request needs") as caught:
+        plan_memory(EngineConfig(kv_cache_memory_bytes=1000), HYBRID, "cuda", 40 * GIB)
+    found = re.search(r"--kv-cache-memory-bytes (\d+) would fit", str(caught.value))
+    assert found is not None
+    assert (
+        plan_memory(EngineConfig(kv_cache_memory_bytes=int(found[1])), HYBRID, "cuda", 40 * GIB).num_blocks
+        > 0
+    )
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_a_step_too_large_names_one_that_fits(device_type: str) -> None:
+    wide = EngineConfig(max_num_batched_tokens=2**20)
+    with pytest.raises(MemoryBudgetError) as caught:
+        plan_memory(wide, HYBRID, device_type, 40 * GIB)
+    found = re.search(r"--max-num-batched-tokens (\d+) would fit", str(caught.value))
+    assert found is not None
+    narrower = EngineConfig(max_num_batched_tokens=int(found[1]))
+    assert plan_memory(narrower, HYBRID, device_type, 40 * GIB).total_bytes <= 40 * GIB
+
+
+def test_a_length_beyond_the_models_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"max_model_len .* at most"):
+        plan_memory(EngineConfig(max_model_len=HYBRID.max_position + 1), HYBRID, "cuda", 40 * GIB)
 
 
 def test_weights_that_do_not_fit_name_the_memory_needed() -> None:

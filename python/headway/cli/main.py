@@ -40,8 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 0
+    except OSError as error:  # a full disk, a report that cannot be written
+        print(f"headway: error: {error}", file=sys.stderr)
+        _drop_stdout()
+        return EXIT_FAILURE
+
+
+def _drop_stdout() -> None:
+    """What is still buffered goes nowhere: flushing it at exit would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _exit_code(error: HeadwayError) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from headway.config import GIB, MIB, EngineConfig
+from headway.config import GIB, MIB, EngineConfig, config_error
 from headway.errors import MemoryBudgetError
 from headway.fields import flag
 
@@ -80,7 +80,10 @@ class _Fit:
         self.model = model
         self.device_type = device_type
         self.budget = free_bytes
-        self.max_model_len = min(config.max_model_len or model.max_position, model.max_position)
+        if config.max_model_len is not None and config.max_model_len > model.max_position:
+            limit = f"at most {model.max_position}, the model's limit"
+            raise config_error("max_model_len", config.max_model_len, limit)
+        self.max_model_len = config.max_model_len or model.max_position
         rows = config.max_num_seqs or DEFAULT_ROWS[device_type]
         self.step_tokens = config.max_num_batched_tokens or max(DEFAULT_STEP_TOKENS[device_type], rows)
         self.rows = min(rows, self.step_tokens)
@@ -106,7 +109,13 @@ class _Fit:
         fixed = self.model.weights + self._workspace_bytes(self.rows)
         left = self.budget - fixed
         asked = self.config.kv_cache_memory_bytes
-        needed = asked if asked is not None else self._one_sequence_bytes(MIN_MODEL_LEN)
+        least = self._one_sequence_bytes(MIN_MODEL_LEN)
+        if asked is not None and asked < least:
+            message = (
+                f"a short request needs {_human(least)} of cache, kv_cache_memory_bytes is {_human(asked)}"
+            )
+            raise MemoryBudgetError(message, hint=f"{flag('kv_cache_memory_bytes')} {least} would fit")
+        needed = least if asked is None else asked
         if left < needed:
             raise self._too_small(fixed + needed)
         if asked is not None:
@@ -186,18 +195,21 @@ class _Fit:
         )
 
     def _too_small(self, needed: int) -> MemoryBudgetError:
-        message = f"weights, workspace and a short request need {_human(needed)} of {_human(self.budget)}"
-        if self.config.kv_cache_memory_bytes is not None:
-            return MemoryBudgetError(
-                message, hint=f"lower {flag('kv_cache_memory_bytes')} or --max-num-batched-tokens"
-            )
+        caches = "a short request" if self.config.kv_cache_memory_bytes is None else "the caches asked for"
+        message = f"weights, workspace and {caches} need {_human(needed)} of {_human(self.budget)}"
+        hints = []
+        if (tokens := self._fitting_step_tokens(needed)) >= self.rows:
+            hints.append(f"{flag('max_num_batched_tokens')} {tokens} would fit")
         if self.device_type == "cpu":
-            return MemoryBudgetError(
-                message, hint=f"set {flag('cpu_memory_bytes')} {-(-needed // MIB)}MiB if there is that much"
-            )
-        return MemoryBudgetError(
-            message, hint="use a GPU with more memory, a narrower --dtype, or more --gpu-memory-utilization"
-        )
+            hints.append(f"set {flag('cpu_memory_bytes')} {-(-needed // MIB)}MiB if there is that much")
+        else:
+            hints.append("use a GPU with more memory, a narrower --dtype, or more --gpu-memory-utilization")
+        return MemoryBudgetError(message, hint="; or ".join(hints))
+
+    def _fitting_step_tokens(self, needed: int) -> int:
+        """Tokens of a step that would bring `needed` bytes down to the budget; may be negative."""
+        over = needed - self.budget
+        return self.step_tokens - -(-over // max(self.model.per_step_token, 1))
 
 
 def _refusal(name: str, value: int, needed: int, left: int, fitting: int) -> MemoryBudgetError:
