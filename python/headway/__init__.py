@@ -77,7 +77,14 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'headway' has no attribute {name!r}")
-    return getattr(importlib.import_module(home), name)
+    try:
+        return getattr(importlib.import_module(home), name)
+    except ModuleNotFoundError as error:  # torch and its like: imported here first
+        from headway.errors import BuildError
+
+        if error.name is None or error.name.split(".")[0] == "headway":
+            raise
+        raise BuildError(f"{error.name} is not installed", hint=f"pip install {error.name}") from error
 
 
 def __dir__() -> list[str]:

@@ -200,6 +200,13 @@ def test_bench_refuses_lengths_that_it_could_not_measure() -> None:
     assert "must sum to at most 256 tokens" in result.stderr
 
 
+def test_a_missing_package_is_one_line_with_its_remedy() -> None:
+    script = "import sys; sys.modules['torch'] = None; from headway.cli import main; sys.exit(main(['generate', 'x']))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "headway: error: torch is not installed (pip install torch)\n"
+
+
 def test_doctor_is_ready_here() -> None:
     result = headway("doctor")
     assert result.returncode == 0, result.stdout

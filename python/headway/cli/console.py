@@ -23,7 +23,7 @@ def open_llm(args: argparse.Namespace, **settings: Any) -> LLM:
     show_log(logging.INFO if is_terminal or args.verbose else logging.ERROR)
     keywords = {**settings, **given_settings(args)}
     EngineConfig(**keywords)  # refuse bad values before torch is imported
-    from headway.llm import LLM
+    from headway import LLM
 
     return LLM(keywords.pop("model", None), progress=show_progress if is_terminal else None, **keywords)
 
