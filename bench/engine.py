@@ -17,18 +17,14 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from headway import __version__
 from headway.llm import LLM
 from headway.request import SamplingParams
-
-if TYPE_CHECKING:
-    from headway._core import Commit
 
 MODELS = Path(__file__).parent / "models"
 ALIASES = {"nano9b": "nemotron-nano-9b-v2", "nano30b": "nemotron-3-nano-30b-a3b"}
@@ -40,39 +36,6 @@ class OutOfTimeError(Exception):
     """The run has used up --time-limit."""
 
 
-@dataclass
-class StepLog:
-    """What each step cost, on the device's clock and on the host's."""
-
-    begin_ns: list[int] = field(default_factory=list)
-    end_ns: list[int] = field(default_factory=list)
-    host_us: list[float] = field(default_factory=list)  # a call of step() without its wait
-
-    def clear(self) -> None:
-        for column in (self.begin_ns, self.end_ns, self.host_us):
-            column.clear()
-
-    def add(self, commit: Commit) -> None:
-        self.begin_ns.append(commit.begin_ns)
-        self.end_ns.append(commit.end_ns)
-
-    def summary(self, first: int, last: int) -> dict[str, float | int]:
-        """Of steps first .. last - 1; on a device without a clock the host's share alone."""
-        begins, ends, host_us = (column[first:last] for column in (self.begin_ns, self.end_ns, self.host_us))
-        of_host = {"host_us_median": round(statistics.median(host_us), 1), "num_steps": len(begins)}
-        if not any(begins):
-            return of_host
-        gaps = [max(0, begin - end) for end, begin in zip(ends[:-1], begins[1:], strict=True)]
-        busy = [end - begin for begin, end in zip(begins, ends, strict=True)]
-        return {
-            "idle_share": round(sum(gaps) / (ends[-1] - begins[0]), 5),
-            "gap_us_median": round(statistics.median(gaps) / 1e3, 2),
-            "gap_us_max": round(max(gaps) / 1e3, 1),
-            "busy_us_median": round(statistics.median(busy) / 1e3, 1),
-            **of_host,
-        }
-
-
 class Bench:
     """One engine and its report. Prompts are random, so no two requests share anything."""
 
@@ -80,7 +43,6 @@ class Bench:
         self.args = args
         self.draws = random.Random(0)
         self.begin_s = time.perf_counter()
-        self.log = StepLog()
         self.llm = LLM(
             model_path(args.model),
             load_format=args.load_format,
@@ -94,7 +56,7 @@ class Bench:
         )
         self.engine = self.llm._engine
         self.report = self._describe(time.perf_counter() - self.begin_s)
-        self._watch_steps()
+        self.trace = self.llm.trace_steps()
 
     def run(self) -> None:
         self.generate(1, 128, 1)
@@ -117,7 +79,7 @@ class Bench:
     def generate(self, batch: int, prompt_len: int, num_new: int) -> float:
         """Seconds from the call to the last token of the batch."""
         prompts = [self.prompt(prompt_len) for _ in range(batch)]
-        self.log.clear()
+        self.trace.clear()
         begin_s = time.perf_counter()
         outputs = self.llm.generate(prompts, greedy(num_new), on_step=lambda _: self.check_time())
         elapsed_s = time.perf_counter() - begin_s
@@ -139,33 +101,11 @@ class Bench:
             "torch": torch.__version__,
             "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             **self.llm.describe(),
-            "launch_depth": runner._config.max_launch_depth,
             "graphs": [] if runner.graphs is None else runner.graphs.captured,
             "startup_s": round(startup_s, 2),
             "cut_short": [],
             "part_s": {},
         }
-
-    def _watch_steps(self) -> None:
-        """Notes each step's commit, and what the call took beside waiting for the device."""
-        engine, runner = self.engine, self.engine._runner
-        step, wait = engine.step, runner.wait
-        waited_s = 0.0
-
-        def timed_wait(is_ready: Callable[[], bool]) -> None:
-            nonlocal waited_s
-            begin_s = time.perf_counter()
-            wait(is_ready)
-            waited_s = time.perf_counter() - begin_s
-
-        def timed_step() -> Any:
-            begin_s = time.perf_counter()
-            changed = step()
-            self.log.host_us.append(1e6 * (time.perf_counter() - begin_s - waited_s))
-            return changed
-
-        engine.on_commit = self.log.add
-        engine.step, runner.wait = timed_step, timed_wait  # type: ignore[method-assign]
 
 
 def decode(bench: Bench) -> dict[str, Any]:
@@ -174,9 +114,10 @@ def decode(bench: Bench) -> dict[str, Any]:
         bench.generate(batch, 64, 4)
         short_s = min(bench.generate(batch, PROMPT_LEN, SHORT_LEN) for _ in range(2))
         long_s = min(bench.generate(batch, PROMPT_LEN, LONG_LEN) for _ in range(2))
-        num_steps = len(bench.log.begin_ns)
+        timeline = bench.trace.timeline()
+        steady = timeline.window(len(timeline) - NUM_STEADY_STEPS, len(timeline) - 1)
         result[f"decode_step_ms_b{batch}"] = round((long_s - short_s) / (LONG_LEN - SHORT_LEN) * 1e3, 4)
-        result[f"decode_b{batch}"] = bench.log.summary(num_steps - NUM_STEADY_STEPS, num_steps - 1)
+        result[f"decode_b{batch}"] = steady.figures().asdict()
         bench.report |= result
         bench.write()
     return result
@@ -187,7 +128,7 @@ def prefill(bench: Bench) -> dict[str, Any]:
     elapsed_s = min(bench.generate(16, 4096, 1) for _ in range(2))
     return {
         "prefill_tok_s": round(16 * 4096 / elapsed_s),
-        "prefill": bench.log.summary(0, len(bench.log.begin_ns)),
+        "prefill": bench.trace.timeline().figures().asdict(),
     }
 
 
@@ -210,13 +151,13 @@ def arrivals(bench: Bench) -> dict[str, Any]:
         submit((index + 1) * interval)
     for _ in range(num_running * prompt_len // bench.llm.memory_report().max_step_tokens + 2):
         bench.engine.step()
-    bench.log.clear()
+    bench.trace.clear()
     for step in range(40 * interval):
         if step % interval == 0:
             submit(life)
         bench.engine.step()
         bench.check_time()
-    summary = bench.log.summary(0, len(bench.log.begin_ns))
+    summary = bench.trace.timeline().figures().asdict()
     for completion in bench.engine._outputs.live:
         bench.engine.abort(completion.request)
     while bench.engine.ledger.num_in_flight:
@@ -228,7 +169,7 @@ def mixed(bench: Bench) -> dict[str, Any]:
     elapsed_s = bench.generate(256, 1024, 256)
     return {
         "mixed_out_tok_s": round(256 * 256 / elapsed_s),
-        "mixed": bench.log.summary(0, len(bench.log.begin_ns)),
+        "mixed": bench.trace.timeline().figures().asdict(),
     }
 
 

@@ -124,6 +124,9 @@ class EngineConfig:
     max_logprobs: int = setting(
         20, kind="int", low=0, high=1024, tier="advanced", help="the largest logprobs a request may ask for"
     )
+    nvtx: bool = setting(
+        False, kind="bool", tier="advanced", help="NVTX ranges around the stages of a step; nothing on a CPU"
+    )
     generation_config: str = setting(
         "auto",
         kind="str",

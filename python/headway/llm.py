@@ -14,6 +14,7 @@ from headway.engine.assemble import Progress, assemble
 from headway.engine.completion import Completion, Request
 from headway.engine.engine import CheckedRequest
 from headway.engine.memory import MemoryPlan
+from headway.engine.trace import StepTrace
 from headway.errors import RequestError
 from headway.outputs import Delta, RequestOutput
 from headway.request import (
@@ -165,13 +166,21 @@ class LLM:
         """Tokens of prompt and output that one request may have."""
         return self._parts.memory.max_model_len
 
-    def describe(self) -> dict[str, str]:
-        """Device, dtype and family, for people and reports."""
+    def trace_steps(self) -> StepTrace:
+        """Records the times of every step from now on, and keeps recording until this LLM is closed."""
+        with self._lock:
+            trace = StepTrace()
+            self._engine.stages = trace.around(self._engine.stages)
+        return trace
+
+    def describe(self) -> dict[str, str | int]:
+        """Device, dtype, family and launch depth, for people and reports."""
         parts = self._parts
         return {
             "device": str(parts.device),
             "dtype": str(parts.dtype).removeprefix("torch."),
             "family": parts.model_config.family,
+            "launch_depth": parts.launch_depth,
         }
 
     def memory_report(self) -> MemoryPlan:

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,12 +199,12 @@ def counted_calls(calls: Counter[str]) -> Iterator[None]:
 
 
 class PlanCounter:
-    """Counts what a runner is told to launch."""
+    """Counts what an engine launches."""
 
-    def __init__(self, runner: Any) -> None:
+    def __init__(self, engine: Any) -> None:
         self.num_plans = self.num_packets = 0
-        self._launch = runner.launch
-        runner.launch = self.launch
+        self._launch = engine.stages.launch
+        engine.stages = replace(engine.stages, launch=self.launch)
 
     def launch(self, plan: Any) -> None:
         self.num_plans += 1
@@ -222,7 +223,7 @@ def test_a_decode_step_is_one_graph_launch_and_news_one_copy(tiny_model_dir: Pat
             submit(engine, prompt_of(20 + i, i), max_tokens=150, ignore_eos=True, detokenize=False)
             for i in range(4)
         ]
-        plans = PlanCounter(engine._runner)
+        plans = PlanCounter(engine)
         for _ in range(10):
             engine.step()
         for num_aborted in (0, 2):

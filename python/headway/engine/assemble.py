@@ -17,6 +17,7 @@ from headway.engine.engine import Engine
 from headway.engine.graphs import row_buckets
 from headway.engine.memory import MemoryPlan, ModelBytes, available_bytes, plan_memory
 from headway.engine.runner import Runner
+from headway.engine.stages import with_nvtx_ranges
 from headway.errors import ConfigError, ModelLoadError
 from headway.models.caches import ModelCaches, cache_bytes
 from headway.models.config import ModelConfig
@@ -50,6 +51,7 @@ class Assembly:
     defaults: GenerationDefaults
     device: torch.device
     dtype: torch.dtype
+    launch_depth: int
 
 
 def embedded_model() -> Path:
@@ -84,16 +86,39 @@ def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly
         model_config, memory.num_blocks + 1, memory.block_size, memory.num_slots + 1, dtype, device
     )
     runner = make_runner(config, loaded.model, caches, ledger_config, device)
-    engine = Engine(
-        core.Ledger(ledger_config, runner.staging.packet_ring_address, runner.staging.result_ring_address),
+    limits = request_limits(config, memory, model_config, defaults, tokenizer)
+    engine = make_engine(config, runner, ledger_config, limits, tokenizer)
+    if config.nvtx and device.type == "cuda":
+        engine.stages = with_nvtx_ranges(engine.stages)
+    return Assembly(
+        engine=engine,
+        model_config=model_config,
+        memory=memory,
+        tokenizer=tokenizer,
+        chat_template=load_template(folder),
+        defaults=defaults,
+        device=device,
+        dtype=dtype,
+        launch_depth=ledger_config.max_launch_depth,
+    )
+
+
+def make_engine(
+    config: EngineConfig,
+    runner: Runner,
+    ledger_config: core.LedgerConfig,
+    limits: RequestLimits,
+    tokenizer: Tokenizer | None,
+) -> Engine:
+    staging = runner.staging
+    return Engine(
+        core.Ledger(ledger_config, staging.packet_ring_address, staging.result_ring_address),
         runner,
-        request_limits(config, memory, model_config, defaults, tokenizer),
+        limits,
         seed=config.seed,
         make_detokenizer=_detokenizer_factory(tokenizer),
         decode_token=_token_decoder(tokenizer),
     )
-    template = load_template(folder)
-    return Assembly(engine, model_config, memory, tokenizer, template, defaults, device, dtype)
 
 
 def make_runner(

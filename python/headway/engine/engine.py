@@ -14,6 +14,7 @@ from headway.engine.bindings import core
 from headway.engine.completion import Completion, Detokenizer, Request
 from headway.engine.interrupts import DeferInterrupt
 from headway.engine.output import OutputProcessor
+from headway.engine.stages import Stages
 from headway.errors import EngineDeadError, IntegrityError, RequestError
 from headway.request import SamplingParams, is_int
 from headway.sampling.limits import RequestLimits
@@ -22,7 +23,7 @@ from headway.sampling.seeds import SeedSource, completion_seed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from headway._core import Commit, Ledger, Plan, SamplingSpec
+    from headway._core import Ledger, Plan, SamplingSpec
 
 
 class StepRunner(Protocol):
@@ -67,29 +68,26 @@ class Engine:
         self._outputs = OutputProcessor(ledger.finish, ledger.abort, decode_token)
         self._seeds = SeedSource(seed)
         self._make_detokenizer = make_detokenizer
-        self.on_commit: Callable[[Commit], None] | None = (
-            None  # sees each step's results, timestamps included
-        )
+        self.stages = Stages(ledger.plan, runner.launch, runner.wait, ledger.commit, self._outputs.apply)
         self._fault: BaseException | None = None
         self._is_closed = False
 
     def step(self) -> list[Completion]:
         """Plans and launches what the launch depth allows, then collects the oldest step; returns who changed."""
         self._refuse_if_dead()
+        stages = self.stages
         with DeferInterrupt():
             try:
-                while (plan := self.ledger.plan()) is not None:
-                    self._runner.launch(plan)
+                while (plan := stages.plan()) is not None:
+                    stages.launch(plan)
                 if not self.ledger.num_in_flight:
                     return self._idle()
-                self._runner.wait(self.ledger.is_ready)
-                commit = self.ledger.commit()
+                stages.collect(self.ledger.is_ready)
+                commit = stages.commit()
             except Exception as fault:
                 raise self._die(fault) from fault
             assert commit is not None
-            if self.on_commit is not None:
-                self.on_commit(commit)
-            return self._outputs.apply(commit, time.perf_counter())
+            return stages.outputs(commit, time.perf_counter())
 
     def check(
         self,
@@ -148,7 +146,7 @@ class Engine:
             self._outputs.cancel(completion, time.perf_counter())
         self._is_closed = True
         self._runner.close()
-        del self._runner
+        del self._runner, self.stages
 
     def _queue(self, request: Request, index: int, checked: CheckedRequest, seed: int) -> None:
         params, prompt = checked.params, checked.token_ids

@@ -1,0 +1,49 @@
+"""The five calls of a step by name, so that something can stand around each: a clock or an NVTX range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+import torch
+
+if TYPE_CHECKING:
+    from headway._core import Commit, Plan
+    from headway.engine.completion import Completion
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What `Engine.step` calls, in this order."""
+
+    plan: Callable[[], Plan | None]
+    launch: Callable[[Plan], None]
+    collect: Callable[[Callable[[], bool]], None]  # waits for the oldest step's results
+    commit: Callable[[], Commit | None]
+    outputs: Callable[[Commit, float], list[Completion]]
+
+
+def with_nvtx_ranges(stages: Stages) -> Stages:
+    """The same calls, each in a range of its name that Nsight Systems shows."""
+    return Stages(
+        plan=_in_range("plan", stages.plan),
+        launch=_in_range("launch", stages.launch),
+        collect=_in_range("collect", stages.collect),
+        commit=_in_range("commit", stages.commit),
+        outputs=_in_range("outputs", stages.outputs),
+    )
+
+
+def _in_range(name: str, call: Callable[P, R]) -> Callable[P, R]:
+    def ranged(*args: P.args, **kwargs: P.kwargs) -> R:
+        torch.cuda.nvtx.range_push(name)  # type: ignore[no-untyped-call]
+        try:
+            return call(*args, **kwargs)
+        finally:
+            torch.cuda.nvtx.range_pop()  # type: ignore[no-untyped-call]
+
+    return ranged
