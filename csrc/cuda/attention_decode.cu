@@ -61,12 +61,6 @@ __global__ void __launch_bounds__(kDecodeThreads, kResidentBlocks<kDim, kFragmen
   const Memory memory(shared);
   allow_next_kernel();
   if (threadIdx.x == 0) memory.ring.init();
-  if (params.attention.head_dim < kDim) {  // channels that no copy writes
-    for (int i = static_cast<int>(threadIdx.x); i < Memory::kRingBytes / 16; i += kDecodeThreads) {
-      clear_piece(memory.ring.slots + i * 16);
-    }
-    fence_async_proxy();
-  }
   const ItemList items = list_items(params, memory);  // its barrier also shows the ring to everyone
 
   if (threadIdx.x >= kComputeThreads) {

@@ -34,18 +34,10 @@ struct SlotRing {
   // One thread, before a block-wide barrier.
   __device__ void init() const {
     for (int i = 0; i < kSlots; ++i) {
-      full(i).init(kFullArrivals);
+      full(i).init(kWarpSize);
       empty(i).init(kDecodeWarps);
     }
-    fence_barrier_init();
   }
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  static constexpr bool kIsBulk = true;
-#else
-  static constexpr bool kIsBulk = false;
-#endif
-  static constexpr int kFullArrivals = kIsBulk ? 1 : kWarpSize;
 };
 
 // The streaming warp. For every step of an item: its slots of keys, then those of values.
@@ -81,10 +73,9 @@ class KeyValueStream {
         const auto* source = static_cast<const T*>(tensor == 0 ? cache_.keys : cache_.values);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const int slot_keys = min(num_keys - half * kSlotKeys<kDim>, kSlotKeys<kDim>);
-          if (slot_keys <= 0) break;
+          if (half * kSlotKeys<kDim> >= num_keys) break;
           ring_.empty(stage_).wait(Ring::parity(stage_) ^ 1);
-          fill(source, offsets, half * kSlotRounds, slot_keys, tensor == 1);
+          fill(source, offsets, half * kSlotRounds);
           ++stage_;
         }
       }
@@ -105,25 +96,10 @@ class KeyValueStream {
     }
   }
 
-  // Fills the slot of stage_ with the keys whose offsets start at index `round`.
-  __device__ void fill(const T* source, const int64_t (&offsets)[kLaneKeys], int round, int num_keys, bool is_value) {
+  // Fills the slot of stage_ with the keys whose offsets start at index `round`; zeros beyond the last key and the head
+  // dim, as what a weight of zero multiplies must be finite.
+  __device__ void fill(const T* source, const int64_t (&offsets)[kLaneKeys], int round) {
     const uint32_t target = ring_.slot(stage_);
-    const Barrier full = ring_.full(stage_);
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    if (is_value) clear_tail(target, num_keys);
-    __syncwarp();
-    if (lane_ == 0) full.arrive_expecting(static_cast<uint32_t>(num_keys * head_dim_ * 2));
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < kSlotRounds; ++i) {
-      const int64_t offset = offsets[round + i];
-      if (offset < 0) continue;
-      const uint32_t row = TileRows<kDim>::piece(target, lane_ + i * kWarpSize, 0);
-      copy_bulk(row, source + offset, static_cast<uint32_t>(head_dim_ * 2), full);
-    }
-#else
-    (void)num_keys;
-    (void)is_value;
 #pragma unroll
     for (int i = 0; i < kSlotRounds; ++i) {
 #pragma unroll 4
@@ -137,21 +113,7 @@ class KeyValueStream {
                    is_valid ? source + offset + piece * 8 : source, is_valid);
       }
     }
-    full.arrive_after_copies();
-#endif
-  }
-
-  // Zeros the values between the last key and the end of its product's 16: what a weight of zero multiplies must be
-  // finite.
-  __device__ void clear_tail(uint32_t target, int num_keys) const {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    if (num_keys % 16 == 0) return;
-    const int end = (num_keys + 15) / 16 * 16;
-    for (int row = num_keys; row < end; ++row) {
-      if (lane_ < kPieces) clear_piece(TileRows<kDim>::piece(target, row, lane_));
-    }
-    fence_async_proxy();
-#endif
+    ring_.full(stage_).arrive_after_copies();
   }
 
   const KvCache& cache_;

@@ -1,5 +1,4 @@
-// Barriers in shared memory that count arrivals and, from sm_90 on, the bytes of bulk copies; and those copies.
-// PTX ISA, "mbarrier" and "cp.async.bulk".
+// Barriers in shared memory that count the arrivals of threads and of their asynchronous copies. PTX ISA, "mbarrier".
 #pragma once
 
 #include <cstdint>
@@ -42,38 +41,6 @@ struct Barrier {
 #endif
     }
   }
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  // Arrives, and makes the phase wait for this many bytes of bulk copies.
-  __device__ __forceinline__ void arrive_expecting(uint32_t num_bytes) const {
-    asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1; }" ::"r"(address),
-                 "r"(num_bytes)
-                 : "memory");
-  }
-#endif
 };
-
-// Makes initialised barriers visible to the copy engine; a block-wide barrier must follow.
-__device__ __forceinline__ void fence_barrier_init() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-#endif
-}
-
-// Orders this thread's ordinary accesses to shared memory before later ones of the copy engine or of wgmma.
-__device__ __forceinline__ void fence_async_proxy() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-// One thread copies num_bytes (a multiple of 16, as are both addresses) and counts them on the barrier.
-__device__ __forceinline__ void copy_bulk(uint32_t target, const void* source, uint32_t num_bytes, Barrier barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target),
-               "l"(source), "r"(num_bytes), "r"(barrier.address)
-               : "memory");
-}
-#endif
 
 }  // namespace headway::cuda

@@ -79,11 +79,6 @@ __device__ __forceinline__ void store_word(uint32_t target, uint32_t word) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(target), "r"(word) : "memory");
 }
 
-// Zeros 16 bytes of shared memory.
-__device__ __forceinline__ void clear_piece(uint32_t target) {
-  asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(target), "r"(0) : "memory");
-}
-
 // Ends a group of this thread's copies.
 __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
