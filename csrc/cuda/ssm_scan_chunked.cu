@@ -8,6 +8,8 @@
 #include "cuda/common/mma.cuh"
 #include "cuda/ops.h"
 #include "cuda/ssm_chunk.cuh"
+#include "cuda/ssm_chunk_channels.cuh"
+#include "cuda/ssm_chunk_scores.cuh"
 #include "cuda/ssm_recurrence.cuh"
 #include "cuda/ssm_scan.h"
 
@@ -53,36 +55,45 @@ struct RowTokens {
   }
 };
 
-// All chunks of a row. Each pass computes one chunk while the next one's copies run.
+// The two roles of a row's chunks meet twice a chunk: when its data is there and the last one's has been read, and when
+// its weights are there. The next chunk's copies run meanwhile.
 template <int kN, int kSlice>
-__device__ __forceinline__ void scan_chunks(const Work<kN, kSlice>& work, const RowTokens& tokens, int block,
-                                            Shared<kN, kSlice>& shared, State<kN, kSlice>& state) {
-  const bool is_first_warp = threadIdx.x < kWarpSize;
-  Outputs<kN, kSlice> outputs;
-  outputs.block = block;
+__device__ __forceinline__ void run_channel_warp(ChannelWarp<kN, kSlice>& warp, const RowTokens& tokens) {
   Chunk chunk = tokens.chunk_at(0);
   int done = 0;
   for (int stage = 0; chunk.count > 0; stage ^= 1) {
     wait_copies<0>();
-    __syncthreads();  // chunk, decays and state are there; the other stage is free
+    __syncthreads();
+    done += chunk.count;
+    const Chunk next = tokens.chunk_at(done);
+    if (next.count > 0) warp.copy_chunk(stage ^ 1, next);
+    warp.read_state(stage);
+    warp.advance_state(stage);
+    __syncthreads();
+    warp.add_tokens(stage);
+    warp.store_outputs(stage, chunk);
+    chunk = next;
+  }
+}
 
+template <int kN, int kSlice>
+__device__ __forceinline__ void run_score_warp(const ScoreWarp<kN, kSlice>& warp, const RowTokens& tokens) {
+  const bool is_clock = warp.block == 0;  // the warp with the fewest scores makes the decays
+  Chunk chunk = tokens.chunk_at(0);
+  int done = 0;
+  for (int stage = 0; chunk.count > 0; stage ^= 1) {
+    wait_copies<0>();
+    __syncthreads();
     done += chunk.count;
     const Chunk next = tokens.chunk_at(done);
     float2 next_dt = {0.0f, 0.0f};
     if (next.count > 0) {
-      work.copy_chunk(shared, stage ^ 1, next);
-      if (is_first_warp) next_dt = work.load_dt(next);
+      if (is_clock) next_dt = warp.load_dt(next);
+      warp.copy_chunk(stage ^ 1, next);
     }
-
-    outputs.multiply_c(shared, stage);
-    outputs.decay(shared.decays[stage]);
-    state.decay(fast_exp2(shared.decays[stage].log2_sum[kTokens - 1]));
-    add_tokens(shared, stage, outputs, state);
-    outputs.store(shared, stage, work, chunk);
-    if (is_first_warp && next.count > 0) work.store_decays(shared.decays[stage ^ 1], next_dt, next);
-
-    __syncthreads();  // every warp is done with the old state
-    state.publish(shared.state);
+    warp.store_weights(stage);
+    if (is_clock && next.count > 0) warp.store_decays(warp.shared.decays[stage ^ 1], next_dt, next);
+    __syncthreads();
     chunk = next;
   }
 }
@@ -103,34 +114,28 @@ __device__ __forceinline__ void scan_rest(const SsmScanParams& params, int row, 
 }
 
 template <int kN, int kSlice>
-__device__ __forceinline__ void scan_row(const Work<kN, kSlice>& work, int row, Shared<kN, kSlice>& shared) {
+__device__ __forceinline__ void scan_row(const Work& work, int row, Shared<kN, kSlice>& shared) {
   const SsmScanParams& params = work.params;
   const RowTokens tokens(params.rows, row);
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-
-  // The first chunk's copies run while the state is fetched.
   const Chunk first = tokens.chunk_at(0);
-  work.copy_chunk(shared, 0, first);
-  if (warp == 0) work.store_decays(shared.decays[0], work.load_dt(first), first);
-  const int64_t offset = (static_cast<int64_t>(work.head) * params.head_dim + work.first_channel) * kN;
-  const float* source = params.state + params.read_slots[row] * params.state_stride + offset;
-  const bool has_state = tokens.start > 0;
-  State<kN, kSlice> state;
-  state.for_each(
-      [&](float& value, int n, int p) { value = has_state && p < work.num_channels ? source[p * kN + n] : 0.0f; });
-  state.publish(shared.state);
-
-  // Blocks that share a multiprocessor take the token blocks in opposite order, for later ones have more to do.
-  scan_chunks(work, tokens, (blockIdx.x >> 7) % 2 == 0 ? warp : kWarps - 1 - warp, shared, state);
-
-  float* target = params.state + params.write_slots[row] * params.state_stride + offset;
-  state.for_each([&](float& value, int n, int p) {
-    if (p < work.num_channels) target[p * kN + n] = value;
-  });
+  const int warp_idx = static_cast<int>(threadIdx.x) / kWarpSize;
+  if (warp_idx >= kChannelWarps<kSlice>) {
+    const ScoreWarp<kN, kSlice> warp(work, shared, warp_idx - kChannelWarps<kSlice>);
+    warp.copy_chunk(0, first);
+    if (warp.block == 0) warp.store_decays(shared.decays[0], warp.load_dt(first), first);
+    run_score_warp(warp, tokens);
+  } else {
+    ChannelWarp<kN, kSlice> warp(work, shared, warp_idx);
+    warp.copy_chunk(0, first);
+    const bool has_state = tokens.start > 0;
+    warp.load_state(has_state ? params.state + params.read_slots[row] * params.state_stride : nullptr);
+    run_channel_warp(warp, tokens);
+    warp.store_state(params.state + params.write_slots[row] * params.state_stride);
+  }
 }
 
-template <int kN, int kSlice>
-__global__ void __launch_bounds__(kThreads, kN > 128 ? 1 : 2)
+template <int kN, int kSlice, int kResident>
+__global__ void __launch_bounds__(kThreads<kSlice>, kResident)
     chunked_scan_kernel(SsmScanParams params, int slices, int num_chunk_blocks) {
   extern __shared__ __align__(128) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<Shared<kN, kSlice>*>(shared_bytes);
@@ -144,7 +149,7 @@ __global__ void __launch_bounds__(kThreads, kN > 128 ? 1 : 2)
     const int head = item / slices % params.num_heads;
     const int first_channel = item % slices * kSlice;
     const int num_channels = min(kSlice, params.head_dim - first_channel);
-    scan_row(Work<kN, kSlice>{params, head, head / heads_per_group, first_channel, num_channels}, row, shared);
+    scan_row<kN, kSlice>(Work{params, head, head / heads_per_group, first_channel, num_channels}, row, shared);
     __syncthreads();  // the row's state is in its slot, and shared memory is free
     scan_rest<kN>(params, row, head, first_channel, num_channels, &shared);
     __syncthreads();
@@ -173,9 +178,9 @@ int64_t max_chunked_rows(const SsmScanParams& params) {
   return most < params.rows.num_rows ? most : params.rows.num_rows;
 }
 
-template <int kN, int kSlice>
+template <int kN, int kSlice, int kResident>
 void launch(const SsmScanParams& params, int num_processors, cudaStream_t stream) {
-  static_assert(kSlice % kBlock == 0 && kSlice <= kN, "outputs are staged in the rows of C");
+  static_assert(kSlice % kBlock == 0);
   const int slices = (params.head_dim + kSlice - 1) / kSlice;
   const int64_t num_items = max_chunked_rows(params) * params.num_heads * slices;
   // Among many decode rows the bound is far too high: blocks that find no row cost more than blocks that take several.
@@ -185,30 +190,46 @@ void launch(const SsmScanParams& params, int num_processors, cudaStream_t stream
   const int64_t num_blocks = num_chunk_blocks + static_cast<int64_t>(params.rows.num_rows) * params.num_heads;
   require(num_blocks <= INT32_MAX / 2, kOp, "num_rows * num_heads is too large for one launch");
   constexpr int kSharedBytes = sizeof(Shared<kN, kSlice>);
-  const auto kernel = chunked_scan_kernel<kN, kSlice>;
+  const auto kernel = chunked_scan_kernel<kN, kSlice, kResident>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes), kOp);
   static_assert(sizeof(ScanTile<kN>) <= kSharedBytes, "the recurrence works in the same shared memory");
-  kernel<<<static_cast<unsigned>(num_blocks), kThreads, kSharedBytes, stream>>>(params, slices,
-                                                                                static_cast<int>(num_chunk_blocks));
+  kernel<<<static_cast<unsigned>(num_blocks), kThreads<kSlice>, kSharedBytes, stream>>>(
+      params, slices, static_cast<int>(num_chunk_blocks));
   check_launch(kOp);
 }
 
-// The slice width that ends first when every processor takes its share of the blocks one after the other: a block costs
-// about as much for B and C, whatever its width, as 48 channels cost.
-template <size_t kCount>
-int choose_slice(const SsmScanParams& params, int num_processors, const int (&widths)[kCount]) {
-  int best = widths[0];
+// A slice width, the blocks that share a multiprocessor, and what a wave of them costs, in percent of slices of 64
+// alone on theirs: measured on an H200 at N = 128.
+struct Variant {
+  int slice;
+  int num_resident;
+  int wave_cost;
+};
+constexpr Variant kVariants[] = {{64, 2, 195}, {64, 1, 100}, {32, 1, 88}, {80, 1, 125}};
+
+Variant cheapest_variant(const SsmScanParams& params, int num_processors) {
+  Variant best = kVariants[0];
   int64_t best_cost = INT64_MAX;
-  for (const int width : widths) {
-    const int64_t slices = (params.head_dim + width - 1) / width;
+  for (const Variant& variant : kVariants) {
+    const int64_t slices = (params.head_dim + variant.slice - 1) / variant.slice;
     const int64_t num_blocks = max_chunked_rows(params) * params.num_heads * slices;
-    const int64_t cost = (num_blocks + num_processors - 1) / num_processors * (48 + width);
+    const int64_t wave = static_cast<int64_t>(num_processors) * variant.num_resident;
+    const int64_t cost = (num_blocks + wave - 1) / wave * variant.wave_cost;
     if (cost < best_cost) {
-      best = width;
+      best = variant;
       best_cost = cost;
     }
   }
   return best;
+}
+
+template <int kN>
+void launch_cheapest(const SsmScanParams& params, int num_processors, cudaStream_t stream) {
+  const Variant variant = cheapest_variant(params, num_processors);
+  if (variant.slice == 80) return launch<kN, 80, 1>(params, num_processors, stream);
+  if (variant.slice == 32) return launch<kN, 32, 1>(params, num_processors, stream);
+  if (variant.num_resident == 1) return launch<kN, 64, 1>(params, num_processors, stream);
+  launch<kN, 64, 2>(params, num_processors, stream);
 }
 
 }  // namespace
@@ -227,23 +248,9 @@ bool can_scan_chunks(const SsmScanParams& params) {
 
 void launch_chunked_scan(const SsmScanParams& params, cudaStream_t stream) {
   const int processors = device_attribute(cudaDevAttrMultiProcessorCount);
-  if (params.state_size == 256) return launch<256, 32>(params, processors, stream);
-  if (params.state_size == 64) {
-    const int slice = choose_slice(params, processors, {64, 32});
-    return slice == 64 ? launch<64, 64>(params, processors, stream) : launch<64, 32>(params, processors, stream);
-  }
-  switch (choose_slice(params, processors, {80, 64, 48, 32, 16})) {
-    case 80:
-      return launch<128, 80>(params, processors, stream);
-    case 64:
-      return launch<128, 64>(params, processors, stream);
-    case 48:
-      return launch<128, 48>(params, processors, stream);
-    case 32:
-      return launch<128, 32>(params, processors, stream);
-    default:
-      return launch<128, 16>(params, processors, stream);
-  }
+  if (params.state_size == 256) return launch<256, 32, 1>(params, processors, stream);
+  if (params.state_size == 64) return launch_cheapest<64>(params, processors, stream);
+  launch_cheapest<128>(params, processors, stream);
 }
 
 }  // namespace headway::cuda

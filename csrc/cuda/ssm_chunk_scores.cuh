@@ -1,0 +1,146 @@
+// The score warps of a chunked scan: they fetch B and C, turn dt into decays, and make the weights
+// (C_i . B_j) e^(cs_i - cs_j) dt_j, which do not depend on the state. Score warp i owns the chunk's i-th 16 tokens.
+#pragma once
+
+#include "cuda/ssm_chunk.cuh"
+
+namespace headway::cuda::chunk {
+
+template <int kN, int kSlice>
+struct ScoreWarp {
+  using Memory = Shared<kN, kSlice>;
+  const Work& work;
+  Memory& shared;
+  int block;  // of tokens
+  float dt_bias;
+  float log2_rate;
+
+  __device__ __forceinline__ ScoreWarp(const Work& block_work, Memory& memory, int token_block)
+      : work(block_work),
+        shared(memory),
+        block(token_block),
+        dt_bias(block_work.params.dt_bias[block_work.head]),
+        log2_rate(block_work.params.A[block_work.head] * kLog2E) {}
+
+  // Copies ------------------------------------------------------------------------------------------------------------
+
+  __device__ __forceinline__ void copy_rows(Bf16* target, const void* base, int64_t stride, Chunk chunk) const {
+    constexpr int kPieces = kN / 8;
+    constexpr int kRows = kScoreWarps * kWarpSize / kPieces;  // rows that the score warps copy at once
+    static_assert(kRows % 4 == 0);
+    const int thread = static_cast<int>(threadIdx.x) - kChannelWarps<kSlice> * kWarpSize;
+    const int row = thread / kPieces;
+    const int column = thread % kPieces * 8;
+    const Bf16* from = static_cast<const Bf16*>(base) + (chunk.token + row) * stride + work.group * kN + column;
+    const uint32_t to = shared_address(target);
+#pragma unroll
+    for (int i = 0; i < kTokens / kRows; ++i) {
+      copy_async(to + swizzled<kN>(row + i * kRows, column) * 2, from, row + i * kRows < chunk.count);
+      from += kRows * stride;
+    }
+  }
+
+  // Starts the copies of a chunk's B and C.
+  __device__ __forceinline__ void copy_chunk(int stage, Chunk chunk) const {
+    copy_rows(shared.C[stage], work.params.C, work.params.c_stride, chunk);
+    copy_rows(shared.B[stage], work.params.B, work.params.b_stride, chunk);
+    commit_copies();
+  }
+
+  // Decays: one warp, lane l holds tokens 2l and 2l + 1 ---------------------------------------------------------------
+
+  __device__ __forceinline__ float2 load_dt(Chunk chunk) const {
+    const int token = 2 * (static_cast<int>(threadIdx.x) % kWarpSize);
+    const int64_t stride = work.params.dt_stride;
+    const Bf16* dt = static_cast<const Bf16*>(work.params.dt) + (chunk.token + token) * stride + work.head;
+    float2 raw = {0.0f, 0.0f};
+    if (token < chunk.count) raw.x = to_float(dt[0]);
+    if (token + 1 < chunk.count) raw.y = to_float(dt[stride]);
+    return raw;
+  }
+
+  __device__ __forceinline__ float step_size(float raw, bool is_inside) const {
+    const float soft = softplus(raw + dt_bias);
+    return is_inside ? fminf(fmaxf(soft, work.params.dt_min), work.params.dt_max) : 0.0f;
+  }
+
+  __device__ __forceinline__ void store_decays(Decays& decays, float2 raw, Chunk chunk) const {
+    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+    const float dt0 = step_size(raw.x, 2 * lane < chunk.count);
+    const float dt1 = step_size(raw.y, 2 * lane + 1 < chunk.count);
+    const float log0 = log2_rate * dt0;
+    const float log1 = log2_rate * dt1;
+    float sum = log0 + log1;
+#pragma unroll
+    for (int offset = 1; offset < kWarpSize; offset *= 2) {
+      const float before = __shfl_up_sync(kFullWarp, sum, offset);
+      if (lane >= offset) sum += before;
+    }
+    const float before = __shfl_up_sync(kFullWarp, sum, 1);
+    const float sum0 = (lane == 0 ? 0.0f : before) + log0;
+    const float sum1 = sum0 + log1;
+    const float last = __shfl_sync(kFullWarp, sum1, kWarpSize - 1);
+    *reinterpret_cast<float2*>(&decays.log2_sum[2 * lane]) = {sum0, sum1};
+    *reinterpret_cast<float2*>(&decays.dt[2 * lane]) = {dt0, dt1};
+    *reinterpret_cast<float2*>(&decays.from_start[2 * lane]) = {fast_exp2(sum0), fast_exp2(sum1)};
+    *reinterpret_cast<float2*>(&decays.to_end[2 * lane]) = {fast_exp2(fminf(last - sum0, 0.0f)) * dt0,
+                                                            fast_exp2(fminf(last - sum1, 0.0f)) * dt1};
+  }
+
+  // Weights -----------------------------------------------------------------------------------------------------------
+
+  // Blocks j <= kI of the warp's 16 rows.
+  template <int kI>
+  __device__ __forceinline__ void make_weights(int stage) const {
+    const uint32_t B = shared_address(shared.B[stage]);
+    const uint32_t C = shared_address(shared.C[stage]);
+    const LaneCell a_cell = rows_first();
+    const LaneCell b_cell = columns_first();
+    float scores[2 * (kI + 1)][4] = {};
+#pragma unroll
+    for (int n = 0; n < kN; n += kBlock) {
+      uint32_t a[4];
+      load_matrices(a, C + swizzled<kN>(kI * kBlock + a_cell.row, n + a_cell.column) * 2);
+#pragma unroll
+      for (int j = 0; j <= kI; ++j) {
+        uint32_t b[4];
+        load_matrices(b, B + swizzled<kN>(j * kBlock + b_cell.row, n + b_cell.column) * 2);
+        multiply_add<Bf16>(scores[2 * j], a, b[0], b[1]);
+        multiply_add<Bf16>(scores[2 * j + 1], a, b[2], b[3]);
+      }
+    }
+
+    const Decays& decays = shared.decays[stage];
+    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+    const int row = kI * kBlock + lane / 4;
+    const float row_sum[2] = {decays.log2_sum[row], decays.log2_sum[row + 8]};
+#pragma unroll
+    for (int tile = 0; tile < 2 * (kI + 1); ++tile) {
+      const int column = tile * 8 + lane % 4 * 2;
+      const float2 column_sum = *reinterpret_cast<const float2*>(&decays.log2_sum[column]);
+      const float2 dt = *reinterpret_cast<const float2*>(&decays.dt[column]);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int token = row + r * 8;
+        float w0 = fast_exp2(fminf(row_sum[r] - column_sum.x, 0.0f)) * dt.x * scores[tile][2 * r];
+        float w1 = fast_exp2(fminf(row_sum[r] - column_sum.y, 0.0f)) * dt.y * scores[tile][2 * r + 1];
+        if (tile >= 2 * kI) {  // the diagonal block
+          w0 = column <= token ? w0 : 0.0f;
+          w1 = column + 1 <= token ? w1 : 0.0f;
+        }
+        Bf16* target = &shared.weights[swizzled<kTokens>(token, tile * 8) + lane % 4 * 2];
+        *reinterpret_cast<uint32_t*>(target) = pack_pair<Bf16>(w0, w1);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void store_weights(int stage) const {
+    static_assert(kNumBlocks == 4);
+    if (block == 0) make_weights<0>(stage);
+    if (block == 1) make_weights<1>(stage);
+    if (block == 2) make_weights<2>(stage);
+    if (block == 3) make_weights<3>(stage);
+  }
+};
+
+}  // namespace headway::cuda::chunk
