@@ -8,6 +8,7 @@ import random
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,12 @@ from headway.errors import ConfigError
 from headway.request import SamplingParams
 
 if TYPE_CHECKING:
+    from headway.cli.timeline import Recording
     from headway.llm import LLM
     from headway.outputs import RequestOutput
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
+MIN_STEPS_SEEN = 16  # of a batch: fewer show nothing steady
 
 
 def add_to(commands: Any, *, shows_all: bool) -> None:
@@ -38,23 +41,16 @@ def add_to(commands: Any, *, shows_all: bool) -> None:
     ):
         parser.add_argument(name, type=int, default=default, metavar="N", help=f"{text} ({default})")
     parser.add_argument("--output-json", metavar="FILE", help="write the report here too")
+    parser.add_argument("--timeline", metavar="FILE", help="write what CPU and GPU did, for ui.perfetto.dev")
+    parser.add_argument("--plot", metavar="FILE", help="draw a few steps, beside those of --launch-depth 0")
     parser.add_argument("--verbose", action="store_true", help="log to stderr even when it is no terminal")
     add_engine_flags(parser, shows_all=shows_all)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    for name, low in (
-        ("batch_size", 1),
-        ("input_len", 1),
-        ("output_len", 1),
-        ("num_iters", 1),
-        ("num_iters_warmup", 0),
-    ):
-        if getattr(args, name) < low:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
-    with open_llm(args) as llm:
-        report = measure(llm, args)
+    _check(args)
+    report = measure_and_draw(args) if args.timeline or args.plot else measure(args)
     text = json.dumps(report)
     print(text)
     if args.output_json:
@@ -64,8 +60,69 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def measure(llm: LLM, args: argparse.Namespace) -> dict[str, Any]:
-    """Latency of each batch, and the times of all requests in them."""
+def _check(args: argparse.Namespace) -> None:
+    lowest = {"batch_size": 1, "input_len": 1, "output_len": 1, "num_iters": 1, "num_iters_warmup": 0}
+    if args.timeline or args.plot:
+        lowest["output_len"] = MIN_STEPS_SEEN
+    for name, low in lowest.items():
+        if getattr(args, name) < low:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
+    if args.plot:
+        from headway.cli.plot import require_matplotlib
+
+        require_matplotlib()
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    with open_llm(args) as llm:
+        return measure_batches(llm, args)
+
+
+def measure_and_draw(args: argparse.Namespace) -> dict[str, Any]:
+    """`measure`, its steps recorded. A plot also runs, and shows first, what it is to be compared with."""
+    from headway.cli.timeline import write_timeline
+
+    report, recording = _record(args)
+    recordings = [recording]
+    if args.plot and report["launch_depth"]:
+        serial_report, serial = _record(argparse.Namespace(**{**vars(args), "launch_depth": 0}))
+        report["serial"] = {name: serial_report[name] for name in ("mean_tpot_ms", "steady_decode")}
+        recordings.insert(0, serial)
+    title = f"{_model_name(args)}, batch {args.batch_size}, {report['dtype']}, {_device_name(report)}"
+    if args.timeline:
+        write_timeline(Path(args.timeline), recordings, title)
+    if args.plot:
+        from headway.cli.plot import draw
+
+        draw(Path(args.plot), recordings, title)
+    return report
+
+
+def _record(args: argparse.Namespace) -> tuple[dict[str, Any], Recording]:
+    from headway.cli.timeline import Recording
+
+    with open_llm(args) as llm:
+        trace = llm.trace_steps()
+        report = measure_batches(llm, args, begin=trace.clear)
+    timeline, depth = trace.timeline(), report["launch_depth"]
+    report["steady_decode"] = timeline.steady().figures().asdict()
+    return report, Recording(f"launch-ahead, depth {depth}" if depth else "serial", timeline)
+
+
+def _model_name(args: argparse.Namespace) -> str:
+    return Path(args.model).name.removesuffix(".json") if hasattr(args, "model") else "shipped model"
+
+
+def _device_name(report: dict[str, Any]) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(report["device"]) if report["device"] != "cpu" else "CPU"
+
+
+def measure_batches(
+    llm: LLM, args: argparse.Namespace, begin: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Latency of each batch, and the times of all requests in them; `begin` is called when warm-up is over."""
     if args.input_len + args.output_len > llm.max_model_len:
         raise ConfigError(
             f"--input-len and --output-len must sum to at most {llm.max_model_len} tokens (--max-model-len), "
@@ -76,6 +133,8 @@ def measure(llm: LLM, args: argparse.Namespace) -> dict[str, Any]:
     latencies: list[float] = []
     outputs: list[RequestOutput] = []
     for iteration in range(args.num_iters_warmup + args.num_iters):
+        if iteration == args.num_iters_warmup:
+            begin()
         prompts = [_random_prompt(draws, llm.vocab_size, args.input_len) for _ in range(args.batch_size)]
         begin_s = time.perf_counter()
         batch = llm.generate(prompts, params)
