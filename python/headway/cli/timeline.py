@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from headway.engine.timeline import STAGES, Column, DeviceClock, Steps, Timeline
+from headway.engine.timeline import NO_STEP, STAGES, Column, DeviceClock, Steps, Timeline
 
 CPU_LANE, GPU_LANE = 1, 2
 Event = dict[str, Any]
@@ -66,7 +66,7 @@ def _name(process: int, lane: int, kind: str, name: str) -> Event:
 def _host_spans(timeline: Timeline) -> Iterator[Event]:
     spans = timeline.spans
     for stage, step, begin_ns, end_ns in _rows(spans.stage, spans.step, spans.begin_ns, spans.end_ns):
-        args = {"step": step} if step >= 0 else {"step": "nothing to launch"}
+        args = {"step": step} if step != NO_STEP else {"step": "nothing to launch"}
         yield _span(CPU_LANE, STAGES[stage], begin_ns, end_ns, args)
 
 

@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 Column = npt.NDArray[np.int64]
+Table = npt.NDArray[np.int64]  # [records, fields]
+NO_STEP = -1  # of a plan that found nothing to launch
 STAGES = ("plan", "launch", "collect", "commit", "outputs")
-PLAN, LAUNCH, COLLECT, COMMIT, OUTPUTS = range(len(STAGES))
 BLOCK_STEPS = 64  # milliseconds, in which clocks drift by nanoseconds, with many waits among them
 NUM_RAGGED = 2  # steps at each end of a run of equal ones that a neighbour may have touched
 
@@ -31,7 +32,7 @@ class Spans:
     """What the host did, in order. Times in nanoseconds of the host's clock."""
 
     stage: Column  # [n] index into STAGES
-    step: Column  # [n] -1: a plan with nothing to launch
+    step: Column  # [n] NO_STEP: a plan with nothing to launch
     begin_ns: Column  # [n]
     end_ns: Column  # [n]
 
@@ -97,6 +98,16 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Records:
+    """As `StepTrace` notes them, in order of time; the device's own clock where it says so, the host's elsewhere."""
+
+    plans: Table  # step, begin, end
+    launches: Table  # step, begin, end, rows, decode rows, tokens
+    commits: Table  # step, begin, end, begin and end of the collect before, begin and end on the device
+    outputs: Table  # step, begin, end
+
+
+@dataclass(frozen=True)
 class Timeline:
     spans: Spans
     steps: Steps
@@ -144,24 +155,33 @@ class Timeline:
         return np.maximum(_us(self.steps.begin_ns[1:] - self.steps.end_ns[:-1]), 0.0)
 
 
-def join(spans: Spans, launched: Column, retired: Column) -> Timeline:
-    """Of the steps that were both launched [n, 4] and retired [m, 3], as `StepTrace` notes them."""
-    common, at_launch, at_retire = np.intersect1d(launched[:, 0], retired[:, 0], return_indices=True)
-    launches, collects, outputs = (spans.of(stage) for stage in (LAUNCH, COLLECT, OUTPUTS))
+def join(records: Records) -> Timeline:
+    """The steps that were both launched and retired, and all spans."""
+    launches, commits = records.launches, records.commits
+    common, launched, retired = np.intersect1d(launches[:, 0], commits[:, 0], return_indices=True)
     steps = Steps(
         step=common,
-        num_rows=launched[at_launch, 1],
-        num_decode_rows=launched[at_launch, 2],
-        num_tokens=launched[at_launch, 3],
-        begin_ns=retired[at_retire, 1],
-        end_ns=retired[at_retire, 2],
-        launch_begin_ns=launches.begin_ns[at_launch],
-        launch_end_ns=launches.end_ns[at_launch],
-        collect_ns=(collects.end_ns - collects.begin_ns)[at_retire],
-        seen_ns=collects.end_ns[at_retire],
-        outputs_end_ns=outputs.end_ns[at_retire],
+        launch_begin_ns=launches[launched, 1],
+        launch_end_ns=launches[launched, 2],
+        num_rows=launches[launched, 3],
+        num_decode_rows=launches[launched, 4],
+        num_tokens=launches[launched, 5],
+        collect_ns=(commits[:, 4] - commits[:, 3])[retired],
+        seen_ns=commits[retired, 4],
+        begin_ns=commits[retired, 5],
+        end_ns=commits[retired, 6],
+        outputs_end_ns=records.outputs[retired, 2],
     )
-    return Timeline(spans, steps, align(steps))
+    return Timeline(_spans(records), steps, align(steps))
+
+
+def _spans(records: Records) -> Spans:
+    """All of them in order of time; equal times keep the order of the stages."""
+    collects = records.commits[:, [0, 3, 4]]
+    by_stage = (records.plans, records.launches[:, :3], collects, records.commits[:, :3], records.outputs)
+    stage = np.repeat(np.arange(len(STAGES)), [len(table) for table in by_stage])
+    step, begin_ns, end_ns = np.concatenate(by_stage).T
+    return Spans(stage, step, begin_ns, end_ns)[np.lexsort((stage, end_ns, begin_ns))]
 
 
 def align(steps: Steps) -> DeviceClock | None:
