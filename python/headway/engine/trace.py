@@ -87,8 +87,9 @@ class StepTrace:
 
         def outputs(commit: Commit, now_s: float) -> list[Completion]:
             begin_ns = now_ns()
-            changed = stages.outputs(commit, now_s)
-            add_outputs((commit.step, begin_ns, now_ns()))
-            return changed
+            try:
+                return stages.outputs(commit, now_s)
+            finally:  # an error here ends no engine; commits and outputs stay in pairs
+                add_outputs((commit.step, begin_ns, now_ns()))
 
         return Stages(plan, launch, collect, commit, outputs)
