@@ -185,14 +185,12 @@ __device__ __forceinline__ RecurrentSpan recurrent_span(const SsmScanParams& par
 }
 
 // Scans the span for channels [first_p, first_p + num_p) of one head. The whole block calls it; `tile` is free again
-// when it returns only after a barrier. A block of more than kMaxScanWarps warps says so in kHasIdleWarps: where the
-// compiler cannot rule idle warps out, a decode step takes a quarter longer.
-template <typename T, int kN, bool kIsExact, bool kHasIdleWarps = false>
+// when it returns only after a barrier.
+template <typename T, int kN, bool kIsExact>
 __device__ __forceinline__ void scan_recurrently(const SsmScanParams& params, const RecurrentSpan& span, int head,
                                                  int first_p, int num_p, ScanTile<kN>& tile) {
   using L = ScanLayout<kN>;
-  const int num_warps = static_cast<int>(blockDim.x) / kWarpSize;
-  const int block_rows = (kHasIdleWarps ? min(num_warps, kMaxScanWarps) : num_warps) * L::kWarpRows;
+  const int block_rows = min(static_cast<int>(blockDim.x) / kWarpSize, kMaxScanWarps) * L::kWarpRows;
   const int warp_row = static_cast<int>(threadIdx.x) / kWarpSize * L::kWarpRows;
   for (int done = 0; done < num_p; done += block_rows) {
     const int p = first_p + done;
@@ -206,7 +204,7 @@ __device__ __forceinline__ void scan_recurrently(const SsmScanParams& params, co
       const int count = static_cast<int>(min(static_cast<int64_t>(L::kTile), span.end - token));
       load_scan_tile<T, kN, kIsExact>(params, tile, token, count, head, p, block_p);
       __syncthreads();
-      const int num_steps = kHasIdleWarps && warp_rows <= 0 ? 0 : count;  // the tile has no rows for an idle warp
+      const int num_steps = warp_rows > 0 ? count : 0;  // a block may have warps that the tile has no rows for
       for (int t = 0; t < num_steps; ++t) {
         state.step(tile.B[t], tile.C[t], &tile.x[t][warp_row], tile.dt[t], tile.decay[t], params.D[head], warp_rows,
                    &tile.y[t][warp_row]);

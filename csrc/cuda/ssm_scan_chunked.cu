@@ -110,7 +110,7 @@ __device__ __forceinline__ void scan_rest(const SsmScanParams& params, int row, 
     span.source = span.target;
   }
   auto& tile = *static_cast<ScanTile<kN>*>(shared);
-  scan_recurrently<Bf16, kN, true, true>(params, span, head, first_channel, num_channels, tile);
+  scan_recurrently<Bf16, kN, true>(params, span, head, first_channel, num_channels, tile);
 }
 
 template <int kN, int kSlice>
