@@ -1,7 +1,6 @@
 // The sampler: one team of blocks a row, each block holding its slice of the row's logits on chip, so that a row is
 // read from memory once whatever it asks for. Greedy rows need only that one pass. Probabilities are summed as
 // integers, so a token is a function of its logits and parameters alone: not of the batch, and not of the team's size.
-#include "cuda/common/chained.cuh"
 #include "cuda/common/check.h"
 #include "cuda/common/philox.cuh"
 #include "cuda/ops.h"
@@ -13,6 +12,7 @@ namespace {
 constexpr char kOp[] = "sample";
 constexpr int kSliceAlign = 128;    // so that a slice keeps the row's 16-byte alignment
 constexpr int kSliceTarget = 8192;  // a team grows until its slices are no larger, or it is full
+constexpr int kSmallTeamCapability = 8;
 
 __device__ __forceinline__ float infinity() {
   return __int_as_float(0x7f800000);
@@ -316,7 +316,7 @@ __global__ void __launch_bounds__(kSampleThreads) sample_kernel(SampleParams par
   team.sync();  // no block may leave while another reads its memory
 }
 
-// How a row is spread over blocks: a function of the vocabulary, the device and what the code was compiled for.
+// How a row is spread over blocks: a function of the vocabulary and the device.
 struct TeamShape {
   int num_blocks;
   int slice_size;
@@ -325,11 +325,13 @@ struct TeamShape {
 
 TeamShape choose_team(const SampleParams& params) {
   int device = 0;
+  int capability = 0;
   int max_shared_bytes = 0;
   check(cudaGetDevice(&device), kOp);
+  check(cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, device), kOp);
   check(cudaDeviceGetAttribute(&max_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), kOp);
   TeamShape team{1, 0, true};
-  const int max_blocks = is_compiled_for(sample_kernel<true>, 90, kOp) ? kMaxTeamBlocks : 1;
+  const int max_blocks = capability > kSmallTeamCapability ? kMaxTeamBlocks : 1;
   while (team.num_blocks < max_blocks && team.num_blocks * kSliceTarget < params.vocab_size) team.num_blocks *= 2;
   const int share = (params.vocab_size + team.num_blocks - 1) / team.num_blocks;
   team.slice_size = (share + kSliceAlign - 1) / kSliceAlign * kSliceAlign;

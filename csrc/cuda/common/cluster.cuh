@@ -1,4 +1,4 @@
-// A team: the blocks of one thread block cluster, or a single block in code compiled for less than sm_90.
+// A team: the blocks of one thread block cluster, or a single block where the device has no clusters (before sm_90).
 // Reductions over all its threads, in an order fixed by the team's shape.
 #pragma once
 
