@@ -124,6 +124,7 @@ class Mamba2:
             *rows,
             self.dt_min,
             self.dt_max,
+            max_query_len=batch.max_query_len,
             out=scratch.scanned_heads,
         )
         ops.gated_rms_norm(
