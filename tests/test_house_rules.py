@@ -41,6 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sampling": {"ops", "engine.batch", "_core"} | RECORDS,
     "engine": {"models", "sampling", "text", "ops"} | COMPILED | SHAPES | RECORDS,
     "llm": {"engine", "sampling", "text", "models"} | SHAPES | RECORDS,
+    "server.client": {"text"} | RECORDS,
+    "server": {"text"} | RECORDS,
     "": {"llm"} | RECORDS,
     "cli": {"", "llm", "engine", "models"} | COMPILED | SHAPES | RECORDS,
     "__main__": {"cli"},

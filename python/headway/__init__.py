@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         IntegrityError,
         MemoryBudgetError,
         ModelLoadError,
+        OverloadedError,
         RequestError,
     )
     from headway.llm import LLM
@@ -33,6 +34,7 @@ _ERRORS = (
     "IntegrityError",
     "MemoryBudgetError",
     "ModelLoadError",
+    "OverloadedError",
     "RequestError",
 )
 _HOMES = {
@@ -63,6 +65,7 @@ __all__ = [
     "Logprob",
     "MemoryBudgetError",
     "ModelLoadError",
+    "OverloadedError",
     "RequestError",
     "RequestMetrics",
     "RequestOutput",

@@ -7,6 +7,7 @@ HeadwayError
   ModelLoadError               a checkpoint is missing, unsupported or misshapen
   MemoryBudgetError            weights and caches do not fit the device
   BuildError (ImportError)     the compiled modules are missing or unusable here
+  OverloadedError              too many requests wait: try again later
   EngineDeadError              the engine stopped after a fault and takes no more requests
   IntegrityError               our own bug: a bookkeeping invariant is broken
 """
@@ -56,6 +57,18 @@ class MemoryBudgetError(HeadwayError):
 
 class BuildError(HeadwayError, ImportError):
     """A compiled module is missing or does not run here."""
+
+
+class OverloadedError(HeadwayError):
+    """Too many requests wait already; nothing is wrong with this one.
+
+    Attributes:
+        retry_after_s: when it may be worth trying again.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
 
 
 class EngineDeadError(HeadwayError):

@@ -15,6 +15,9 @@ class Logprob:
 
 
 TokenLogprobs = dict[int, Logprob]  # token id -> its logprob: the chosen token and the top alternatives
+PromptLogprobs = list[
+    TokenLogprobs | None
+]  # one entry per prompt token; nothing comes before the first: None
 
 
 @dataclass(frozen=True, slots=True)
