@@ -43,7 +43,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "llm": {"engine", "sampling", "text", "models"} | SHAPES | RECORDS,
     "server.client": {"text"} | RECORDS,
     "server": {"text"} | RECORDS,
-    "": {"llm"} | RECORDS,
+    "aio": {"engine", "text", "server.client"} | SHAPES | RECORDS,
+    "": {"llm", "aio"} | RECORDS,
     "cli": {"", "llm", "engine", "models"} | COMPILED | SHAPES | RECORDS,
     "__main__": {"cli"},
 }

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from headway.aio import AsyncLLM
     from headway.config import EngineConfig
     from headway.errors import (
         BuildError,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     )
     from headway.llm import LLM
     from headway.outputs import CompletionOutput, Delta, Logprob, RequestMetrics, RequestOutput
-    from headway.request import SamplingParams, TextPrompt, TokensPrompt
+    from headway.request import RequestOutputKind, SamplingParams, TextPrompt, TokensPrompt
 
 __version__ = "0.1.0"
 
@@ -39,7 +40,9 @@ _ERRORS = (
 )
 _HOMES = {
     "LLM": "headway.llm",
+    "AsyncLLM": "headway.aio",
     "EngineConfig": "headway.config",
+    "RequestOutputKind": "headway.request",
     "SamplingParams": "headway.request",
     "TextPrompt": "headway.request",
     "TokensPrompt": "headway.request",
@@ -53,6 +56,7 @@ _HOMES = {
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "BuildError",
     "CapacityError",
     "CompletionOutput",
@@ -69,6 +73,7 @@ __all__ = [
     "RequestError",
     "RequestMetrics",
     "RequestOutput",
+    "RequestOutputKind",
     "SamplingParams",
     "TextPrompt",
     "TokensPrompt",

@@ -14,8 +14,8 @@ from headway.engine.assemble import Progress, assemble
 from headway.engine.completion import Completion, Request
 from headway.engine.engine import CheckedRequest
 from headway.engine.memory import MemoryPlan
+from headway.engine.prompts import PromptReader
 from headway.engine.trace import StepTrace
-from headway.errors import RequestError
 from headway.outputs import Delta, RequestOutput
 from headway.request import (
     ChatMessage,
@@ -24,7 +24,6 @@ from headway.request import (
     is_conversation,
     one_per_prompt,
     prompt_list,
-    prompt_parts,
 )
 from headway.text import Tokenizer
 
@@ -59,6 +58,7 @@ class LLM:
         self.config = EngineConfig(model=_as_path(model), **settings)
         self._parts = assemble(self.config, progress)
         self._engine = self._parts.engine
+        self._prompts = PromptReader(self._parts.tokenizer, self._parts.chat_template)
         self._lock = threading.RLock()
         self._request_numbers = itertools.count()
 
@@ -132,26 +132,16 @@ class LLM:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Prompt:
         """The prompt of a conversation, as token ids beside its text."""
-        template = self._parts.chat_template
-        if template is None:
-            raise RequestError(
-                "messages", len(messages), "given to a model with a chat template", hint="use generate()"
-            )
-        kwargs = dict(chat_template_kwargs or {})
-        text = template.render(messages, add_generation_prompt=add_generation_prompt, **kwargs)
-        token_ids = self.get_tokenizer().encode(text, add_special_tokens=False)
-        return cast(Prompt, {"prompt": text, "prompt_token_ids": token_ids})
+        return self._prompts.render_chat(
+            messages, add_generation_prompt=add_generation_prompt, chat_template_kwargs=chat_template_kwargs
+        )
 
     @property
     def has_chat_template(self) -> bool:
         return self._parts.chat_template is not None
 
     def get_tokenizer(self) -> Tokenizer:
-        if self._parts.tokenizer is None:
-            raise RequestError(
-                "prompt", "text", "token ids: this model has no tokenizer", hint="pass tokenizer="
-            )
-        return self._parts.tokenizer
+        return self._prompts.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
         """Used where a call brings none: generation_config.json of the checkpoint over the built-in defaults."""
@@ -252,15 +242,9 @@ class LLM:
     def _check(
         self, prompt_index: int, prompt: Prompt, params: SamplingParams, priority: int
     ) -> CheckedRequest:
-        text, token_ids = self._tokens_of(prompt)
+        text, token_ids = self._prompts.read(prompt)
         request_id = str(next(self._request_numbers))
         return self._engine.check(request_id, prompt_index, text, token_ids, params, priority)
-
-    def _tokens_of(self, prompt: Prompt) -> tuple[str | None, Sequence[int]]:
-        text, token_ids = prompt_parts(prompt)
-        if token_ids is not None:
-            return text, token_ids
-        return text, self.get_tokenizer().encode(text or "")
 
     def _step(self, request: Request) -> None:
         """One step, unless another thread's step has finished the request while this one waited."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from typing import Any, Self, TypedDict, TypeVar, cast
 
 from headway.errors import RequestError
@@ -27,6 +28,14 @@ class TextPrompt(TypedDict):
     """A prompt as text."""
 
     prompt: str
+
+
+class RequestOutputKind(StrEnum):
+    """What an output of a growing request holds. Read by `AsyncLLM`; `LLM.generate` returns the end alone."""
+
+    CUMULATIVE = "cumulative"  # all so far
+    DELTA = "delta"  # what is new
+    FINAL_ONLY = "final_only"  # one output, the end
 
 
 Prompt = str | TextPrompt | TokensPrompt | Sequence[int]
@@ -111,6 +120,13 @@ class SamplingParams:
     skip_special_tokens: bool = setting(True, kind="bool", help="leave special tokens out of the text")
     include_stop_str_in_output: bool = setting(
         False, kind="bool", help="keep the stop string or token in the text"
+    )
+
+    output_kind: str = setting(
+        RequestOutputKind.CUMULATIVE,
+        kind="str",
+        choices=tuple(RequestOutputKind),
+        help="what each output of AsyncLLM.generate holds: all so far, what is new, or the end alone",
     )
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:

@@ -15,7 +15,7 @@ import pytest
 
 from headway.cli.main import main
 from headway.cli.plot import draw
-from headway.cli.timeline import CPU_LANE, GPU_LANE, Recording, write_timeline
+from headway.engine.perfetto import CPU_LANE, GPU_LANE, Recording, write_timeline
 from tests.engine.paced import paced_timeline
 
 SMALL = ("--device", "cpu", "--max-model-len", "128", "--batch-size", "2", "--input-len", "5")

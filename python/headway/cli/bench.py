@@ -18,7 +18,7 @@ from headway.errors import ConfigError
 from headway.request import SamplingParams
 
 if TYPE_CHECKING:
-    from headway.cli.timeline import Recording
+    from headway.engine.perfetto import Recording
     from headway.llm import LLM
     from headway.outputs import RequestOutput
 
@@ -80,7 +80,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def measure_and_draw(args: argparse.Namespace) -> dict[str, Any]:
     """`measure`, its steps recorded. A plot also runs, and shows first, what it is to be compared with."""
-    from headway.cli.timeline import write_timeline
+    from headway.engine.perfetto import write_timeline
 
     report, recording = _record(args)
     recordings = [recording]
@@ -99,7 +99,7 @@ def measure_and_draw(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _record(args: argparse.Namespace) -> tuple[dict[str, Any], Recording]:
-    from headway.cli.timeline import Recording
+    from headway.engine.perfetto import Recording
 
     with open_llm(args) as llm:
         trace = llm.trace_steps()

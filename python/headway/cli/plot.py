@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headway.cli.timeline import Recording
+from headway.engine.perfetto import Recording
 from headway.engine.timeline import STAGES, Column, Timeline
 from headway.errors import ConfigError
 

@@ -42,6 +42,7 @@ class Completion:
         self._num_text_tokens = 0  # tokens already turned into text
         self._num_pieces_taken = 0
         self._num_tokens_taken = 0
+        self.is_read = False  # the last delta was taken
 
     @staticmethod
     def _make_matcher(params: SamplingParams) -> StopMatcher | None:
@@ -89,6 +90,7 @@ class Completion:
         if not self.is_finished and (not text if is_text else self._num_tokens_taken == len(self.token_ids)):
             return None
         begin, self._num_tokens_taken = self._num_tokens_taken, len(self.token_ids)
+        self.is_read = self.is_finished
         return Delta(
             prompt_index=self.request.prompt_index,
             index=self.index,
@@ -154,6 +156,10 @@ class Request:
     def is_finished(self) -> bool:
         return all(completion.is_finished for completion in self.completions)
 
+    @property
+    def num_output_tokens(self) -> int:
+        return sum(len(completion.token_ids) for completion in self.completions)
+
     def metrics(self) -> RequestMetrics:
         first = [c.first_token_s for c in self.completions if c.first_token_s is not None]
         ends = [c.finished_s for c in self.completions if c.finished_s is not None]
@@ -162,7 +168,7 @@ class Request:
             first_token_s=min(first, default=None),
             finished_s=max(ends) if self.is_finished and ends else None,
             num_prompt_tokens=len(self.prompt_token_ids),
-            num_output_tokens=sum(len(c.token_ids) for c in self.completions),
+            num_output_tokens=self.num_output_tokens,
         )
 
     def output(self) -> RequestOutput:

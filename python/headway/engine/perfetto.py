@@ -1,4 +1,4 @@
-"""`headway bench --timeline`: recorded steps as trace-event JSON, which ui.perfetto.dev and chrome://tracing open.
+"""Recorded steps as trace-event JSON, which ui.perfetto.dev and chrome://tracing open.
 
 One process a recording; in it a CPU lane with the stages of each step, a GPU lane with the steps, an arrow from each
 launch to its step, and counters of what is queued and of how idle the GPU was.
@@ -30,6 +30,11 @@ class Recording:
 
 
 def write_timeline(path: Path, recordings: Sequence[Recording], title: str) -> None:
+    path.write_text(trace_json(recordings, title), encoding="utf-8")
+
+
+def trace_json(recordings: Sequence[Recording], title: str) -> str:
+    """One JSON object and a newline."""
     events = [
         event
         for process, recording in enumerate(recordings, start=1)
@@ -39,7 +44,7 @@ def write_timeline(path: Path, recordings: Sequence[Recording], title: str) -> N
     text = json.dumps(
         {"traceEvents": events, "displayTimeUnit": "ns", "otherData": {"title": title, "steady": figures}}
     )
-    path.write_text(text + "\n", encoding="utf-8")
+    return text + "\n"
 
 
 def _events(process: int, recording: Recording, title: str) -> Iterator[Event]:

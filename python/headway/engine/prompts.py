@@ -1,0 +1,51 @@
+"""From what a caller calls a prompt to token ids: tokenizer and chat template of one model. Knows no request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from headway.errors import RequestError
+from headway.request import ChatMessage, Prompt, prompt_parts
+from headway.text import ChatTemplate, Tokenizer
+
+
+@dataclass(frozen=True)
+class PromptReader:
+    """Either may be missing: then what needs it raises RequestError."""
+
+    optional_tokenizer: Tokenizer | None
+    chat_template: ChatTemplate | None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self.optional_tokenizer is None:
+            raise RequestError(
+                "prompt", "text", "token ids: this model has no tokenizer", hint="pass tokenizer="
+            )
+        return self.optional_tokenizer
+
+    def read(self, prompt: Prompt) -> tuple[str | None, Sequence[int]]:
+        """Text, where there is one, and token ids, taken as given where there are some."""
+        text, token_ids = prompt_parts(prompt)
+        if token_ids is not None:
+            return text, token_ids
+        return text, self.tokenizer.encode(text or "")
+
+    def render_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Prompt:
+        """The prompt of a conversation, as token ids beside its text."""
+        if self.chat_template is None:
+            raise RequestError(
+                "messages", len(messages), "given to a model with a chat template", hint="use generate()"
+            )
+        kwargs = dict(chat_template_kwargs or {})
+        text = self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **kwargs)
+        token_ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return cast(Prompt, {"prompt": text, "prompt_token_ids": token_ids})
