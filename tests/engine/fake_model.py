@@ -159,5 +159,7 @@ def make_engine(
         max_logit_bias=_core.MAX_LOGIT_BIAS,
         eos_token_ids=(EOS,),
     )
-    engine = Engine(_core.Ledger(config), runner, limits, seed=seed, **engine_options)
+    staging = runner.staging
+    ledger = _core.Ledger(config, staging.packet_ring_address, staging.result_ring_address)
+    engine = Engine(ledger, runner, limits, seed=seed, **engine_options)
     return Harness(engine, model, runner)

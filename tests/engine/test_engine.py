@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -275,15 +276,21 @@ def test_an_idle_engine_steps_to_nothing() -> None:
 
 @pytest.mark.parametrize("launch_depth", [0, 2])
 def test_an_interrupt_comes_between_steps(launch_depth: int) -> None:
-    """SIGINT is raised inside the model; the step is carried through first, and the engine goes on."""
-    harness = make_engine(launch_depth=launch_depth, before_step=lambda: None)
-    request = submit(harness.engine, prompt_of(5), ignore_eos=True)
-    harness.engine.step()
-    harness.model.before_step = lambda: signal.raise_signal(signal.SIGINT)
+    """SIGINT is raised inside a step; the step is carried through first, and the engine goes on."""
+    engine = make_engine(launch_depth=launch_depth).engine
+    request = submit(engine, prompt_of(5), ignore_eos=True)
+    engine.step()
+    stages = engine.stages
+
+    def interrupted(plan: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        stages.launch(plan)
+
+    engine.stages = replace(stages, launch=interrupted)
     num_before = len(tokens_of(request))
     with pytest.raises(KeyboardInterrupt):
-        harness.engine.step()
+        engine.step()
     assert len(tokens_of(request)) == num_before + 1
-    harness.model.before_step = None
-    run_dry(harness.engine)
+    engine.stages = stages
+    run_dry(engine)
     assert tokens_of(request) == expected_tokens(prompt_of(5), 12, stops_at=None)

@@ -31,10 +31,7 @@ from headway.sampling.limits import RequestLimits
 from headway.text import ChatTemplate, IncrementalDetokenizer, Tokenizer
 
 logger = logging.getLogger("headway")
-DEFAULT_LAUNCH_DEPTH = {
-    "cpu": 0,
-    "cuda": 1,
-}  # a CPU's launch is over when it returns: nothing to run ahead of
+DEFAULT_LAUNCH_DEPTH = {"cpu": 0, "cuda": 1}  # on a CPU running ahead takes the cores that kernels need
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 

@@ -36,7 +36,7 @@ class StepModel(Protocol):
 class Runner:
     """Owns the model, its caches and every fixed buffer of the loop.
 
-    A step is over when its results are in the ring; on a CPU that is before `launch` returns.
+    A step is over when its results are in the ring; on a CPU at launch depth 0 that is before `launch` returns.
 
     Args:
         row_buckets: numbers of rows, ascending up to max_rows, that decode steps are padded to; empty: as planned.
@@ -71,27 +71,13 @@ class Runner:
         self._views: dict[tuple[int, int, int], dict[str, torch.Tensor]] = {}
         self.graphs = DecodeGraphs(self._row_buckets, device) if has_graphs else None
 
-    @torch.inference_mode()
     def prepare(self, max_capture_s: float) -> None:
         """Captures what graphs it can in that time. Optional; before the first launch or between two."""
-        if self.graphs is not None:
-            with self.staging.on_stream():
-                self.graphs.prepare(self._run_decode, self._rehearse_decode, max_capture_s)
+        self.staging.run(self._prepare, max_capture_s)
 
-    @torch.inference_mode()
     def launch(self, plan: Plan) -> None:
         """Puts one step on the device's stream. The plan's packet must live until the step is committed."""
-        with self.staging.on_stream():
-            self.staging.bring(plan.packet_address, plan.packet_bytes)
-            if not self._row_buckets or plan.num_rows != plan.num_decode_rows:
-                self._run_planned(plan)
-                return
-            num_rows = self._row_buckets[bisect_left(self._row_buckets, plan.num_rows)]
-            self._result_ring_address = self._result_ring_address or self._ring_of(plan)
-            if self.graphs is None:
-                self._run_decode(num_rows)
-            else:
-                self.graphs.launch(self._run_decode, num_rows)
+        self.staging.run(self._run, plan)
 
     def wait(self, is_ready: Callable[[], bool]) -> None:
         """Returns when the awaited results are in the ring; raises what the device raised in their place."""
@@ -101,15 +87,33 @@ class Runner:
                 if self.staging.is_idle() and not is_ready():
                     raise IntegrityError("the device is idle, but the step's results are not in the ring")
                 next_look_s = time.perf_counter() + LOOK_S
-            time.sleep(0)
+            self.staging.rest()
 
     def close(self) -> None:
         """Waits for the device: nothing it may still use is freed under it."""
         try:
-            self.staging.synchronize()
+            self.staging.close()
         finally:
             if self.graphs is not None:
                 self.graphs.close()
+
+    @torch.inference_mode()
+    def _prepare(self, max_capture_s: float) -> None:
+        if self.graphs is not None:
+            self.graphs.prepare(self._run_decode, self._rehearse_decode, max_capture_s)
+
+    @torch.inference_mode()
+    def _run(self, plan: Plan) -> None:
+        self.staging.bring(plan.packet_address, plan.packet_bytes)
+        if not self._row_buckets or plan.num_rows != plan.num_decode_rows:
+            self._run_planned(plan)
+            return
+        num_rows = self._row_buckets[bisect_left(self._row_buckets, plan.num_rows)]
+        self._result_ring_address = self._result_ring_address or self._ring_of(plan)
+        if self.graphs is None:
+            self._run_decode(num_rows)
+        else:
+            self.graphs.launch(self._run_decode, num_rows)
 
     def _run_planned(self, plan: Plan) -> None:
         """Any step, in the plan's own sizes."""

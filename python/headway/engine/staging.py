@@ -1,14 +1,22 @@
-"""How packets reach the device and results the host: plain memory on a CPU, pinned rings and one stream on a GPU."""
+"""How packets reach the device and results the host, and in what order the device works.
+
+Plain memory on a CPU, where work is done at once or by a worker thread; pinned rings and one stream on a GPU.
+"""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Protocol
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ParamSpec, Protocol
 
 import torch
 
+from headway.engine.cpu_stream import CpuStream
+
 if TYPE_CHECKING:
     from headway._core import LedgerConfig
+
+P = ParamSpec("P")
 
 
 class Staging(Protocol):
@@ -25,17 +33,25 @@ class Staging(Protocol):
     def bring(self, packet_address: int, packet_bytes: int) -> None:
         """Gives the device a step's packet, if there is one."""
 
-    def on_stream(self) -> AbstractContextManager[object]:
-        """Within it, what torch launches goes to the engine's stream. Not to be entered twice."""
+    def run(self, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Calls `work` now or later, in order; what it launches on a GPU goes to the engine's stream."""
+
+    def rest(self) -> None:
+        """Gives the processor away while there is nothing to collect."""
 
     def is_idle(self) -> bool:
         """True when everything launched is done. Raises what the device raised."""
 
     def synchronize(self) -> None: ...
 
+    def close(self) -> None:
+        """Waits for the device, whatever it raised, so that nothing it may still use is freed under it."""
+
 
 def stage(config: LedgerConfig, device: torch.device) -> Staging:
-    return CudaStaging(config, device) if device.type == "cuda" else HostStaging()
+    if device.type == "cuda":
+        return CudaStaging(config, device)
+    return WorkerStaging(config) if config.max_launch_depth else HostStaging()
 
 
 class HostStaging:
@@ -50,14 +66,38 @@ class HostStaging:
     def bring(self, packet_address: int, packet_bytes: int) -> None:
         self.packet_address = packet_address
 
-    def on_stream(self) -> AbstractContextManager[object]:
-        return nullcontext()
+    def run(self, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        work(*args, **kwargs)
+
+    def rest(self) -> None:
+        time.sleep(0)
 
     def is_idle(self) -> bool:
         return True
 
     def synchronize(self) -> None:
         pass
+
+    def close(self) -> None:
+        pass
+
+
+class WorkerStaging(CpuStream):
+    """A CPU whose work is done by a thread of its own, so that steps can be launched ahead.
+
+    The rings live here and not in the ledger: a step in flight outlives an engine that is dropped without being closed.
+    """
+
+    def __init__(self, config: LedgerConfig) -> None:
+        super().__init__()
+        self._packets = torch.zeros(config.packet_ring_bytes, dtype=torch.uint8)
+        self._results = torch.zeros(config.result_ring_bytes, dtype=torch.uint8)
+        self.packet_ring_address = self._packets.data_ptr()
+        self.result_ring_address = self._results.data_ptr()
+        self.packet_address = 0  # the worker's alone
+
+    def bring(self, packet_address: int, packet_bytes: int) -> None:
+        self.packet_address = packet_address
 
 
 class CudaStaging:
@@ -84,11 +124,18 @@ class CudaStaging:
             packet = self._packets[begin : begin + packet_bytes]
             self._packet[:packet_bytes].copy_(packet, non_blocking=True)
 
-    def on_stream(self) -> AbstractContextManager[object]:
-        return self._on_stream
+    def run(self, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        with self._on_stream:
+            work(*args, **kwargs)
+
+    def rest(self) -> None:
+        time.sleep(0)
 
     def is_idle(self) -> bool:
         return self._stream.query()
 
     def synchronize(self) -> None:
+        self._stream.synchronize()
+
+    def close(self) -> None:
         self._stream.synchronize()
