@@ -80,6 +80,9 @@ void bind_constants(py::module_& module) {
   module.attr("ROW_SAMPLING_BYTES") = sizeof(RowSampling);
   module.attr("RESULT_ROW_BYTES") = sizeof(ResultRow);
   module.attr("STEP_ROW_BYTES") = sizeof(StepRow);
+  module.attr("STATE_SNAPSHOT_BYTES") = sizeof(StateSnapshot);
+  module.attr("STATE_COPY_BYTES") = sizeof(StateCopy);
+  module.attr("ROW_REWIND_BYTES") = sizeof(RowRewind);
   module.attr("NOT_FINISHED") = static_cast<int>(FinishReason::kNotFinished);
   module.attr("FINISH_STOP") = static_cast<int>(FinishReason::kStop);
   module.attr("FINISH_LENGTH") = static_cast<int>(FinishReason::kLength);
@@ -106,6 +109,9 @@ void bind_config(py::module_& module) {
       .def_readonly("max_launch_depth", &LedgerConfig::max_launch_depth, "Steps in flight beyond the awaited one.")
       .def_readonly("grant_ahead_blocks", &LedgerConfig::grant_ahead_blocks, "Blocks granted before the boundary.")
       .def_readonly("prompt_grid_tokens", &LedgerConfig::prompt_grid_tokens, "Where prompts are cut into steps.")
+      .def_property_readonly("max_packet_snapshots", &LedgerConfig::max_packet_snapshots,
+                             "States that one step's prompt chunks may leave.")
+      .def_property_readonly("max_packet_copies", &LedgerConfig::max_packet_copies, "States that one step may copy.")
       .def_property_readonly("max_blocks_per_row", &LedgerConfig::max_blocks_per_row,
                              "Columns of the block table; at least 1.")
       .def_property_readonly("packet_ring_bytes", &LedgerConfig::packet_ring_bytes)
@@ -133,6 +139,8 @@ void bind_plan(py::module_& module) {
       .def_readonly("num_tokens", &Plan::num_tokens, "T")
       .def_readonly("max_query_len", &Plan::max_query_len, "Tokens of the longest row of this step.")
       .def_readonly("max_kv_len", &Plan::max_kv_len, "Upper bound of the rows' KV length after this step.")
+      .def_readonly("num_snapshots", &Plan::num_snapshots, "States that prompt chunks leave beside the rows' own.")
+      .def_readonly("num_copies", &Plan::num_copies, "States to copy before the layers run.")
       .def_property_readonly(
           "packet_address", [](const Plan& plan) { return reinterpret_cast<uintptr_t>(plan.packet); },
           "0: nothing new, no copy.")

@@ -26,16 +26,17 @@ DeviceMirror mirror_from(const py::tuple& record) {
           .num_live = 0,
           .last_token = address(record, 3),
           .num_computed = address(record, 4),
-          .slot = address(record, 5),
-          .stopped = address(record, 6),
-          .block_table = address(record, 7),
-          .history = address(record, 8),
-          .sampling = address(record, 9),
-          .stop_ids = address(record, 10),
-          .bias_ids = address(record, 11),
-          .bias_values = address(record, 12),
-          .live = address(record, 13),
-          .counter = address(record, 14)};
+          .state_base = address(record, 5),
+          .slot = address(record, 6),
+          .stopped = address(record, 7),
+          .block_table = address(record, 8),
+          .history = address(record, 9),
+          .sampling = address(record, 10),
+          .stop_ids = address(record, 11),
+          .bias_ids = address(record, 12),
+          .bias_values = address(record, 13),
+          .live = address(record, 14),
+          .counter = address(record, 15)};
 }
 
 StepInputs inputs_from(const py::tuple& record) {
@@ -46,8 +47,14 @@ StepInputs inputs_from(const py::tuple& record) {
           .query_start = address(record, 4),
           .row_start = address(record, 5),
           .kv_lens = address(record, 6),
-          .slots = address(record, 7),
-          .sample_tokens = address(record, 8)};
+          .read_slots = address(record, 7),
+          .write_slots = address(record, 8),
+          .state_base = address(record, 9),
+          .sample_tokens = address(record, 10),
+          .snapshot_starts = address(record, 11),
+          .snapshot_positions = address(record, 12),
+          .snapshot_slots = address(record, 13),
+          .state_copies = address(record, 14)};
 }
 
 void begin_step(Address packet, int num_rows, int num_decode_rows, int num_sampled, int num_tokens,
@@ -83,11 +90,13 @@ void sample(int num_sampled, int vocab_size, int max_logprobs, Address logits, i
   backend::sample(params, stream);
 }
 
-void finish_step(int64_t step, int num_rows, int num_sampled, int max_logprobs, const py::tuple& mirror,
-                 const py::tuple& inputs, Address results, Address top_ids, Address top_logprobs, Address ring_entry,
-                 int ring_max_rows, int ring_num_entries, int64_t ring_entry_bytes, Address stream) {
+void finish_step(int64_t step, int num_rows, int num_decode_rows, int num_sampled, int max_logprobs,
+                 const py::tuple& mirror, const py::tuple& inputs, Address results, Address top_ids,
+                 Address top_logprobs, Address ring_entry, int ring_max_rows, int ring_num_entries,
+                 int64_t ring_entry_bytes, Address stream) {
   const FinishStepParams params{.step = step,
                                 .num_rows = num_rows,
+                                .num_decode_rows = num_decode_rows,
                                 .num_sampled = num_sampled,
                                 .max_logprobs = max_logprobs,
                                 .mirror = mirror_from(mirror),

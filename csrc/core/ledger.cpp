@@ -67,6 +67,8 @@ std::optional<Plan> Ledger::plan() {
   plan.num_tokens = draft.num_tokens;
   plan.max_query_len = draft.max_query_len;
   plan.max_kv_len = draft.max_kv_len;
+  plan.num_snapshots = static_cast<int32_t>(draft.snapshots.size());
+  plan.num_copies = static_cast<int32_t>(draft.copies.size());
   plan.result = results_.entry(draft.step);
   if (draft.has_news) {
     uint8_t* packet = packets_.entry(draft.step);

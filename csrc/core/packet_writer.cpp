@@ -53,7 +53,8 @@ void write_inits(const StepDraft& draft, const RowTable& rows, RowInit* inits, i
 void write_prompt_tokens(const StepDraft& draft, int32_t* tokens) {
   for (size_t i = draft.num_decode_rows; i < draft.rows.size(); ++i) {
     const StepRow& row = draft.rows[i];
-    copy_items(tokens + row.prompt_begin, draft.requests[i]->tokens.data() + row.start, row.num_tokens);
+    copy_items(tokens + row.prompt_begin - row.num_history,
+               draft.requests[i]->tokens.data() + row.start - row.num_history, row.num_history + row.num_tokens);
   }
 }
 
@@ -69,7 +70,10 @@ uint32_t write_packet(const StepDraft& draft, const RowTable& rows, uint8_t* ent
   header.num_inits = static_cast<int32_t>(draft.admitted.size());
   header.num_words = draft.num_words;
   header.num_grants = static_cast<int32_t>(draft.grants.size());
-  header.num_prompt_tokens = draft.num_tokens - draft.num_decode_rows;
+  header.num_prompt_tokens = draft.num_prompt_tokens;
+  header.num_snapshots = static_cast<int32_t>(draft.snapshots.size());
+  header.num_copies = static_cast<int32_t>(draft.copies.size());
+  header.num_rewinds = static_cast<int32_t>(draft.rewinds.size());
 
   SectionWriter sections(entry);
   auto* inits = sections.place<RowInit>(draft.admitted.size(), header.inits_offset);
@@ -77,6 +81,9 @@ uint32_t write_packet(const StepDraft& draft, const RowTable& rows, uint8_t* ent
   auto* grants = sections.place<BlockGrant>(draft.grants.size(), header.grants_offset);
   auto* step_rows = sections.place<StepRow>(draft.rows.size(), header.rows_offset);
   auto* tokens = sections.place<int32_t>(header.num_prompt_tokens, header.tokens_offset);
+  auto* snapshots = sections.place<StateSnapshot>(draft.snapshots.size(), header.snapshots_offset);
+  auto* copies = sections.place<StateCopy>(draft.copies.size(), header.copies_offset);
+  auto* rewinds = sections.place<RowRewind>(draft.rewinds.size(), header.rewinds_offset);
   header.num_bytes = sections.num_bytes();
   require_integrity(header.num_bytes <= entry_bytes, "a packet is larger than its ring entry");
 
@@ -85,6 +92,9 @@ uint32_t write_packet(const StepDraft& draft, const RowTable& rows, uint8_t* ent
   copy_items(grants, draft.grants.data(), draft.grants.size());
   copy_items(step_rows, draft.rows.data(), draft.rows.size());
   write_prompt_tokens(draft, tokens);
+  copy_items(snapshots, draft.snapshots.data(), draft.snapshots.size());
+  copy_items(copies, draft.copies.data(), draft.copies.size());
+  copy_items(rewinds, draft.rewinds.data(), draft.rewinds.size());
   return header.num_bytes;
 }
 

@@ -26,7 +26,10 @@ void StepDraft::clear(int64_t new_step) {
   requests.clear();
   admitted.clear();
   grants.clear();
-  num_decode_rows = num_sampled = num_tokens = num_words = max_query_len = max_kv_len = 0;
+  snapshots.clear();
+  copies.clear();
+  rewinds.clear();
+  num_decode_rows = num_sampled = num_tokens = num_words = num_prompt_tokens = max_query_len = max_kv_len = 0;
   has_news = false;
 }
 
@@ -37,6 +40,9 @@ Planner::Planner(const LedgerConfig& config, const StepClock& clock, RowTable& r
   draft_.requests.reserve(config.max_rows);
   draft_.admitted.reserve(config.max_rows);
   draft_.grants.reserve(config.max_packet_grants());
+  draft_.snapshots.reserve(config.max_packet_snapshots());
+  draft_.copies.reserve(config.max_packet_copies());
+  draft_.rewinds.reserve(config.max_rows);
   final_chunks_.reserve(config.max_rows);
   other_chunks_.reserve(config.max_rows);
   device_rows_.reserve(config.max_rows);
@@ -48,7 +54,8 @@ const StepDraft& Planner::draft(int64_t step) {
   plan_prompts();
   admit_waiting();
   order_rows();
-  draft_.has_news = !draft_.grants.empty() || !repeats_device_rows();
+  draft_.has_news =
+      !draft_.grants.empty() || !draft_.copies.empty() || !draft_.rewinds.empty() || !repeats_device_rows();
   if (draft_.has_news && !draft_.rows.empty()) {
     grant_ahead();
     device_rows_.clear();
@@ -64,7 +71,7 @@ void Planner::plan_decodes() {
     if (!rows_.is_decoding(row) || rows_.is_exhausted(row)) continue;
     if (secure(row, 1, 1) == 0) continue;
     const int32_t start = rows_.launched_len(row);
-    draft_.rows.push_back({row, start, 1, -1});
+    draft_.rows.push_back({row, start, 1, -1, rows_.slot(row), 0});
     draft_.requests.push_back(rows_.request(row));
     draft_.max_kv_len = std::max(draft_.max_kv_len, start + 1);
     ++draft_.num_tokens;
@@ -113,7 +120,8 @@ bool Planner::add_chunk(int32_t row) {
   if (num_secured == 0) return false;
   const int32_t num_tokens = cut_chunk(start, num_secured, num_left);
   const bool is_final = num_tokens == num_left;
-  (is_final ? final_chunks_ : other_chunks_).push_back({{row, start, num_tokens, 0}, rows_.request(row)});
+  (is_final ? final_chunks_ : other_chunks_)
+      .push_back({{row, start, num_tokens, 0, rows_.slot(row), 0}, rows_.request(row)});
   draft_.num_tokens += num_tokens;
   draft_.max_query_len = std::max(draft_.max_query_len, num_tokens);
   draft_.max_kv_len = std::max(draft_.max_kv_len, start + num_tokens);
@@ -130,11 +138,10 @@ int32_t Planner::cut_chunk(int32_t start, int32_t num_tokens, int32_t num_left) 
 
 // Rows that sample come first, so that they are a prefix.
 void Planner::order_rows() {
-  int32_t prompt_begin = 0;
   const auto append = [&](std::vector<Chunk>& chunks) {
     for (Chunk& chunk : chunks) {
-      chunk.row.prompt_begin = prompt_begin;
-      prompt_begin += chunk.row.num_tokens;
+      chunk.row.prompt_begin = draft_.num_prompt_tokens + chunk.row.num_history;
+      draft_.num_prompt_tokens = chunk.row.prompt_begin + chunk.row.num_tokens;
       draft_.rows.push_back(chunk.row);
       draft_.requests.push_back(chunk.request);
     }

@@ -19,10 +19,14 @@ struct StepDraft {
   std::vector<Request*> requests;  // of the rows; a row may be evicted while its last step is planned
   std::vector<int32_t> admitted;   // rows whose mirror entries are reset
   std::vector<BlockGrant> grants;
+  std::vector<StateSnapshot> snapshots;
+  std::vector<StateCopy> copies;
+  std::vector<RowRewind> rewinds;
   int32_t num_decode_rows = 0;
   int32_t num_sampled = 0;
   int32_t num_tokens = 0;
   int32_t num_words = 0;  // of the admitted rows' stop and bias lists
+  int32_t num_prompt_tokens = 0;  // that the packet brings: of the chunks, and history before them
   int32_t max_query_len = 0;
   int32_t max_kv_len = 0;
   bool has_news = false;  // false: the device can repeat the rows it has

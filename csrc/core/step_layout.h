@@ -37,7 +37,8 @@ static_assert(sizeof(RowSampling) == 72, "RowSampling is copied raw to the devic
 
 // A packet is PacketHeader, then the sections it names, each 16-byte aligned, in the order of the offsets:
 //   RowInit[num_inits] | int32 words[num_words] | BlockGrant[num_grants] | StepRow[num_rows] |
-//   int32 prompt_tokens[num_prompt_tokens]
+//   int32 prompt_tokens[num_prompt_tokens] | StateSnapshot[num_snapshots] | StateCopy[num_copies] |
+//   RowRewind[num_rewinds]
 struct PacketHeader {
   int64_t step;
   int32_t num_rows;  // R: live rows of the step; the first num_decode_rows decode one token each
@@ -47,15 +48,22 @@ struct PacketHeader {
   int32_t num_inits;
   int32_t num_words;
   int32_t num_grants;
-  int32_t num_prompt_tokens;  // num_tokens - num_decode_rows
-  uint32_t inits_offset;      // bytes from the header's first byte, likewise below
+  int32_t num_prompt_tokens;  // num_tokens - num_decode_rows, and the rows' num_history
+  int32_t num_snapshots;
+  int32_t num_copies;
+  int32_t num_rewinds;
+  uint32_t inits_offset;  // bytes from the header's first byte, likewise below
   uint32_t words_offset;
   uint32_t grants_offset;
   uint32_t rows_offset;
   uint32_t tokens_offset;
+  uint32_t snapshots_offset;
+  uint32_t copies_offset;
+  uint32_t rewinds_offset;
   uint32_t num_bytes;  // of the whole packet
+  int32_t reserved[2];
 };
-static_assert(sizeof(PacketHeader) == 64, "PacketHeader is copied raw to the device");
+static_assert(sizeof(PacketHeader) == 96, "PacketHeader is copied raw to the device");
 
 // A row is (re)admitted: its mirror entries are reset. Its stop ids, bias ids and bias values (float bits) follow each
 // other in the words section from words_begin.
@@ -81,14 +89,46 @@ struct StepRow {
   int32_t start;  // absolute position of the chunk's first token; decode rows: what the host believes
   int32_t num_tokens;
   int32_t prompt_begin;  // index of the chunk's first token in prompt_tokens; -1 for a decode row
+  int32_t read_slot;     // whose state the chunk's first token continues from: the row's own, or a snapshot's
+  // So many of the tokens right before `start` lie right before prompt_begin: they are not computed, because their KV
+  // and state are there already, but become part of the row's history. 0 where the row samples without its history.
+  int32_t num_history;
+};
+static_assert(sizeof(StepRow) == 24, "StepRow is copied raw to the device");
+
+// While a prompt chunk is computed, the convolution columns and the SSM state after `position` tokens go to `slot`.
+// Sorted by row, then position; a row's positions differ.
+struct StateSnapshot {
+  int32_t row_index;  // into the step's rows
+  int32_t position;  // absolute: in (start, start + num_tokens], on the grid of prompt cuts or the chunk's end
+  int32_t slot;
+  int32_t reserved;
+};
+
+// Before the step's layers run, the state in src_slot, which has seen `position` tokens, is written to dst_slot, in all
+// layers. Source and target may be the same slot.
+struct StateCopy {
+  int32_t src_slot;
+  int32_t dst_slot;
+  int32_t position;
+  int32_t reserved;
+};
+
+// The row goes back to num_computed tokens and continues with last_token, whatever it sampled since; it has not
+// stopped.
+struct RowRewind {
+  int32_t row;
+  int32_t num_computed;
+  int32_t last_token;
+  int32_t reserved;
 };
 
 // What the device counts by itself, so that a replayed graph needs no new arguments: begin_step sets it, finish_step
 // reads it.
 struct StepCounter {
-  int64_t step;         // of the step running, or run last; a step without a packet follows the one before
-  int64_t begin_ns;     // device clock when it began; 0 where the device has no clock
-  int32_t num_live;     // live rows of the newest packet; rows of a step beyond them are padding
+  int64_t step;  // of the step running, or run last; a step without a packet follows the one before
+  int64_t begin_ns;  // device clock when it began; 0 where the device has no clock
+  int32_t num_live;  // live rows of the newest packet; rows of a step beyond them are padding
   int32_t num_sampled;  // rows of the step that sample, padding not counted
 };
 static_assert(sizeof(StepCounter) == 24, "StepCounter is allocated by the host as raw bytes");
@@ -99,42 +139,50 @@ struct DeviceMirror {
   int32_t max_rows;
   int32_t max_blocks_per_row;
   int32_t max_model_len;
-  int32_t num_live;                // unused on the device side; kept so that the struct has no padding
-  int32_t* last_token;             // [max_rows] sampled last; the next step's input
-  int32_t* num_computed;           // [max_rows] tokens whose KV and state are written: the next position to compute
-  int32_t* slot;                   // [max_rows]
-  int32_t* stopped;                // [max_rows] 1 once the device saw an end token or the length limit
-  int32_t* block_table;            // [max_rows, max_blocks_per_row]
-  int32_t* history;                // [max_rows, max_model_len] every token, by position
-  RowSampling* sampling;           // [max_rows]
-  int32_t* stop_ids;               // [max_rows, kMaxStopIds]
-  int32_t* bias_ids;               // [max_rows, kMaxLogitBias]
-  float* bias_values;              // [max_rows, kMaxLogitBias]
-  StepRow* live;                   // [max_rows] rows of the newest packet: repeated when a step brings no packet
+  int32_t num_live;  // unused on the device side; kept so that the struct has no padding
+  int32_t* last_token;  // [max_rows] sampled last; the next step's input
+  int32_t* num_computed;  // [max_rows] tokens whose KV and state are written: the next position to compute
+  int32_t* state_base;  // [max_rows] tokens folded into the state that the row's slot holds
+  int32_t* slot;  // [max_rows]
+  int32_t* stopped;  // [max_rows] 1 once the device saw an end token or the length limit
+  int32_t* block_table;  // [max_rows, max_blocks_per_row]
+  int32_t* history;  // [max_rows, max_model_len] every token, by position
+  RowSampling* sampling;  // [max_rows]
+  int32_t* stop_ids;  // [max_rows, kMaxStopIds]
+  int32_t* bias_ids;  // [max_rows, kMaxLogitBias]
+  float* bias_values;  // [max_rows, kMaxLogitBias]
+  StepRow* live;  // [max_rows] rows of the newest packet: repeated when a step brings no packet
   StepCounter* counter = nullptr;  // [1], step one before the first; null: no timestamps, no padding, no replay
 };
 
 // What begin_step derives for the layers; [] sizes are those of this step, buffers are as large as the largest step.
 struct StepInputs {
-  int32_t* token_ids;      // [T]
-  int32_t* positions;      // [T] absolute
-  int32_t* token_rows;     // [T] index into the step's rows, 0..R-1
-  int32_t* rows;           // [R] row id; kDummyRow for a row the device has stopped
-  int32_t* query_start;    // [R + 1] prefix sums of the rows' tokens
-  int32_t* row_start;      // [R] absolute position of the row's first token in this step
-  int32_t* kv_lens;        // [R] row_start + its tokens
-  int32_t* slots;          // [R] kDummySlot for a stopped row
+  int32_t* token_ids;  // [T]
+  int32_t* positions;  // [T] absolute
+  int32_t* token_rows;  // [T] index into the step's rows, 0..R-1
+  int32_t* rows;  // [R] row id; kDummyRow for a row the device has stopped
+  int32_t* query_start;  // [R + 1] prefix sums of the rows' tokens
+  int32_t* row_start;  // [R] absolute position of the row's first token in this step
+  int32_t* kv_lens;  // [R] row_start + its tokens
+  int32_t* read_slots;  // [R] where the row's state is before the step; kDummySlot for a stopped row
+  int32_t* write_slots;  // [R] where it goes: the row's own slot
+  int32_t* state_base;  // [R] tokens folded into the state in read_slots
   int32_t* sample_tokens;  // [num_sampled] index into [T] of the token whose logits are sampled
+  // Written only by a step whose packet has snapshots; those of a stopped row are left out.
+  int32_t* snapshot_starts;  // [R + 1] the row's first entry in the two lists below
+  int32_t* snapshot_positions;  // [num_snapshots] as in StateSnapshot
+  int32_t* snapshot_slots;  // [num_snapshots]
+  StateCopy* state_copies;  // [num_copies] those of the step's packet
 };
 
 // One sampled token on its way back.
 struct ResultRow {
   int32_t row;  // row id, kDummyRow for a row that had already stopped on the device
   int32_t token;
-  float logprob;       // of the chosen token, before temperature and penalties
-  int32_t rank;        // 1 = most likely
+  float logprob;  // of the chosen token, before temperature and penalties
+  int32_t rank;  // 1 = most likely
   int32_t is_stopped;  // the device's own verdict; the host repeats it and compares
-  int32_t is_bad;      // logits had NaN or +inf: the token is void and the row must end with an error
+  int32_t is_bad;  // logits had NaN or +inf: the token is void and the row must end with an error
 };
 
 // One entry of the result ring: ResultHeader, then ResultRow[max_rows], then int32 top_ids[max_rows, max_logprobs],

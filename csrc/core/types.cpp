@@ -56,13 +56,26 @@ int32_t LedgerConfig::max_packet_grants() const {
   return static_cast<int32_t>(std::min<int64_t>(most, num_blocks));
 }
 
+// At each cut of the grid and at each chunk's end.
+int32_t LedgerConfig::max_packet_snapshots() const {
+  return std::min(num_slots, max_step_tokens / prompt_grid_tokens + max_rows);
+}
+
+// Of each running row one, and of each that has ended since the step before.
+int32_t LedgerConfig::max_packet_copies() const {
+  return std::min(num_slots, 2 * max_rows);
+}
+
 int64_t LedgerConfig::packet_entry_bytes() const {
   const int64_t sections[] = {
       static_cast<int64_t>(sizeof(RowInit)) * max_rows,
       static_cast<int64_t>(sizeof(int32_t)) * max_packet_words(),
       static_cast<int64_t>(sizeof(BlockGrant)) * max_packet_grants(),
       static_cast<int64_t>(sizeof(StepRow)) * max_rows,
-      static_cast<int64_t>(sizeof(int32_t)) * max_step_tokens,
+      static_cast<int64_t>(sizeof(int32_t)) * max_packet_tokens(),
+      static_cast<int64_t>(sizeof(StateSnapshot)) * max_packet_snapshots(),
+      static_cast<int64_t>(sizeof(StateCopy)) * max_packet_copies(),
+      static_cast<int64_t>(sizeof(RowRewind)) * max_rows,
   };
   int64_t total = sizeof(PacketHeader);
   for (const int64_t num_bytes : sections) total += align_up(num_bytes, kSectionAlignment);

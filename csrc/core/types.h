@@ -33,6 +33,9 @@ struct LedgerConfig {
   int32_t max_blocks_per_row() const;  // at least 1, so that the block table is never empty
   int32_t max_packet_words() const;    // stop ids and logit biases that one packet can bring
   int32_t max_packet_grants() const;
+  int32_t max_packet_snapshots() const;
+  int32_t max_packet_copies() const;
+  int32_t max_packet_tokens() const { return max_step_tokens + max_model_len; }  // chunks, and history before them
   int64_t packet_entry_bytes() const;
   int64_t packet_ring_bytes() const { return packet_entry_bytes() * max_in_flight(); }
   int64_t result_entry_bytes() const;  // laid out for max_rows rows
@@ -66,6 +69,8 @@ struct Plan {
   int32_t num_tokens = 0;           // T
   int32_t max_query_len = 0;        // tokens of the longest row of this step
   int32_t max_kv_len = 0;           // upper bound of the rows' KV length after this step
+  int32_t num_snapshots = 0;        // states that the step's prompt chunks leave beside the rows' own
+  int32_t num_copies = 0;           // states to copy before the layers run
   const uint8_t* packet = nullptr;  // null: nothing new; otherwise valid until the step is committed
   uint32_t packet_bytes = 0;
   uint8_t* result = nullptr;  // the ring entry the step publishes to

@@ -18,6 +18,7 @@ void apply_init(const DeviceMirror& mirror, const RowInit& init, const int32_t* 
   mirror.last_token[row] = 0;
   mirror.num_computed[row] = 0;
   mirror.stopped[row] = 0;
+  mirror.state_base[row] = 0;
   mirror.slot[row] = init.slot;
   mirror.sampling[row] = sampling;
   const int32_t* list = words + init.words_begin;
@@ -29,7 +30,13 @@ void apply_init(const DeviceMirror& mirror, const RowInit& init, const int32_t* 
               static_cast<size_t>(sampling.num_logit_bias) * sizeof(float));
 }
 
-void apply_packet(const DeviceMirror& mirror, const uint8_t* packet, int max_live) {
+void apply_rewind(const DeviceMirror& mirror, const RowRewind& rewind) {
+  mirror.num_computed[rewind.row] = rewind.num_computed;
+  mirror.last_token[rewind.row] = rewind.last_token;
+  mirror.stopped[rewind.row] = 0;
+}
+
+void apply_packet(const DeviceMirror& mirror, const StepInputs& inputs, const uint8_t* packet, int max_live) {
   const auto& header = *reinterpret_cast<const PacketHeader*>(packet);
   const auto* words = section<int32_t>(packet, header.words_offset);
   const auto* inits = section<RowInit>(packet, header.inits_offset);
@@ -39,16 +46,20 @@ void apply_packet(const DeviceMirror& mirror, const uint8_t* packet, int max_liv
     const BlockGrant& grant = grants[i];
     mirror.block_table[int64_t{grant.row} * mirror.max_blocks_per_row + grant.index] = grant.block;
   }
+  const auto* rewinds = section<RowRewind>(packet, header.rewinds_offset);
+  for (int i = 0; i < header.num_rewinds; ++i) apply_rewind(mirror, rewinds[i]);
+  std::copy_n(section<StateCopy>(packet, header.copies_offset), header.num_copies, inputs.state_copies);
   std::copy_n(section<StepRow>(packet, header.rows_offset), std::min(header.num_rows, max_live), mirror.live);
 }
 
 // Row i of the step; the dummy row where it is padding or the device has stopped it. Its tokens stay counted.
 StepRow step_row(const DeviceMirror& mirror, int num_live, bool has_packet, int i) {
-  if (i >= num_live) return {kDummyRow, 0, 1, -1};
+  if (i >= num_live) return {kDummyRow, 0, 1, -1, kDummySlot, 0};
   StepRow row = mirror.live[i];
   if (!has_packet) {
     row.num_tokens = 1;
     row.prompt_begin = -1;
+    row.num_history = 0;
   }
   if (mirror.stopped[row.row] != 0) row.row = kDummyRow;
   return row;
@@ -58,7 +69,9 @@ void fill_dummy(const StepInputs& inputs, int i, int begin, int count) {
   inputs.rows[i] = kDummyRow;
   inputs.row_start[i] = 0;
   inputs.kv_lens[i] = 1;
-  inputs.slots[i] = kDummySlot;
+  inputs.read_slots[i] = kDummySlot;
+  inputs.write_slots[i] = kDummySlot;
+  inputs.state_base[i] = 0;
   std::fill_n(inputs.token_ids + begin, count, 0);
   std::fill_n(inputs.positions + begin, count, 0);
 }
@@ -72,14 +85,34 @@ void fill_row(const BeginStepParams& params, const StepRow& live, const int32_t*
   inputs.rows[i] = live.row;
   inputs.row_start[i] = start;
   inputs.kv_lens[i] = start + live.num_tokens;
-  inputs.slots[i] = mirror.slot[live.row];
+  inputs.read_slots[i] = is_decode ? mirror.slot[live.row] : live.read_slot;
+  inputs.write_slots[i] = mirror.slot[live.row];
+  inputs.state_base[i] = is_decode ? mirror.state_base[live.row] : start;
   const int32_t* tokens = is_decode ? mirror.last_token + live.row : prompt_tokens + live.prompt_begin;
   int32_t* history = mirror.history + int64_t{live.row} * mirror.max_model_len;
+  std::copy_n(tokens - live.num_history, live.num_history, history + start - live.num_history);
   for (int t = 0; t < live.num_tokens; ++t) {
     inputs.token_ids[begin + t] = tokens[t];
     inputs.positions[begin + t] = start + t;
     if (start + t < mirror.max_model_len) history[start + t] = tokens[t];
   }
+}
+
+// The packet's snapshots, as lists that the rows' entries point into; those of dummy rows are left out.
+void fill_snapshots(const StepInputs& inputs, const uint8_t* packet, int num_rows) {
+  const auto& header = *reinterpret_cast<const PacketHeader*>(packet);
+  const auto* next = section<StateSnapshot>(packet, header.snapshots_offset);
+  const auto* end = next + header.num_snapshots;
+  int num_kept = 0;
+  for (int i = 0; i < num_rows; ++i) {
+    inputs.snapshot_starts[i] = num_kept;
+    for (; next < end && next->row_index == i; ++next) {
+      if (inputs.rows[i] == kDummyRow) continue;
+      inputs.snapshot_positions[num_kept] = next->position;
+      inputs.snapshot_slots[num_kept++] = next->slot;
+    }
+  }
+  inputs.snapshot_starts[num_rows] = num_kept;
 }
 
 }  // namespace
@@ -94,7 +127,7 @@ void begin_step(const BeginStepParams& params, Stream) {
   int num_live = params.num_rows;
   if (has_packet) {
     num_live = std::min(header->num_rows, params.num_rows);
-    apply_packet(params.mirror, params.packet, params.num_rows);
+    apply_packet(params.mirror, params.inputs, params.packet, params.num_rows);
   } else if (counter != nullptr) {
     num_live = std::min(counter->num_live, params.num_rows);
   }
@@ -119,6 +152,7 @@ void begin_step(const BeginStepParams& params, Stream) {
       fill_row(params, row, prompt_tokens, i, begin);
     }
   }
+  if (has_packet && header->num_snapshots > 0) fill_snapshots(inputs, params.packet, params.num_rows);
 }
 
 }  // namespace headway::cpu

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "cpu/ops.h"
+#include "params/state_base.h"
 
 namespace headway::cpu {
 namespace {
@@ -13,7 +14,10 @@ void advance_rows(const FinishStepParams& params) {
   for (int i = 0; i < params.num_rows; ++i) {
     const int row = params.inputs.rows[i];
     if (row == kDummyRow) continue;
-    params.mirror.num_computed[row] = params.inputs.kv_lens[i];
+    const int32_t num_computed = params.inputs.kv_lens[i];
+    params.mirror.num_computed[row] = num_computed;
+    const bool is_decode = i < params.num_decode_rows;
+    params.mirror.state_base[row] = is_decode ? next_state_base(num_computed) : num_computed;
     if (i >= params.num_sampled) continue;
     params.mirror.last_token[row] = params.results[i].token;
     params.mirror.stopped[row] = params.results[i].is_stopped;

@@ -19,6 +19,9 @@ struct PacketView {
   const BlockGrant* grants;
   const StepRow* rows;
   const int32_t* prompt_tokens;
+  const StateSnapshot* snapshots;
+  const StateCopy* copies;
+  const RowRewind* rewinds;
 };
 
 __device__ PacketView view_packet(const uint8_t* packet) {
@@ -28,7 +31,10 @@ __device__ PacketView view_packet(const uint8_t* packet) {
           reinterpret_cast<const int32_t*>(packet + header->words_offset),
           reinterpret_cast<const BlockGrant*>(packet + header->grants_offset),
           reinterpret_cast<const StepRow*>(packet + header->rows_offset),
-          reinterpret_cast<const int32_t*>(packet + header->tokens_offset)};
+          reinterpret_cast<const int32_t*>(packet + header->tokens_offset),
+          reinterpret_cast<const StateSnapshot*>(packet + header->snapshots_offset),
+          reinterpret_cast<const StateCopy*>(packet + header->copies_offset),
+          reinterpret_cast<const RowRewind*>(packet + header->rewinds_offset)};
 }
 
 // One warp resets a row's entries and copies its lists.
@@ -41,6 +47,7 @@ __device__ void apply_init(const DeviceMirror& mirror, const RowInit& init, cons
     mirror.last_token[row] = 0;
     mirror.num_computed[row] = 0;
     mirror.stopped[row] = 0;
+    mirror.state_base[row] = 0;
     mirror.slot[row] = init.slot;
     mirror.sampling[row] = init.sampling;
   }
@@ -54,7 +61,8 @@ __device__ void apply_init(const DeviceMirror& mirror, const RowInit& init, cons
   }
 }
 
-__device__ void apply_packet(const DeviceMirror& mirror, const PacketView& packet, int max_live) {
+__device__ void apply_packet(const DeviceMirror& mirror, const StepInputs& inputs, const PacketView& packet,
+                             int max_live) {
   const int thread = static_cast<int>(threadIdx.x);
   const PacketHeader& header = *packet.header;
   for (int i = thread / kWarpSize; i < header.num_inits; i += kThreads / kWarpSize) {
@@ -65,6 +73,15 @@ __device__ void apply_packet(const DeviceMirror& mirror, const PacketView& packe
     mirror.block_table[static_cast<int64_t>(grant.row) * mirror.max_blocks_per_row + grant.index] = grant.block;
   }
   for (int i = thread; i < min(header.num_rows, max_live); i += kThreads) mirror.live[i] = packet.rows[i];
+  for (int i = thread; i < header.num_copies; i += kThreads) inputs.state_copies[i] = packet.copies[i];
+  if (header.num_rewinds == 0) return;
+  __syncthreads();  // a row that is admitted and rewound at once is reset first
+  for (int i = thread; i < header.num_rewinds; i += kThreads) {
+    const RowRewind rewind = packet.rewinds[i];
+    mirror.num_computed[rewind.row] = rewind.num_computed;
+    mirror.last_token[rewind.row] = rewind.last_token;
+    mirror.stopped[rewind.row] = 0;
+  }
 }
 
 // What the step is made of, the same for every thread.
@@ -76,11 +93,12 @@ struct StepShape {
 
 // Row i of the step. A padding row, and a row that the device has stopped, is the dummy row; its tokens stay counted.
 __device__ StepRow step_row(const DeviceMirror& mirror, const StepShape& shape, int i) {
-  if (i >= shape.num_live) return {kDummyRow, 0, 1, -1};
+  if (i >= shape.num_live) return {kDummyRow, 0, 1, -1, kDummySlot, 0};
   StepRow row = mirror.live[i];
   if (i < shape.num_decode_rows) {
     row.num_tokens = 1;
     row.prompt_begin = -1;
+    row.num_history = 0;
   }
   if (mirror.stopped[row.row] != 0) row.row = kDummyRow;
   return row;
@@ -119,7 +137,7 @@ __device__ void derive_rows(const BeginStepParams& params, const StepShape& shap
   if (thread == 0) inputs.query_start[0] = 0;
   for (int base = 0; base < params.num_rows; base += kThreads) {
     const int i = base + thread;
-    StepRow row = {kDummyRow, 0, 0, -1};
+    StepRow row = {kDummyRow, 0, 0, -1, kDummySlot, 0};
     if (i < params.num_rows) row = step_row(params.mirror, shape, i);
     const PrefixSum sum = block_prefix_sum(row.num_tokens, scratch);
     const int end = tokens_before + sum.inclusive;
@@ -133,7 +151,10 @@ __device__ void derive_rows(const BeginStepParams& params, const StepShape& shap
       inputs.query_start[i + 1] = end;
       inputs.row_start[i] = start;
       inputs.kv_lens[i] = is_dummy ? 1 : start + row.num_tokens;
-      inputs.slots[i] = is_dummy ? kDummySlot : params.mirror.slot[row.row];
+      const int slot = is_dummy ? kDummySlot : params.mirror.slot[row.row];
+      inputs.read_slots[i] = is_dummy || is_decode ? slot : row.read_slot;
+      inputs.write_slots[i] = slot;
+      inputs.state_base[i] = is_dummy ? 0 : is_decode ? params.mirror.state_base[row.row] : start;
       if (i < params.num_sampled) inputs.sample_tokens[i] = end - 1;
     }
   }
@@ -178,6 +199,57 @@ __device__ void derive_tokens(const BeginStepParams& params, const StepShape& sh
   }
 }
 
+// The history right before a chunk whose prefix is not computed; row by row, because such rows are few.
+__device__ void write_history(const BeginStepParams& params, const StepShape& shape, const int32_t* prompt_tokens) {
+  const DeviceMirror& mirror = params.mirror;
+  for (int i = shape.num_decode_rows; i < shape.num_live; ++i) {
+    const StepRow live = mirror.live[i];
+    const int row = params.inputs.rows[i];
+    if (live.num_history == 0 || row == kDummyRow) continue;
+    int32_t* history = mirror.history + static_cast<int64_t>(row) * mirror.max_model_len;
+    for (int t = static_cast<int>(threadIdx.x) - live.num_history; t < 0; t += kThreads) {
+      history[live.start + t] = prompt_tokens[live.prompt_begin + t];
+    }
+  }
+}
+
+// The first of the packet's snapshots that belongs to row i or one behind it.
+__device__ int first_snapshot_of(const PacketView& packet, int i) {
+  int low = 0;
+  int high = packet.header->num_snapshots;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (packet.snapshots[middle].row_index < i) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+// The packet's snapshots, as lists that the rows' entries point into; those of dummy rows are left out.
+__device__ void derive_snapshots(const BeginStepParams& params, const PacketView& packet, int* scratch) {
+  const StepInputs& inputs = params.inputs;
+  const int thread = static_cast<int>(threadIdx.x);
+  int snapshots_before = 0;
+  if (thread == 0) inputs.snapshot_starts[0] = 0;
+  for (int base = 0; base < params.num_rows; base += kThreads) {
+    const int i = base + thread;
+    const bool is_live = i < params.num_rows && inputs.rows[i] != kDummyRow;
+    const int from = is_live ? first_snapshot_of(packet, i) : 0;
+    const int count = is_live ? first_snapshot_of(packet, i + 1) - from : 0;
+    const PrefixSum sum = block_prefix_sum(count, scratch);
+    const int end = snapshots_before + sum.inclusive;
+    snapshots_before += sum.total;
+    if (i < params.num_rows) inputs.snapshot_starts[i + 1] = end;
+    for (int k = 0; k < count; ++k) {
+      inputs.snapshot_positions[end - count + k] = packet.snapshots[from + k].position;
+      inputs.snapshot_slots[end - count + k] = packet.snapshots[from + k].slot;
+    }
+  }
+}
+
 __global__ void __launch_bounds__(kThreads) begin_step_kernel(BeginStepParams params) {
   __shared__ int scratch[kWarpSize];
   const int64_t begin_ns = device_clock_ns();
@@ -205,11 +277,14 @@ __global__ void __launch_bounds__(kThreads) begin_step_kernel(BeginStepParams pa
   }
 
   // The mirror, then the rows, then the tokens.
-  if (shape.has_packet) apply_packet(params.mirror, packet, params.num_rows);
+  if (shape.has_packet) apply_packet(params.mirror, params.inputs, packet, params.num_rows);
   __syncthreads();
   derive_rows(params, shape, scratch);
   __syncthreads();
   derive_tokens(params, shape, packet.prompt_tokens);
+  if (!shape.has_packet) return;
+  write_history(params, shape, packet.prompt_tokens);
+  if (packet.header->num_snapshots > 0) derive_snapshots(params, packet, scratch);
 }
 
 }  // namespace

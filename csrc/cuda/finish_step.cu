@@ -3,6 +3,7 @@
 #include "cuda/common/check.h"
 #include "cuda/common/clock.cuh"
 #include "cuda/ops.h"
+#include "params/state_base.h"
 
 namespace headway::cuda {
 namespace {
@@ -16,7 +17,10 @@ __device__ void advance_rows(const FinishStepParams& params) {
   for (int i = static_cast<int>(threadIdx.x); i < params.num_rows; i += kThreads) {
     const int row = inputs.rows[i];
     if (row == kDummyRow) continue;
-    params.mirror.num_computed[row] = inputs.kv_lens[i];
+    const int32_t num_computed = inputs.kv_lens[i];
+    params.mirror.num_computed[row] = num_computed;
+    const bool is_decode = i < params.num_decode_rows;
+    params.mirror.state_base[row] = is_decode ? next_state_base(num_computed) : num_computed;
     if (i >= params.num_sampled) continue;
     params.mirror.last_token[row] = params.results[i].token;
     params.mirror.stopped[row] = params.results[i].is_stopped;

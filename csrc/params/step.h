@@ -40,6 +40,7 @@ struct SampleParams {
 struct FinishStepParams {
   int64_t step;
   int32_t num_rows;           // R
+  int32_t num_decode_rows;    // the first rows
   int32_t num_sampled;        // Rs
   int32_t max_logprobs;       // K
   DeviceMirror mirror;

@@ -16,6 +16,9 @@ RESULT_HEADER_BYTES: Final[int]
 ROW_SAMPLING_BYTES: Final[int]
 RESULT_ROW_BYTES: Final[int]
 STEP_ROW_BYTES: Final[int]
+STATE_SNAPSHOT_BYTES: Final[int]
+STATE_COPY_BYTES: Final[int]
+ROW_REWIND_BYTES: Final[int]
 
 # Why a request ended, as `Commit.finish_reasons` and `Ledger.finish` say it.
 NOT_FINISHED: Final[int]
@@ -53,6 +56,12 @@ class LedgerConfig:
     max_launch_depth: int
     grant_ahead_blocks: int
     prompt_grid_tokens: int
+    @property
+    def max_packet_snapshots(self) -> int:
+        """States that one step's prompt chunks may leave."""
+    @property
+    def max_packet_copies(self) -> int:
+        """States that one step may copy."""
     @property
     def max_blocks_per_row(self) -> int:
         """Columns of the block table; at least 1."""
@@ -94,6 +103,8 @@ class Plan:
     num_tokens: int  # T
     max_query_len: int  # tokens of the longest row of this step
     max_kv_len: int  # upper bound of the rows' KV length after this step
+    num_snapshots: int  # states that prompt chunks leave beside the rows' own
+    num_copies: int  # states to copy before the layers run
     packet_address: int  # 0: nothing new, no copy
     packet_bytes: int
     result_address: int  # ring entry the step publishes to

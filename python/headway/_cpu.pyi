@@ -251,6 +251,7 @@ def sample(
 def finish_step(
     step: int,
     num_rows: int,
+    num_decode_rows: int,
     num_sampled: int,
     max_logprobs: int,
     mirror: tuple[int, ...],

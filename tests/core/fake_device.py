@@ -22,7 +22,10 @@ HEADER = np.dtype(
     [("step", "i8")]
     + [(name, "i4") for name in ("num_rows", "num_decode_rows", "num_sampled", "num_tokens")]
     + [(name, "i4") for name in ("num_inits", "num_words", "num_grants", "num_prompt_tokens")]
-    + [(name, "u4") for name in ("inits", "words", "grants", "rows", "tokens", "num_bytes")]
+    + [(name, "i4") for name in ("num_snapshots", "num_copies", "num_rewinds")]
+    + [(name, "u4") for name in ("inits", "words", "grants", "rows", "tokens")]
+    + [(name, "u4") for name in ("snapshots", "copies", "rewinds", "num_bytes")]
+    + [("reserved", "i4", (2,))]
 )
 SAMPLING = np.dtype(
     [("seed", "u8"), ("temperature", "f4"), ("top_p", "f4"), ("min_p", "f4"), ("top_k", "i4")]
@@ -36,7 +39,12 @@ ROW_INIT = np.dtype(
     [("row", "i4"), ("slot", "i4"), ("words_begin", "i4"), ("reserved", "i4"), ("sampling", SAMPLING)]
 )
 BLOCK_GRANT = np.dtype([("row", "i4"), ("index", "i4"), ("block", "i4")])
-STEP_ROW = np.dtype([("row", "i4"), ("start", "i4"), ("num_tokens", "i4"), ("prompt_begin", "i4")])
+STEP_ROW = np.dtype(
+    [(name, "i4") for name in ("row", "start", "num_tokens", "prompt_begin", "read_slot", "num_history")]
+)
+STATE_SNAPSHOT = np.dtype([(name, "i4") for name in ("row_index", "position", "slot", "reserved")])
+STATE_COPY = np.dtype([(name, "i4") for name in ("src_slot", "dst_slot", "position", "reserved")])
+ROW_REWIND = np.dtype([(name, "i4") for name in ("row", "num_computed", "last_token", "reserved")])
 RESULT_HEADER = np.dtype(
     [("step", "i8"), ("begin_ns", "i8"), ("end_ns", "i8"), ("num_sampled", "i4"), ("reserved", "i4", (9,))]
 )
@@ -75,6 +83,9 @@ class Packet:
         self.grants = self._section(raw, "grants", "num_grants", BLOCK_GRANT)
         self.rows = self._section(raw, "rows", "num_rows", STEP_ROW)
         self.tokens = self._section(raw, "tokens", "num_prompt_tokens", np.dtype("i4"))
+        self.snapshots = self._section(raw, "snapshots", "num_snapshots", STATE_SNAPSHOT)
+        self.copies = self._section(raw, "copies", "num_copies", STATE_COPY)
+        self.rewinds = self._section(raw, "rewinds", "num_rewinds", ROW_REWIND)
 
     def _section(self, raw: npt.NDArray[np.uint8], name: str, count: str, dtype: np.dtype) -> np.ndarray:
         begin = int(self.header[name])
@@ -131,7 +142,7 @@ class FakeDevice:
         for i, step_row in enumerate(rows):
             is_decode = i < plan.num_decode_rows
             num_tokens += 1 if is_decode else int(step_row["num_tokens"])
-            self._compute(step_row, None if is_decode else packet)
+            self._compute(i, step_row, None if is_decode else packet)
             if i < plan.num_sampled:
                 results[i] = self._sample(int(step_row["row"]))
         assert num_tokens == plan.num_tokens
@@ -148,22 +159,48 @@ class FakeDevice:
             self.block_table[row] = -1
         for grant in packet.grants:
             self.block_table[grant["row"], grant["index"]] = grant["block"]
+        for rewind in packet.rewinds:
+            row = int(rewind["row"])
+            self.num_computed[row], self.last_token[row] = rewind["num_computed"], rewind["last_token"]
+            self.stopped[row] = 0
+        for copy in packet.copies:
+            state = self.states[copy["src_slot"]]
+            assert len(state) >= copy["position"]
+            self.states[copy["dst_slot"]] = state[: copy["position"]]
+        assert plan.num_copies == len(packet.copies)
+        assert plan.num_snapshots == len(packet.snapshots)
         self.live = packet.rows
 
-    def _compute(self, step_row: np.void, packet: Packet | None) -> None:
+    def _compute(self, row_index: int, step_row: np.void, packet: Packet | None) -> None:
         row = int(step_row["row"])
         if self.stopped[row]:
             return
+        snapshots: dict[int, int] = {}
         if packet is None:
             tokens = [int(self.last_token[row])]
             assert self.num_computed[row] > 0
         else:
             begin = int(step_row["prompt_begin"])
             tokens = packet.tokens[begin : begin + int(step_row["num_tokens"])].tolist()
-            self.num_computed[row] = step_row["start"]
+            start, num_history = int(step_row["start"]), int(step_row["num_history"])
+            self.num_computed[row] = start
+            self.history[row, start - num_history : start] = packet.tokens[begin - num_history : begin]
+            if start:
+                self._restore(row, int(step_row["read_slot"]), start)
+            mine = packet.snapshots[packet.snapshots["row_index"] == row_index]
+            snapshots = dict(zip(mine["position"].tolist(), mine["slot"].tolist(), strict=True))
+            assert all(start < position <= start + len(tokens) for position in snapshots)
         for token in tokens:
             self._write(row, int(self.num_computed[row]), token)
             self.num_computed[row] += 1
+            if snapshots.get(int(self.num_computed[row])):
+                self.states[snapshots[int(self.num_computed[row])]] = self.states[self.slot[row]]
+
+    def _restore(self, row: int, read_slot: int, start: int) -> None:
+        """The row goes on from what is cached: its slot takes over the state that read_slot holds."""
+        if self.config.num_slots:
+            assert len(self.states[read_slot]) == start, "a state has seen other positions than the step says"
+            self.states[self.slot[row]] = self.states[read_slot]
 
     def _write(self, row: int, position: int, token: int) -> None:
         self.history[row, position] = token
@@ -179,12 +216,13 @@ class FakeDevice:
     def _read(self, row: int) -> list[int]:
         """The sequence as the caches know it; where both kinds exist they must agree."""
         num_tokens = int(self.num_computed[row])
-        tokens: list[int] = self.history[row, :num_tokens].tolist()
+        if self.config.num_slots:
+            tokens = list(self.states[self.slot[row]])
         if self.config.num_blocks:
             table = self.block_table[row, : -(-num_tokens // self.config.block_size)]
-            tokens = self.blocks[table].reshape(-1)[:num_tokens].tolist()
-        if self.config.num_slots:
-            assert list(self.states[self.slot[row]]) == tokens
+            cells: list[int] = self.blocks[table].reshape(-1)[:num_tokens].tolist()
+            assert not self.config.num_slots or cells == tokens
+            tokens = cells
         return tokens
 
     def _sample(self, row: int) -> tuple[int, int, float, int, int, int]:

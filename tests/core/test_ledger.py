@@ -49,6 +49,9 @@ def test_struct_sizes_match_the_layout() -> None:
     assert fake_device.HEADER.itemsize == _core.PACKET_HEADER_BYTES
     assert fake_device.SAMPLING.itemsize == _core.ROW_SAMPLING_BYTES
     assert fake_device.STEP_ROW.itemsize == _core.STEP_ROW_BYTES
+    assert fake_device.STATE_SNAPSHOT.itemsize == _core.STATE_SNAPSHOT_BYTES
+    assert fake_device.STATE_COPY.itemsize == _core.STATE_COPY_BYTES
+    assert fake_device.ROW_REWIND.itemsize == _core.ROW_REWIND_BYTES
     assert fake_device.RESULT_HEADER.itemsize == _core.RESULT_HEADER_BYTES
     assert fake_device.RESULT_ROW.itemsize == _core.RESULT_ROW_BYTES
 

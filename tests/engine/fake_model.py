@@ -87,10 +87,10 @@ class FakeModel:
 
     def _run_row(self, batch: StepBatch, caches: FakeCaches, hidden: torch.Tensor, row: int) -> None:
         begin, end = int(batch.query_start[row]), int(batch.query_start[row + 1])
-        slot, start = int(batch.slots[row]), int(batch.row_start[row])
+        read_slot, start = int(batch.read_slots[row]), int(batch.row_start[row])
         table = batch.block_table[int(batch.rows[row])].tolist()
         block_size = caches.keys.shape[1]
-        state = 0 if start == 0 else int(caches.state[slot])
+        state = 0 if start == 0 else int(caches.state[read_slot])
         for place in range(begin, end):
             position, token = int(batch.positions[place]), int(batch.token_ids[place])
             assert position == start + place - begin
@@ -103,7 +103,7 @@ class FakeModel:
             handle = len(self.sampled)
             self.sampled[handle] = logits_of(state, keys)
             hidden[end - 1, 0] = handle
-        caches.state[slot] = state
+        caches.state[int(batch.write_slots[row])] = state
 
 
 @dataclass

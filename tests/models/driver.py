@@ -87,7 +87,9 @@ class Driver:
             query_start=self._ints(query_start),
             row_start=self._ints(starts),
             kv_lens=self._ints(ends),
-            slots=self._ints([row.slot for row, _ in work]),
+            read_slots=self._ints([row.slot for row, _ in work]),
+            write_slots=self._ints([row.slot for row, _ in work]),
+            state_base=self._ints(starts),
             sample_tokens=self._ints([end - 1 for end in query_start[1:]]),
             block_table=self.block_table,
         )

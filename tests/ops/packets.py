@@ -17,7 +17,10 @@ from headway.ops.layout import (
     RESULT_HEADER,
     RESULT_ROW,
     ROW_INIT,
+    ROW_REWIND,
     ROW_SAMPLING,
+    STATE_COPY,
+    STATE_SNAPSHOT,
     STEP_ROW,
 )
 
@@ -36,14 +39,30 @@ class Init:
 
 
 @dataclass
+class Restore:
+    """Where a chunk's state comes from, and the tokens before it that its row has not seen."""
+
+    read_slot: int
+    history: list[int] = field(default_factory=list)
+
+
+@dataclass
 class Packet:
-    """What the host says in one step; rows are (row, start, prompt tokens), None for a decode row."""
+    """What the host says in one step; rows are (row, start, prompt tokens), None for a decode row.
+
+    `restores` is by row; snapshots are (row index, position, slot), copies (from slot, to slot, position), rewinds
+    (row, tokens computed, next input).
+    """
 
     step: int
     rows: list[tuple[int, int, list[int] | None]]
     num_sampled: int
     inits: list[Init] = field(default_factory=list)
     grants: list[tuple[int, int, int]] = field(default_factory=list)
+    restores: dict[int, Restore] = field(default_factory=dict)
+    snapshots: list[tuple[int, int, int]] = field(default_factory=list)
+    copies: list[tuple[int, int, int]] = field(default_factory=list)
+    rewinds: list[tuple[int, int, int]] = field(default_factory=list)
 
     @property
     def num_decode_rows(self) -> int:
@@ -69,29 +88,43 @@ class Packet:
             record["sampling"] = sampling_record(init)
             values = np.array(list(init.bias.values()), np.float32).view(np.int32)
             words += [*init.stop_ids, *init.bias.keys(), *values.tolist()]
+        rows, tokens = self._pack_rows()
+        return self._join(
+            {
+                "inits": inits,
+                "words": np.array(words, np.int32),
+                "grants": np.array(self.grants, BLOCK_GRANT),
+                "rows": rows,
+                "tokens": np.array(tokens, np.int32),
+                "snapshots": np.array([(*entry, 0) for entry in self.snapshots], STATE_SNAPSHOT),
+                "copies": np.array([(*entry, 0) for entry in self.copies], STATE_COPY),
+                "rewinds": np.array([(*entry, 0) for entry in self.rewinds], ROW_REWIND),
+            }
+        )
+
+    def _pack_rows(self) -> tuple[npt.NDArray[Any], list[int]]:
         rows = np.zeros(len(self.rows), STEP_ROW)
         tokens: list[int] = []
         for record, (row, start, prompt) in zip(rows, self.rows, strict=True):
+            restore = self.restores.get(row, Restore(0))
+            tokens += restore.history
             record["row"], record["start"] = row, start
             record["num_tokens"] = 1 if prompt is None else len(prompt)
             record["prompt_begin"] = -1 if prompt is None else len(tokens)
+            record["read_slot"], record["num_history"] = restore.read_slot, len(restore.history)
             tokens += prompt or []
-        grants = np.array(self.grants, BLOCK_GRANT)
-        sections = [inits, np.array(words, np.int32), grants, rows, np.array(tokens, np.int32)]
-        return self._join(sections, len(words), len(tokens))
+        return rows, tokens
 
-    def _join(
-        self, sections: list[npt.NDArray[Any]], num_words: int, num_tokens: int
-    ) -> npt.NDArray[np.uint8]:
+    def _join(self, sections: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.uint8]:
         header = np.zeros(1, PACKET_HEADER)
         body = bytearray(PACKET_HEADER.itemsize)
-        for name, section in zip(("inits", "words", "grants", "rows", "tokens"), sections, strict=True):
+        for name, section in sections.items():
             header[f"{name}_offset"] = len(body)
             body += section.tobytes()
             body += bytes(-len(body) % 16)
+            if name != "rows":
+                header["num_prompt_tokens" if name == "tokens" else f"num_{name}"] = len(section)
         header["step"], header["num_bytes"] = self.step, len(body)
-        header["num_inits"], header["num_grants"] = len(self.inits), len(self.grants)
-        header["num_words"], header["num_prompt_tokens"] = num_words, num_tokens
         for name, count in self.counts().items():
             header[name] = count
         return np.frombuffer(header.tobytes() + bytes(body[PACKET_HEADER.itemsize :]), np.uint8)
@@ -112,6 +145,8 @@ def allocate(device: str, **changes: int) -> ops.StepBuffers:
         "max_model_len": 64,
         "max_step_tokens": 80,
         "max_logprobs": 5,
+        "max_snapshots": 12,
+        "max_copies": 6,
     }
     return ops.StepBuffers.allocate(**{**sizes, **changes}, device=device)
 

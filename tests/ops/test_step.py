@@ -13,13 +13,13 @@ from headway import ops
 from headway.ops import reference
 from headway.ops.layout import RESULT_ROW, STEP_COUNTER
 from tests.compare import assert_bit_equal
-from tests.ops.packets import Entry, Init, Packet, allocate, begin, copy_to
+from tests.ops.packets import Entry, Init, Packet, Restore, allocate, begin, copy_to
 
 RING_ROWS = 8
 
 
 def assert_same(actual: ops.StepBuffers, expected: ops.StepBuffers, counts: dict[str, int]) -> None:
-    """Mirrors are equal in full, inputs in the part that the step uses."""
+    """Mirrors are equal in full, inputs in the part that the step uses. Snapshots and copies are in `counts`."""
     for field in dataclasses.fields(expected.mirror):
         got, want = getattr(actual.mirror, field.name).cpu(), getattr(expected.mirror, field.name)
         if field.name == "counter":
@@ -28,9 +28,15 @@ def assert_same(actual: ops.StepBuffers, expected: ops.StepBuffers, counts: dict
         elif field.name != "live":  # how a replayed live row is remembered is the kernel's own business
             assert_bit_equal(got, want, f"mirror.{field.name}")
     used = {"token_ids": "num_tokens", "positions": "num_tokens", "token_rows": "num_tokens"}
-    used |= {"sample_tokens": "num_sampled"}
+    used |= {"sample_tokens": "num_sampled", "state_copies": "num_copies"}
+    used |= {"snapshot_positions": "num_kept_snapshots", "snapshot_slots": "num_kept_snapshots"}
+    counts = {"num_copies": 0, "num_snapshots": 0, **counts}
+    num_starts = counts["num_rows"] + 1 if counts["num_snapshots"] else 0
+    counts["num_kept_snapshots"] = int(expected.inputs.snapshot_starts[num_starts - 1]) if num_starts else 0
     for field in dataclasses.fields(expected.inputs):
         count = counts[used.get(field.name, "num_rows")] + (field.name == "query_start")
+        if field.name == "snapshot_starts":
+            count = num_starts
         got, want = getattr(actual.inputs, field.name), getattr(expected.inputs, field.name)
         assert_bit_equal(got[:count], want[:count], f"inputs.{field.name}")
 
@@ -93,6 +99,74 @@ def test_a_chunk_of_a_stopped_row_becomes_padding(device):
     assert expected.inputs.positions[1:4].tolist() == [0, 0, 0]
 
 
+def assert_same_after(packet: Packet, device: str) -> ops.StepBuffers:
+    """Begins the step on buffers that `decoding` left, on the device and by the reference; returns the latter's."""
+    expected, actual = decoding("cpu"), decoding(device)
+    for buffers in (expected, actual):
+        buffers.inputs.snapshot_starts.fill_(-7)
+    begin(reference.begin_step_ref, expected, packet)
+    begin(ops.begin_step, actual, packet)
+    assert_same(actual, expected, all_counts(packet))
+    return expected
+
+
+def all_counts(packet: Packet) -> dict[str, int]:
+    return packet.counts() | {
+        "num_snapshots": len(packet.snapshots),
+        "num_copies": len(packet.copies),
+    }
+
+
+def test_a_chunk_continues_from_the_slot_it_names_and_only_that_step(device):
+    """And brings the tokens before it that the row's history lacks."""
+    restores = {3: Restore(8, [40, 41, 42, 43, 44])}
+    rows = [(2, 9, None), (3, 5, [45, 46])]
+    packet = Packet(2, rows, num_sampled=2, inits=[Init(3, 4)], restores=restores)
+    expected = assert_same_after(packet, device)
+    assert expected.inputs.read_slots[:2].tolist() == [3, 8]
+    assert expected.inputs.write_slots[:2].tolist() == [3, 4]
+    assert expected.inputs.state_base[:2].tolist() == [0, 5]
+    assert expected.mirror.history[3, :8].tolist() == [40, 41, 42, 43, 44, 45, 46, 0]
+    assert expected.inputs.token_ids[:3].tolist() == [102, 45, 46]
+    actual = copy_to(expected, device)
+    counts = {"num_rows": 2, "num_decode_rows": 2, "num_sampled": 2, "num_tokens": 2}
+    for buffers in (expected, actual):
+        buffers.mirror.num_computed[3] = 7
+    reference.begin_step_ref(expected, packet_address=0, **counts)
+    ops.begin_step(actual, packet_address=0, **counts)
+    assert_same(actual, expected, counts)
+    assert expected.inputs.read_slots[:2].tolist() == [3, 4]
+
+
+def test_snapshots_become_lists_by_row_without_those_of_stopped_rows(device):
+    rows = [(2, 9, None), (5, 4, [50, 51, 52]), (1, 30, [60, 61]), (4, 0, [70]), (6, 8, [80, 81, 82])]
+    snapshots = [(1, 5, 11), (1, 7, 12), (2, 31, 13), (2, 32, 14), (4, 9, 15), (4, 10, 16), (4, 11, 17)]
+    inits = [Init(4, 5), Init(6, 7)]
+    packet = Packet(2, rows, num_sampled=3, inits=inits, snapshots=snapshots)
+    expected = assert_same_after(packet, device)
+    assert expected.inputs.snapshot_starts[:6].tolist() == [0, 0, 0, 2, 2, 5]
+    assert expected.inputs.snapshot_positions[:5].tolist() == [31, 32, 9, 10, 11]
+    assert expected.inputs.snapshot_slots[:5].tolist() == [13, 14, 15, 16, 17]
+
+
+def test_a_rewind_sets_what_the_next_step_begins_with(device):
+    """Also for a row that had stopped, and after the reset of one that is admitted at once."""
+    rows = [(2, 9, None), (5, 4, None), (7, 3, None)]
+    rewinds = [(2, 6, 66), (5, 3, 55), (7, 2, 77)]
+    packet = Packet(2, rows, num_sampled=3, inits=[Init(7, 8)], rewinds=rewinds)
+    expected = assert_same_after(packet, device)
+    assert expected.inputs.rows[:3].tolist() == [2, 5, 7]
+    assert expected.inputs.positions[:3].tolist() == [6, 3, 2]
+    assert expected.inputs.token_ids[:3].tolist() == [66, 55, 77]
+    assert expected.mirror.stopped.tolist() == [0] * 9
+
+
+def test_copies_reach_the_inputs(device):
+    packet = Packet(2, [(2, 9, None)], num_sampled=1, copies=[(3, 7, 9), (5, 5, 4)])
+    expected = assert_same_after(packet, device)
+    assert expected.inputs.state_copies[:2].tolist() == [[3, 7, 9, 0], [5, 5, 4, 0]]
+
+
 def fill_results(buffers: ops.StepBuffers, rng: random.Random) -> None:
     rows = buffers.results.rows.numpy().view(RESULT_ROW)[:, 0]
     for index, record in enumerate(rows):
@@ -112,12 +186,33 @@ def random_packet(rng: random.Random, step: int, known: dict[int, int]) -> Packe
             continue
         stops = [rng.randrange(50) for _ in range(rng.randrange(4))]
         inits.append(Init(row, rng.randrange(1, 9), {"seed": rng.getrandbits(64)}, stops, {3: rng.random()}))
-        chunks.append((row, 0, [rng.randrange(50) for _ in range(rng.randrange(1, 9))]))
+        start = rng.choice([0, 0, 0, rng.randrange(1, 9)])
+        chunks.append((row, start, [rng.randrange(50) for _ in range(rng.randrange(1, 9))]))
         grants.append((row, rng.randrange(4), rng.randrange(1, 30)))
     num_final = rng.randrange(len(chunks) + 1)
     for row, start, tokens in [*decodes, *chunks]:
         known[row] = start + (1 if tokens is None else len(tokens))
-    return Packet(step, [*decodes, *chunks], len(decodes) + num_final, inits, grants)
+    packet = Packet(step, [*decodes, *chunks], len(decodes) + num_final, inits, grants)
+    add_news_of_states(rng, packet)
+    return packet
+
+
+def add_news_of_states(rng: random.Random, packet: Packet) -> None:
+    """Slots to continue from, history, snapshots, copies and rewinds, in no sensible relation to each other."""
+    for index, (row, start, tokens) in enumerate(packet.rows):
+        if tokens is None:
+            if rng.random() < 0.1:
+                packet.rewinds.append((row, start - rng.randrange(2), rng.randrange(50)))
+            continue
+        history = [rng.randrange(50) for _ in range(rng.randrange(start + 1))]
+        packet.restores[row] = Restore(rng.randrange(1, 30), history)
+        positions = rng.sample(
+            range(start + 1, start + len(tokens) + 1), rng.randrange(min(len(tokens), 2) + 1)
+        )
+        packet.snapshots += [(index, position, rng.randrange(1, 30)) for position in sorted(positions)]
+    del packet.snapshots[12:]
+    for _ in range(rng.randrange(4)):
+        packet.copies.append((rng.randrange(1, 30), rng.randrange(1, 30), rng.randrange(60)))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -138,7 +233,7 @@ def test_traces_of_steps(seed, device):
             packet = random_packet(rng, step, known)
             begin(reference.begin_step_ref, expected, packet)
             begin(ops.begin_step, actual, packet)
-        assert_same(actual, expected, packet.counts())
+        assert_same(actual, expected, packet.counts() if is_silent else all_counts(packet))
         fill_results(expected, rng)
         for name in ("rows", "top_ids", "top_logprobs"):
             getattr(actual.results, name).copy_(getattr(expected.results, name))
@@ -153,6 +248,7 @@ def finish_both(expected: ops.StepBuffers, actual: ops.StepBuffers, step: int, p
             buffers,
             step=step,
             num_rows=len(packet.rows),
+            num_decode_rows=packet.num_decode_rows,
             num_sampled=packet.num_sampled,
             result_address=entry.address,
             ring_max_rows=RING_ROWS,
@@ -176,4 +272,6 @@ def test_counts_beyond_the_buffers_are_refused(device):
     with pytest.raises(ValueError, match="num_rows 9"):
         ops.begin_step(buffers, num_rows=9, num_tokens=9, **counts)
     with pytest.raises(ValueError, match="num_sampled must be at most 2, got 3"):
-        ops.finish_step(buffers, step=1, num_rows=3, num_sampled=3, result_address=0, ring_max_rows=2)
+        ops.finish_step(
+            buffers, step=1, num_rows=3, num_decode_rows=3, num_sampled=3, result_address=0, ring_max_rows=2
+        )

@@ -45,8 +45,11 @@ bool FakeDevice::run_one() {
     } else {
       expect(header != nullptr, "a prompt chunk came without a packet");
       const auto* tokens = reinterpret_cast<const int32_t*>(plan.packet + header->tokens_offset);
-      row.num_computed = step_row.start;
-      for (int32_t j = 0; j < step_row.num_tokens; ++j) compute(row, tokens[step_row.prompt_begin + j]);
+      restore(row, step_row, tokens + step_row.prompt_begin);
+      for (int32_t j = 0; j < step_row.num_tokens; ++j) {
+        compute(row, tokens[step_row.prompt_begin + j]);
+        take_snapshots(plan, i, row);
+      }
     }
     if (i < plan.num_sampled) results.push_back(sample(step_row.row));
   }
@@ -70,6 +73,21 @@ void FakeDevice::apply(const Plan& plan) {
   for (int32_t i = 0; i < header.num_inits; ++i) reset(inits[i], words + inits[i].words_begin);
   const auto* grants = reinterpret_cast<const BlockGrant*>(section(header.grants_offset));
   for (int32_t i = 0; i < header.num_grants; ++i) mirror_[grants[i].row].block_table[grants[i].index] = grants[i].block;
+  const auto* rewinds = reinterpret_cast<const RowRewind*>(section(header.rewinds_offset));
+  for (int32_t i = 0; i < header.num_rewinds; ++i) {
+    MirrorRow& row = mirror_[rewinds[i].row];
+    row.num_computed = rewinds[i].num_computed;
+    row.last_token = rewinds[i].last_token;
+    row.is_stopped = false;
+  }
+  const auto* copies = reinterpret_cast<const StateCopy*>(section(header.copies_offset));
+  for (int32_t i = 0; i < header.num_copies; ++i) {
+    const std::vector<int32_t> state = states_[copies[i].src_slot];
+    expect(static_cast<int32_t>(state.size()) == copies[i].position, "a copied state has seen other positions");
+    states_[copies[i].dst_slot] = state;
+  }
+  expect(plan.num_copies == header.num_copies && plan.num_snapshots == header.num_snapshots, "the plan counts others");
+  section(header.snapshots_offset);
   const auto* rows = reinterpret_cast<const StepRow*>(section(header.rows_offset));
   live_.assign(rows, rows + header.num_rows);
 }
@@ -78,6 +96,7 @@ void FakeDevice::reset(const RowInit& init, const int32_t* words) {
   MirrorRow& row = mirror_[init.row];
   row.num_computed = 0;
   row.is_stopped = false;
+  std::fill(row.history.begin(), row.history.end(), -1);
   row.slot = init.slot;
   row.sampling = init.sampling;
   row.stop_ids.assign(words, words + init.sampling.num_stop_ids);
@@ -89,6 +108,27 @@ void FakeDevice::reset(const RowInit& init, const int32_t* words) {
     row.logit_bias.emplace_back(bias_ids[i], bias);
   }
   std::fill(row.block_table.begin(), row.block_table.end(), kDummyBlock);
+}
+
+// The row goes on from what is cached: blocks as granted, the state that read_slot holds, and the tokens before.
+void FakeDevice::restore(MirrorRow& row, const StepRow& step_row, const int32_t* tokens) {
+  row.num_computed = step_row.start;
+  std::copy_n(tokens - step_row.num_history, step_row.num_history,
+              row.history.begin() + step_row.start - step_row.num_history);
+  if (config_.num_slots == 0 || step_row.start == 0) return;
+  const std::vector<int32_t> state = states_[step_row.read_slot];
+  expect(static_cast<int32_t>(state.size()) == step_row.start, "a row continues from a state of other positions");
+  states_[row.slot] = state;
+}
+
+void FakeDevice::take_snapshots(const Plan& plan, int32_t row_index, const MirrorRow& row) {
+  const auto& header = *reinterpret_cast<const PacketHeader*>(plan.packet);
+  const auto* snapshots = reinterpret_cast<const StateSnapshot*>(plan.packet + header.snapshots_offset);
+  for (int32_t i = 0; i < header.num_snapshots; ++i) {
+    const StateSnapshot& snapshot = snapshots[i];
+    if (snapshot.row_index != row_index || snapshot.position != row.num_computed) continue;
+    states_[snapshot.slot] = states_[row.slot];
+  }
 }
 
 void FakeDevice::compute(MirrorRow& row, int32_t token) {
@@ -107,14 +147,24 @@ void FakeDevice::compute(MirrorRow& row, int32_t token) {
   }
 }
 
-// The sequence as blocks and state know it; the history is the judge.
+// The sequence as blocks and state know it. Where they are not a row's own but shared, only the history of what the row
+// computed itself can judge them: -1 stands for the rest.
 std::vector<int32_t> FakeDevice::read(const MirrorRow& row) {
   std::vector<int32_t> tokens(row.history.begin(), row.history.begin() + row.num_computed);
+  const auto agree = [&](int32_t& token, int32_t held, const char* what) {
+    if (token < 0) token = held;
+    expect(held == token, what);
+  };
   for (int32_t i = 0; config_.num_blocks > 0 && i < row.num_computed; ++i) {
     const int32_t held = blocks_[row.block_table[i / config_.block_size]][i % config_.block_size];
-    expect(held == tokens[i], "a block was overwritten while it was in use");
+    agree(tokens[i], held, "a block was overwritten while it was in use");
   }
-  if (config_.num_slots > 0) expect(states_[row.slot] == tokens, "a slot was overwritten while it was in use");
+  if (config_.num_slots == 0) return tokens;
+  const std::vector<int32_t>& state = states_[row.slot];
+  expect(state.size() == tokens.size(), "a slot was overwritten while it was in use");
+  for (size_t i = 0; i < std::min(state.size(), tokens.size()); ++i) {
+    agree(tokens[i], state[i], "a slot was overwritten while it was in use");
+  }
   return tokens;
 }
 

@@ -51,6 +51,8 @@ class FakeDevice {
 
   void apply(const Plan& plan);
   void reset(const RowInit& init, const int32_t* words);
+  void restore(MirrorRow& row, const StepRow& step_row, const int32_t* tokens);
+  void take_snapshots(const Plan& plan, int32_t row_index, const MirrorRow& row);
   void compute(MirrorRow& row, int32_t token);
   std::vector<int32_t> read(const MirrorRow& row);
   ResultRow sample(int32_t row_id);

@@ -17,6 +17,7 @@ Device::Device(const LedgerConfig& config, bool has_replays)
       fixed_packet_(config.packet_entry_bytes()),
       sampling_(config.max_rows + 1),
       live_(config.max_rows + 1),
+      state_copies_(config.max_packet_copies()),
       results_(config.max_rows),
       top_ids_(int64_t{config.max_rows} * config.max_logprobs),
       top_logprobs_(int64_t{config.max_rows} * config.max_logprobs),
@@ -33,6 +34,7 @@ Device::Device(const LedgerConfig& config, bool has_replays)
              .num_live = 0,
              .last_token = ints(num_rows),
              .num_computed = ints(num_rows),
+             .state_base = ints(num_rows),
              .slot = ints(num_rows),
              .stopped = ints(num_rows),
              .block_table = ints(num_rows * config.max_blocks_per_row()),
@@ -50,8 +52,14 @@ Device::Device(const LedgerConfig& config, bool has_replays)
              .query_start = ints(num_rows + 1),
              .row_start = ints(num_rows),
              .kv_lens = ints(num_rows),
-             .slots = ints(num_rows),
-             .sample_tokens = ints(num_rows)};
+             .read_slots = ints(num_rows),
+             .write_slots = ints(num_rows),
+             .state_base = ints(num_rows),
+             .sample_tokens = ints(num_rows),
+             .snapshot_starts = ints(num_rows + 1),
+             .snapshot_positions = ints(config.max_packet_snapshots()),
+             .snapshot_slots = ints(config.max_packet_snapshots()),
+             .state_copies = state_copies_.data()};
 }
 
 bool Device::advance() {
@@ -186,7 +194,7 @@ void Device::write_cell(int32_t row, int32_t position, int32_t token) {
 }
 
 void Device::write_state(int32_t i, int32_t row) {
-  const int32_t slot = inputs_.slots[i];
+  const int32_t slot = inputs_.write_slots[i];
   expect(slot > 0 && slot <= config_.num_slots, "a row has no slot");
   if (!fault_.empty()) return;
   State& state = states_[slot];
@@ -213,6 +221,7 @@ void Device::finish(const Plan& plan) {
   }
   FinishStepParams params = {.step = plan.step,
                              .num_rows = plan.num_rows,
+                             .num_decode_rows = plan.num_decode_rows,
                              .num_sampled = plan.num_sampled,
                              .max_logprobs = config_.max_logprobs,
                              .mirror = mirror_,
@@ -224,7 +233,7 @@ void Device::finish(const Plan& plan) {
                              .ring_max_rows = config_.max_rows};
   if (is_replayed(plan)) {
     params.step = 0;
-    params.num_rows = params.num_sampled = config_.max_rows;
+    params.num_rows = params.num_decode_rows = params.num_sampled = config_.max_rows;
     params.ring_num_entries = config_.max_in_flight();
     params.ring_entry_bytes = config_.result_entry_bytes();
     params.ring_entry -= plan.step % params.ring_num_entries * params.ring_entry_bytes;

@@ -28,6 +28,8 @@ class StepBatch:
     query_start: torch.Tensor  # [R + 1] int32, prefix sums of the rows' tokens
     row_start: torch.Tensor  # [R] int32, absolute position of each row's first token
     kv_lens: torch.Tensor  # [R] int32, tokens in the sequence after this step
-    slots: torch.Tensor  # [R] int32, Mamba state slots
+    read_slots: torch.Tensor  # [R] int32, Mamba state slots the rows continue from
+    write_slots: torch.Tensor  # [R] int32, Mamba state slots of the rows themselves
+    state_base: torch.Tensor  # [R] int32, tokens folded into the state in read_slots
     sample_tokens: torch.Tensor  # [Rs] int32, index into [T]
     block_table: torch.Tensor  # [max_rows, max_blocks_per_row] int32, by row id

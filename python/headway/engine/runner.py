@@ -64,6 +64,8 @@ class Runner:
             max_model_len=config.max_model_len,
             max_step_tokens=config.max_step_tokens,
             max_logprobs=config.max_logprobs,
+            max_snapshots=config.max_packet_snapshots,
+            max_copies=config.max_packet_copies,
             device=device,
         )
         self.staging: Staging = stage(config, device)
@@ -130,6 +132,7 @@ class Runner:
             self._buffers,
             step=plan.step,
             num_rows=plan.num_rows,
+            num_decode_rows=plan.num_decode_rows,
             num_sampled=plan.num_sampled,
             result_address=plan.result_address,
             ring_max_rows=self._config.max_rows,
@@ -143,6 +146,7 @@ class Runner:
             self._buffers,
             step=0,
             num_rows=num_rows,
+            num_decode_rows=num_rows,
             num_sampled=num_rows,
             result_address=self._result_ring_address,
             ring_max_rows=self._config.max_rows,
@@ -162,6 +166,7 @@ class Runner:
             self._buffers,
             step=0,
             num_rows=num_rows,
+            num_decode_rows=num_rows,
             num_sampled=num_rows,
             result_address=nowhere.data_ptr(),
             ring_max_rows=self._config.max_rows,
@@ -234,7 +239,9 @@ class Runner:
             "query_start": inputs.query_start[: num_rows + 1],
             "row_start": inputs.row_start[:num_rows],
             "kv_lens": inputs.kv_lens[:num_rows],
-            "slots": inputs.slots[:num_rows],
+            "read_slots": inputs.read_slots[:num_rows],
+            "write_slots": inputs.write_slots[:num_rows],
+            "state_base": inputs.state_base[:num_rows],
             "sample_tokens": inputs.sample_tokens[:num_sampled],
             "block_table": self._buffers.mirror.block_table,
         }

@@ -102,7 +102,7 @@ class Mamba2:
         out: torch.Tensor,
     ) -> torch.Tensor:
         """hidden [T, C] -> out [T, C]; advances the rows' convolution and SSM state."""
-        rows = (batch.query_start, batch.row_start, batch.slots, batch.slots)
+        rows = (batch.query_start, batch.row_start, batch.read_slots, batch.write_slots)
         self.in_proj.into(hidden, scratch.projected)
         ops.causal_conv1d(
             scratch.raw_columns,

@@ -41,12 +41,19 @@ PACKET_HEADER: Final = np.dtype(
         ("num_words", np.int32),
         ("num_grants", np.int32),
         ("num_prompt_tokens", np.int32),
+        ("num_snapshots", np.int32),
+        ("num_copies", np.int32),
+        ("num_rewinds", np.int32),
         ("inits_offset", np.uint32),
         ("words_offset", np.uint32),
         ("grants_offset", np.uint32),
         ("rows_offset", np.uint32),
         ("tokens_offset", np.uint32),
+        ("snapshots_offset", np.uint32),
+        ("copies_offset", np.uint32),
+        ("rewinds_offset", np.uint32),
         ("num_bytes", np.uint32),
+        ("reserved", np.int32, (2,)),
     ]
 )
 
@@ -63,7 +70,26 @@ ROW_INIT: Final = np.dtype(
 BLOCK_GRANT: Final = np.dtype([("row", np.int32), ("index", np.int32), ("block", np.int32)])
 
 STEP_ROW: Final = np.dtype(
-    [("row", np.int32), ("start", np.int32), ("num_tokens", np.int32), ("prompt_begin", np.int32)]
+    [
+        ("row", np.int32),
+        ("start", np.int32),
+        ("num_tokens", np.int32),
+        ("prompt_begin", np.int32),
+        ("read_slot", np.int32),
+        ("num_history", np.int32),
+    ]
+)
+
+STATE_SNAPSHOT: Final = np.dtype(
+    [("row_index", np.int32), ("position", np.int32), ("slot", np.int32), ("reserved", np.int32)]
+)
+
+STATE_COPY: Final = np.dtype(
+    [("src_slot", np.int32), ("dst_slot", np.int32), ("position", np.int32), ("reserved", np.int32)]
+)
+
+ROW_REWIND: Final = np.dtype(
+    [("row", np.int32), ("num_computed", np.int32), ("last_token", np.int32), ("reserved", np.int32)]
 )
 
 RESULT_ROW: Final = np.dtype(

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from headway.ops.backend import target_of
 from headway.ops.checks import check_inner_dense, check_same_dtype
-from headway.ops.layout import MAX_LOGIT_BIAS, MAX_STOP_IDS, RESULT_ROW, ROW_SAMPLING, STEP_COUNTER, STEP_ROW
+from headway.ops.layout import (
+    MAX_LOGIT_BIAS,
+    MAX_STOP_IDS,
+    RESULT_ROW,
+    ROW_SAMPLING,
+    STATE_COPY,
+    STEP_COUNTER,
+    STEP_ROW,
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,7 @@ class StepMirror:
 
     last_token: Tensor  # [max_rows]
     num_computed: Tensor  # [max_rows]
+    state_base: Tensor  # [max_rows]
     slot: Tensor  # [max_rows]
     stopped: Tensor  # [max_rows]
     block_table: Tensor  # [max_rows, max_blocks_per_row]
@@ -31,7 +40,7 @@ class StepMirror:
     stop_ids: Tensor  # [max_rows, MAX_STOP_IDS]
     bias_ids: Tensor  # [max_rows, MAX_LOGIT_BIAS]
     bias_values: Tensor  # [max_rows, MAX_LOGIT_BIAS] float32
-    live: Tensor  # [max_rows, 4]: StepRow
+    live: Tensor  # [max_rows, 6]: StepRow
     counter: Tensor  # [24] uint8: StepCounter
 
 
@@ -46,8 +55,14 @@ class StepInputs:
     query_start: Tensor  # [max_rows + 1]
     row_start: Tensor  # [max_rows]
     kv_lens: Tensor  # [max_rows]
-    slots: Tensor  # [max_rows]
+    read_slots: Tensor  # [max_rows]
+    write_slots: Tensor  # [max_rows]
+    state_base: Tensor  # [max_rows]
     sample_tokens: Tensor  # [max_rows]
+    snapshot_starts: Tensor  # [max_rows + 1]
+    snapshot_positions: Tensor  # [max_snapshots]
+    snapshot_slots: Tensor  # [max_snapshots]
+    state_copies: Tensor  # [max_copies, 4]: StateCopy
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,8 @@ class StepBuffers:
         max_model_len: int,
         max_step_tokens: int,
         max_logprobs: int,
+        max_snapshots: int = 0,
+        max_copies: int = 0,
         device: torch.device | str,
     ) -> StepBuffers:
         """Zeroed buffers. max_rows counts the dummy row; at least one block a row is kept for models without KV."""
@@ -85,6 +102,7 @@ class StepBuffers:
         mirror = StepMirror(
             last_token=zeros(max_rows),
             num_computed=zeros(max_rows),
+            state_base=zeros(max_rows),
             slot=zeros(max_rows),
             stopped=zeros(max_rows),
             block_table=zeros(max_rows, max(1, max_blocks_per_row)),
@@ -104,8 +122,14 @@ class StepBuffers:
             query_start=zeros(max_rows + 1),
             row_start=zeros(max_rows),
             kv_lens=zeros(max_rows),
-            slots=zeros(max_rows),
+            read_slots=zeros(max_rows),
+            write_slots=zeros(max_rows),
+            state_base=zeros(max_rows),
             sample_tokens=zeros(max_rows),
+            snapshot_starts=zeros(max_rows + 1),
+            snapshot_positions=zeros(max_snapshots),
+            snapshot_slots=zeros(max_snapshots),
+            state_copies=zeros(max_copies, STATE_COPY.itemsize // 4),
         )
         results = StepResults(
             rows=zeros(max_rows, RESULT_ROW.itemsize, dtype=torch.uint8),
@@ -136,6 +160,7 @@ class StepBuffers:
             mirror.history.shape[1],
             mirror.last_token.data_ptr(),
             mirror.num_computed.data_ptr(),
+            mirror.state_base.data_ptr(),
             mirror.slot.data_ptr(),
             mirror.stopped.data_ptr(),
             mirror.block_table.data_ptr(),
@@ -160,8 +185,14 @@ class StepBuffers:
             inputs.query_start.data_ptr(),
             inputs.row_start.data_ptr(),
             inputs.kv_lens.data_ptr(),
-            inputs.slots.data_ptr(),
+            inputs.read_slots.data_ptr(),
+            inputs.write_slots.data_ptr(),
+            inputs.state_base.data_ptr(),
             inputs.sample_tokens.data_ptr(),
+            inputs.snapshot_starts.data_ptr(),
+            inputs.snapshot_positions.data_ptr(),
+            inputs.snapshot_slots.data_ptr(),
+            inputs.state_copies.data_ptr(),
         )
 
     @cached_property
@@ -193,7 +224,8 @@ def begin_step(
         is_replayed: for arguments that stay the same from step to step: what lies at packet_address is news only when
             its step follows the device's counter, and rows beyond the live ones are padding.
 
-    A row the device has stopped becomes the dummy: row, slot, token, position and row start 0, KV length 1.
+    A row the device has stopped becomes the dummy: row, slots, token, position and row start 0, KV length 1, and its
+    snapshots are left out. A packet may bring at most the snapshots and copies that the buffers were allocated for.
     """
     if (
         num_rows >= buffers.max_rows
@@ -264,6 +296,7 @@ def finish_step(
     *,
     step: int,
     num_rows: int,
+    num_decode_rows: int,
     num_sampled: int,
     result_address: int,
     ring_max_rows: int,
@@ -276,6 +309,7 @@ def finish_step(
         buffers: updated.
         step: the plan's number.
         num_rows: R.
+        num_decode_rows: the first rows, which decode.
         num_sampled: Rs.
         result_address: of the ring entry, in host memory the device can write.
         ring_max_rows: rows an entry has room for.
@@ -289,6 +323,7 @@ def finish_step(
     kernels.finish_step(
         step,
         num_rows,
+        num_decode_rows,
         num_sampled,
         buffers.max_logprobs,
         buffers.mirror_arguments,

@@ -14,7 +14,10 @@ from headway.ops.layout import (
     RESULT_HEADER,
     RESULT_ROW,
     ROW_INIT,
+    ROW_REWIND,
     ROW_SAMPLING,
+    STATE_COPY,
+    STATE_SNAPSHOT,
     STEP_COUNTER,
     STEP_ROW,
 )
@@ -30,6 +33,9 @@ class _Packet(NamedTuple):
     grants: Records
     rows: Records
     prompt_tokens: npt.NDArray[np.int32]
+    snapshots: Records
+    copies: Records
+    rewinds: Records
 
 
 def begin_step_ref(
@@ -44,14 +50,14 @@ def begin_step_ref(
     """See `ops.begin_step`."""
     live = buffers.mirror.live.numpy().view(STEP_ROW)[:, 0]
     counter = buffers.mirror.counter.numpy().view(STEP_COUNTER)
-    prompt_tokens = np.zeros(0, np.int32)
+    prompt_tokens, snapshots = np.zeros(0, np.int32), np.zeros(0, STATE_SNAPSHOT)
     counter["step"] += 1
     if packet_address:
         packet = _read_packet(packet_address)
         counter["step"] = packet.step
         _apply(buffers, packet)
         live[: len(packet.rows)] = packet.rows
-        prompt_tokens = packet.prompt_tokens
+        prompt_tokens, snapshots = packet.prompt_tokens, packet.snapshots
     else:
         num_decode_rows = num_rows
     counter["num_live"] = num_rows
@@ -70,11 +76,18 @@ def begin_step_ref(
             _fill_dummy(buffers, index, begin, count)
             continue
         start = int(buffers.mirror.num_computed[row] if is_decode else live[index]["start"])
-        prompt_begin = int(live[index]["prompt_begin"])
-        tokens = prompt_tokens[prompt_begin : prompt_begin + count]
         if is_decode:
             tokens = buffers.mirror.last_token.numpy()[row : row + 1]
-        _fill_row(buffers, index, begin, row, start, tokens)
+            _fill_row(buffers, index, begin, row, start, tokens)
+            continue
+        prompt_begin, num_history = int(live[index]["prompt_begin"]), int(live[index]["num_history"])
+        history = prompt_tokens[prompt_begin - num_history : prompt_begin]
+        buffers.mirror.history.numpy()[row, start - num_history : start] = history
+        _fill_row(buffers, index, begin, row, start, prompt_tokens[prompt_begin : prompt_begin + count])
+        inputs.read_slots[index] = int(live[index]["read_slot"])
+        inputs.state_base[index] = start
+    if len(snapshots):
+        _fill_snapshots(buffers, num_rows, snapshots)
     inputs.sample_tokens.numpy()[:num_sampled] = query_start[1 : num_sampled + 1] - 1
 
 
@@ -92,6 +105,9 @@ def _read_packet(address: int) -> _Packet:
         grants=section(BLOCK_GRANT, "num_grants", "grants_offset"),
         rows=section(STEP_ROW, "num_rows", "rows_offset"),
         prompt_tokens=section(np.int32, "num_prompt_tokens", "tokens_offset"),
+        snapshots=section(STATE_SNAPSHOT, "num_snapshots", "snapshots_offset"),
+        copies=section(STATE_COPY, "num_copies", "copies_offset"),
+        rewinds=section(ROW_REWIND, "num_rewinds", "rewinds_offset"),
     )
 
 
@@ -107,6 +123,7 @@ def _apply(buffers: StepBuffers, packet: _Packet) -> None:
         mirror.last_token[row] = 0
         mirror.num_computed[row] = 0
         mirror.stopped[row] = 0
+        mirror.state_base[row] = 0
         mirror.slot[row] = int(init["slot"])
         sampling[row] = init["sampling"]
         num_stop = int(init["sampling"]["num_stop_ids"])
@@ -118,6 +135,12 @@ def _apply(buffers: StepBuffers, packet: _Packet) -> None:
         mirror.bias_values.numpy()[row, :num_bias] = values.view(np.float32)
     for grant in packet.grants:
         mirror.block_table[int(grant["row"]), int(grant["index"])] = int(grant["block"])
+    for rewind in packet.rewinds:
+        row = int(rewind["row"])
+        mirror.num_computed[row] = int(rewind["num_computed"])
+        mirror.last_token[row] = int(rewind["last_token"])
+        mirror.stopped[row] = 0
+    buffers.inputs.state_copies.numpy().view(STATE_COPY)[: len(packet.copies), 0] = packet.copies
 
 
 def _fill_row(
@@ -129,7 +152,8 @@ def _fill_row(
     inputs.token_ids.numpy()[begin : begin + len(tokens)] = tokens
     inputs.positions.numpy()[begin : begin + len(tokens)] = np.arange(start, end)
     inputs.rows[index] = row
-    inputs.slots[index] = buffers.mirror.slot[row]
+    inputs.read_slots[index] = inputs.write_slots[index] = buffers.mirror.slot[row]
+    inputs.state_base[index] = buffers.mirror.state_base[row]
     inputs.row_start[index] = start
     inputs.kv_lens[index] = end
 
@@ -139,9 +163,22 @@ def _fill_dummy(buffers: StepBuffers, index: int, begin: int, count: int) -> Non
     inputs.token_ids[begin : begin + count] = 0
     inputs.positions[begin : begin + count] = 0
     inputs.rows[index] = 0
-    inputs.slots[index] = 0
+    inputs.read_slots[index] = inputs.write_slots[index] = 0
+    inputs.state_base[index] = 0
     inputs.row_start[index] = 0
     inputs.kv_lens[index] = 1
+
+
+def _fill_snapshots(buffers: StepBuffers, num_rows: int, snapshots: Records) -> None:
+    inputs, num_kept = buffers.inputs, 0
+    for index in range(num_rows):
+        inputs.snapshot_starts[index] = num_kept
+        for snapshot in snapshots[snapshots["row_index"] == index]:
+            if inputs.rows[index]:
+                inputs.snapshot_positions[num_kept] = int(snapshot["position"])
+                inputs.snapshot_slots[num_kept] = int(snapshot["slot"])
+                num_kept += 1
+    inputs.snapshot_starts[num_rows] = num_kept
 
 
 def finish_step_ref(
@@ -149,6 +186,7 @@ def finish_step_ref(
     *,
     step: int,
     num_rows: int,
+    num_decode_rows: int,
     num_sampled: int,
     result_address: int,
     ring_max_rows: int,
@@ -161,6 +199,7 @@ def finish_step_ref(
         if row == 0:
             continue
         mirror.num_computed[row] += inputs.query_start[index + 1] - inputs.query_start[index]
+        mirror.state_base[row] = mirror.num_computed[row]
         if index < num_sampled:
             mirror.last_token[row] = int(sampled[index]["token"])
             mirror.stopped[row] = int(sampled[index]["is_stopped"])
