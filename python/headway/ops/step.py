@@ -64,6 +64,38 @@ class StepInputs:
     snapshot_slots: Tensor  # [max_snapshots]
     state_copies: Tensor  # [max_copies, 4]: StateCopy
 
+    @classmethod
+    def allocate(
+        cls,
+        max_rows: int,
+        max_step_tokens: int,
+        max_snapshots: int,
+        max_copies: int,
+        device: torch.device | str,
+    ) -> StepInputs:
+        """Zeros."""
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=device)
+
+        return cls(
+            token_ids=zeros(max_step_tokens),
+            positions=zeros(max_step_tokens),
+            token_rows=zeros(max_step_tokens),
+            rows=zeros(max_rows),
+            query_start=zeros(max_rows + 1),
+            row_start=zeros(max_rows),
+            kv_lens=zeros(max_rows),
+            read_slots=zeros(max_rows),
+            write_slots=zeros(max_rows),
+            state_base=zeros(max_rows),
+            sample_tokens=zeros(max_rows),
+            snapshot_starts=zeros(max_rows + 1),
+            snapshot_positions=zeros(max_snapshots),
+            snapshot_slots=zeros(max_snapshots),
+            state_copies=zeros(max_copies, STATE_COPY.itemsize // 4),
+        )
+
 
 @dataclass(frozen=True)
 class StepResults:
@@ -114,23 +146,7 @@ class StepBuffers:
             live=zeros(max_rows, STEP_ROW.itemsize // 4),
             counter=zeros(STEP_COUNTER.itemsize, dtype=torch.uint8),
         )
-        inputs = StepInputs(
-            token_ids=zeros(max_step_tokens),
-            positions=zeros(max_step_tokens),
-            token_rows=zeros(max_step_tokens),
-            rows=zeros(max_rows),
-            query_start=zeros(max_rows + 1),
-            row_start=zeros(max_rows),
-            kv_lens=zeros(max_rows),
-            read_slots=zeros(max_rows),
-            write_slots=zeros(max_rows),
-            state_base=zeros(max_rows),
-            sample_tokens=zeros(max_rows),
-            snapshot_starts=zeros(max_rows + 1),
-            snapshot_positions=zeros(max_snapshots),
-            snapshot_slots=zeros(max_snapshots),
-            state_copies=zeros(max_copies, STATE_COPY.itemsize // 4),
-        )
+        inputs = StepInputs.allocate(max_rows, max_step_tokens, max_snapshots, max_copies, device)
         results = StepResults(
             rows=zeros(max_rows, RESULT_ROW.itemsize, dtype=torch.uint8),
             top_ids=zeros(max_rows, max_logprobs),

@@ -75,17 +75,12 @@ def begin_step_ref(
         if row == 0 or buffers.mirror.stopped[row]:
             _fill_dummy(buffers, index, begin, count)
             continue
-        start = int(buffers.mirror.num_computed[row] if is_decode else live[index]["start"])
         if is_decode:
+            start = int(buffers.mirror.num_computed[row])
             tokens = buffers.mirror.last_token.numpy()[row : row + 1]
             _fill_row(buffers, index, begin, row, start, tokens)
-            continue
-        prompt_begin, num_history = int(live[index]["prompt_begin"]), int(live[index]["num_history"])
-        history = prompt_tokens[prompt_begin - num_history : prompt_begin]
-        buffers.mirror.history.numpy()[row, start - num_history : start] = history
-        _fill_row(buffers, index, begin, row, start, prompt_tokens[prompt_begin : prompt_begin + count])
-        inputs.read_slots[index] = int(live[index]["read_slot"])
-        inputs.state_base[index] = start
+        else:
+            _fill_chunk(buffers, index, begin, live[index], prompt_tokens)
     if len(snapshots):
         _fill_snapshots(buffers, num_rows, snapshots)
     inputs.sample_tokens.numpy()[:num_sampled] = query_start[1 : num_sampled + 1] - 1
@@ -156,6 +151,19 @@ def _fill_row(
     inputs.state_base[index] = buffers.mirror.state_base[row]
     inputs.row_start[index] = start
     inputs.kv_lens[index] = end
+
+
+def _fill_chunk(
+    buffers: StepBuffers, index: int, begin: int, chunk: np.void, prompt_tokens: npt.NDArray[np.int32]
+) -> None:
+    row, start, num_history = (int(chunk[name]) for name in ("row", "start", "num_history"))
+    prompt_begin = int(chunk["prompt_begin"])
+    history = prompt_tokens[prompt_begin - num_history : prompt_begin]
+    buffers.mirror.history.numpy()[row, start - num_history : start] = history
+    tokens = prompt_tokens[prompt_begin : prompt_begin + int(chunk["num_tokens"])]
+    _fill_row(buffers, index, begin, row, start, tokens)
+    buffers.inputs.read_slots[index] = int(chunk["read_slot"])
+    buffers.inputs.state_base[index] = start
 
 
 def _fill_dummy(buffers: StepBuffers, index: int, begin: int, count: int) -> None:
