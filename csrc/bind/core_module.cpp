@@ -110,6 +110,10 @@ bool finish_request(LockedLedger& ledger, int64_t request_id, int32_t num_output
   return ledger.with([&](Ledger& core) { return core.finish(request_id, num_output_tokens); });
 }
 
+bool rewind_request(LockedLedger& ledger, int64_t request_id, int32_t num_positions) {
+  return ledger.with([&](Ledger& core) { return core.rewind(request_id, num_positions); });
+}
+
 template <typename Value>
 auto get(Value (Ledger::*method)() const) {
   return [method](LockedLedger& ledger) { return ledger.with([&](Ledger& core) { return (core.*method)(); }); };
@@ -139,6 +143,9 @@ void bind_ledger(py::module_& module) {
       .def("resume", switch_request(&Ledger::resume), "request_id"_a)
       .def("evict", switch_request(&Ledger::evict), "request_id"_a,
            "Takes the request's memory back; it waits at the head of its priority and is recomputed.")
+      .def("rewind", &rewind_request, "request_id"_a, "num_positions"_a,
+           "Drops what is in flight of the request and its last num_positions outputs; it goes on from there. Raises "
+           "RequestError, changing nothing, where its KV or state cannot go back so far; False when it is over.")
       .def("output_tokens", &output_tokens, "request_id"_a,
            "[n] int32 committed outputs; of a request that is over only until the next plan().")
       .def_property_readonly("num_in_flight", get(&Ledger::num_in_flight))

@@ -9,8 +9,9 @@
 //   I9  a ring entry belongs to one step in flight
 //   I10 a request ends once, and its outputs are those delivered; its positions only increase
 //   I11 when all is over and retired, nothing is live or fenced
+//   I12 what the device is to be told of a rewound row is where the host believes the row to be
 //
-// I4 and I5 speak of cached prefixes and I12 of rewinding; they come with those.
+// I4 and I5 speak of cached prefixes; they come with those.
 #include <string>
 
 #include "core/error.h"
@@ -61,6 +62,13 @@ void Ledger::check_rows() const {
     require_integrity(rows_.bound_len(row) <= request->max_total_len, "I10: a row runs past its limit");
     require_integrity(rows_.launched_len(row) <= rows_.capacity(row), "I7: a position was launched without a block");
   }
+  for (const RowRewind& rewind : rows_.rewinds()) {
+    const Request* request = rows_.request(rewind.row);
+    require_integrity(request != nullptr && rows_.is_decoding(rewind.row), "I12: a row is rewound that nobody decodes");
+    require_integrity(rewind.num_computed == rows_.launched_len(rewind.row) &&
+                          rewind.last_token == request->tokens.at(rewind.num_computed),
+                      "I12: a row is rewound to another place than the host has it at");
+  }
   require_integrity(num_slots == slots_.ids().num_live(), "I2: a slot is held by no row, or by two");
   require_integrity(num_held == static_cast<int64_t>(rows_.running().size() + rows_.paused().size()),
                     "I10: a row is neither running nor paused");
@@ -82,7 +90,8 @@ void Ledger::check_in_flight() const {
       for (const int32_t block : rows_.blocks(row)) {
         require_integrity(is_kept(blocks_.ids(), block, step), "I7: a block was freed under a launched step");
       }
-      num_samples[row] += static_cast<int32_t>(i) < launched.num_sampled;
+      const bool is_void = step <= launched.requests[i]->void_step;
+      num_samples[row] += static_cast<int32_t>(i) < launched.num_sampled && !is_void;
     }
   }
   for (int32_t row = 1; row <= rows_.num_rows(); ++row) {

@@ -108,7 +108,8 @@ bool Ledger::commit(CommitRecord& changes) {
   changes.reserve(step_record.num_sampled, std::ranges::any_of(step_record.requests, wants_alternatives));
   for (int32_t i = 0; i < step_record.num_sampled; ++i) {
     Request& request = *step_record.requests[i];
-    if (request.is_finished()) continue;  // void: it was over before this step's results came
+    // Void: it was over, or was rewound, before this step's results came.
+    if (request.is_finished() || step_record.step <= request.void_step) continue;
     require_integrity(results.rows[i].row == step_record.rows[i], "the device sampled another row than planned");
     if (request.num_logprobs > 0) report_alternatives(step_record, results, i, changes);
     accept(request, results.rows[i], changes);
@@ -205,10 +206,36 @@ bool Ledger::finish(int64_t request_id, int32_t num_output_tokens) {
     throw RequestError("num_output_tokens", num_output_tokens,
                        "in [0, " + std::to_string(request->num_outputs()) + "]");
   }
-  request->tokens.resize(request->prompt_len + num_output_tokens);
-  request->num_delivered = num_output_tokens;
+  cut(*request, num_output_tokens);
   end(*request, FinishReason::kStop);
   return true;
+}
+
+void Ledger::cut(Request& request, int32_t num_outputs) {
+  request.tokens.resize(request.prompt_len + num_outputs);
+  request.num_delivered = num_outputs;
+}
+
+bool Ledger::rewind(int64_t request_id, int32_t num_positions) {
+  Request* request = find_unfinished(request_id);
+  if (request == nullptr) return false;
+  require_reachable(*request, num_positions);
+  if (request->row != kDummyRow) rows_.rewind(request->row, request->num_tokens() - num_positions);
+  cut(*request, request->num_outputs() - num_positions);
+  request->void_step = clock_.launched;
+  return true;
+}
+
+// A request without a row will be computed anew, and can go back anywhere.
+void Ledger::require_reachable(const Request& request, int32_t num_positions) const {
+  int32_t most = request.num_outputs();
+  if (request.row != kDummyRow && rows_.launched_len(request.row) >= request.num_tokens() - num_positions) {
+    most = std::min(most, request.num_tokens() - rows_.min_rewound_len(request.row));
+  }
+  if (num_positions >= 0 && num_positions <= most) return;
+  const std::string limit = most < 0 ? "used while nothing of the request is in flight"
+                                     : "in [0, " + std::to_string(most) + "], the outputs that can be computed again";
+  throw RequestError("num_positions", num_positions, limit);
 }
 
 bool Ledger::pause(int64_t request_id) {

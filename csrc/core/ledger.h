@@ -50,6 +50,9 @@ class Ledger {
   bool pause(int64_t request_id);
   bool resume(int64_t request_id);
   bool evict(int64_t request_id);
+  // Drops what is in flight of a request and its last num_positions committed outputs; it goes on from there. Throws
+  // RequestError, and then changes nothing, where its KV or state cannot go back so far.
+  bool rewind(int64_t request_id, int32_t num_positions);
 
   // Committed outputs of a request that is not over, or was over only after the last plan().
   std::span<const int32_t> output_tokens(int64_t request_id) const;
@@ -73,6 +76,8 @@ class Ledger {
   void accept(Request& request, const ResultRow& result, CommitRecord& changes);
   void report(const Request& request, const ResultRow& result, CommitRecord& changes) const;
   void report_alternatives(const StepRecord& record, const ResultView& results, int32_t index, CommitRecord& changes);
+  void require_reachable(const Request& request, int32_t num_positions) const;
+  void cut(Request& request, int32_t num_outputs);
   void end(Request& request, FinishReason reason);
   void retire(int64_t step);
   void forget_finished();

@@ -54,10 +54,12 @@ const StepDraft& Planner::draft(int64_t step) {
   plan_prompts();
   admit_waiting();
   order_rows();
+  draft_.rewinds = rows_.rewinds();
   draft_.has_news =
       !draft_.grants.empty() || !draft_.copies.empty() || !draft_.rewinds.empty() || !repeats_device_rows();
   if (draft_.has_news && !draft_.rows.empty()) {
     grant_ahead();
+    rows_.clear_rewinds();
     device_rows_.clear();
     for (const StepRow& row : draft_.rows) device_rows_.push_back(row.row);
   }

@@ -43,6 +43,7 @@ struct Request {
   int32_t priority = 0;
   int32_t num_evictions = 0;
   int64_t last_step = 0;  // last launched step that names it; set when its row is released
+  int64_t void_step = 0;  // results of steps up to this one are void: the request was rewound since
   RowSampling sampling = {};
   std::vector<std::pair<int32_t, float>> logit_bias;
   WaitingSet::node_type wait_node;  // its place in the queue while it is outside, so that queueing never allocates

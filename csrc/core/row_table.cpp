@@ -8,6 +8,7 @@ namespace headway {
 RowTable::RowTable(const LedgerConfig& config, const StepClock& clock, BlockPool& blocks, SlotPool& slots)
     : block_size_(config.block_size),
       has_blocks_(config.num_blocks > 0),
+      has_slots_(config.num_slots > 0),
       block_pool_(blocks),
       slots_(slots),
       ids_(config.max_rows, config.max_in_flight(), clock),
@@ -23,6 +24,7 @@ RowTable::RowTable(const LedgerConfig& config, const StepClock& clock, BlockPool
   for (auto& table : blocks_) table.reserve(config.max_blocks_per_row());
   running_.reserve(config.max_rows);
   paused_.reserve(config.max_rows);
+  rewinds_.reserve(config.max_rows);
 }
 
 int32_t RowTable::admit(Request& request) {
@@ -53,6 +55,7 @@ void RowTable::release(int32_t row) {
   for (const int32_t block : blocks_[row]) block_pool_.release(block, last_step);
   tickets_[row].release(last_step);
   ids_.release(row, last_step);
+  forget_rewind(row);
   requests_[row] = nullptr;
   request.row = kDummyRow;
   request.last_step = last_step;
@@ -73,6 +76,25 @@ void RowTable::resume(int32_t row) {
   std::erase(paused_, row);
   insert_running(row);
   requests_[row]->state = RequestState::kRunning;
+}
+
+void RowTable::rewind(int32_t row, int32_t num_tokens) {
+  bound_len_[row] = num_tokens;
+  if (launched_len_[row] < num_tokens) return;  // the device has not come that far
+  launched_len_[row] = num_tokens - 1;
+  is_decoding_[row] = true;
+  forget_rewind(row);
+  rewinds_.push_back({row, num_tokens - 1, requests_[row]->tokens[num_tokens - 1], 0});
+}
+
+// States are kept in place: they have seen every token that was launched. KV can be cut anywhere, but what was computed
+// as a prompt stays as it is.
+int32_t RowTable::min_rewound_len(int32_t row) const {
+  return 1 + (has_slots_ ? launched_len_[row] : requests_[row]->prompt_len);
+}
+
+void RowTable::forget_rewind(int32_t row) {
+  std::erase_if(rewinds_, [row](const RowRewind& rewind) { return rewind.row == row; });
 }
 
 void RowTable::insert_running(int32_t row) {

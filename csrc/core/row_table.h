@@ -29,6 +29,15 @@ class RowTable {
   void resume(int32_t row);
   void retire(int64_t step) { ids_.retire(step); }
 
+  // The row goes on as a sequence of num_tokens known tokens, at least min_rewound_len(). What was launched beyond is
+  // void, and its blocks stay granted.
+  void rewind(int32_t row, int32_t num_tokens);
+  // The shortest sequence that the row's KV and state can go on from.
+  int32_t min_rewound_len(int32_t row) const;
+  // What the next packet must tell the device.
+  const std::vector<RowRewind>& rewinds() const { return rewinds_; }
+  void clear_rewinds() { rewinds_.clear(); }
+
   // The step computes num_tokens of the row and, when is_sampled, one sample more will come.
   void advance(int32_t row, int64_t step, int32_t num_tokens, bool is_sampled) {
     launched_len_[row] += num_tokens;
@@ -60,9 +69,11 @@ class RowTable {
   void insert_running(int32_t row);
   void erase_running(int32_t row);
   std::vector<int32_t>::iterator find_place(int32_t row);
+  void forget_rewind(int32_t row);
 
   const int32_t block_size_;
   const bool has_blocks_;
+  const bool has_slots_;
   BlockPool& block_pool_;
   SlotPool& slots_;
   FencedPool ids_;
@@ -77,6 +88,7 @@ class RowTable {
   std::vector<std::vector<int32_t>> blocks_;  // a released row's list stays until the row is taken again
   std::vector<int32_t> running_;
   std::vector<int32_t> paused_;
+  std::vector<RowRewind> rewinds_;
 };
 
 }  // namespace headway

@@ -38,6 +38,8 @@ void add_up(const Host& host, const RandomOps& ops, Totals& totals) {
   totals.tally.num_tokens += host.tally.num_tokens;
   totals.tally.num_host_stops += host.tally.num_host_stops;
   totals.tally.num_void_results += host.tally.num_void_results;
+  totals.tally.num_rewinds += host.tally.num_rewinds;
+  totals.tally.num_refused_rewinds += host.tally.num_refused_rewinds;
   for (size_t i = 0; i < std::size(totals.tally.num_by_reason); ++i) {
     totals.tally.num_by_reason[i] += host.tally.num_by_reason[i];
   }
@@ -89,6 +91,7 @@ void print(const Totals& totals, double seconds) {
   std::printf("\"ends\": {\"stop\": %lld, \"length\": %lld, \"abort\": %lld, \"error\": %lld, \"host_stop\": %lld}, ",
               ends(FinishReason::kStop) - n(tally.num_host_stops), ends(FinishReason::kLength),
               ends(FinishReason::kAbort), ends(FinishReason::kError), n(tally.num_host_stops));
+  std::printf("\"rewinds\": %lld, \"refused_rewinds\": %lld, ", n(tally.num_rewinds), n(tally.num_refused_rewinds));
   std::printf(
       "\"refused\": %lld, \"commits\": %lld, \"pauses\": %lld, \"resumes\": %lld, \"forced_evictions\": %lld}\n",
       done(Op::kAddInvalid), done(Op::kCommit), done(Op::kPause), done(Op::kResume), done(Op::kEvict));

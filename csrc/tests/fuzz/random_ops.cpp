@@ -15,7 +15,7 @@ RandomOps::RandomOps(Host& host, Rng& rng, int32_t max_unfinished)
   set(Op::kAddInvalid, rng.draw(0, 1));
   set(Op::kPlan, rng.draw(15, 40));
   set(Op::kCommit, rng.draw(15, 40));
-  for (const Op op : {Op::kAbort, Op::kPause, Op::kResume, Op::kEvict, Op::kFinish}) {
+  for (const Op op : {Op::kAbort, Op::kPause, Op::kResume, Op::kEvict, Op::kFinish, Op::kRewind}) {
     set(op, rng.one_in(3) ? 0 : rng.draw(1, 4));
   }
   set(Op::kRead, 1);
@@ -56,6 +56,8 @@ bool RandomOps::run(Op op) {
       return host_.evict(draw_id());
     case Op::kFinish:
       return finish();
+    case Op::kRewind:
+      return rewind();
     case Op::kRead:
       read();
   }
@@ -87,6 +89,12 @@ bool RandomOps::finish() {
     return false;
   }
   return host_.client.finish(id, rng_.draw(0, num_outputs));
+}
+
+// Mostly by a few positions, at times by more than there are.
+bool RandomOps::rewind() {
+  const int64_t id = draw_id();
+  return host_.client.rewind(id, rng_.one_in(16) ? rng_.draw(-1, 40) : rng_.draw(0, 4));
 }
 
 void RandomOps::read() {

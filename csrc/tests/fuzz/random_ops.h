@@ -19,9 +19,10 @@ enum class Op : uint8_t {
   kResume,
   kEvict,
   kFinish,
+  kRewind,
   kRead,
 };
-inline constexpr int32_t kNumOps = 10;
+inline constexpr int32_t kNumOps = 11;
 
 class RandomOps {
  public:
@@ -36,6 +37,7 @@ class RandomOps {
   bool add();
   bool add_invalid();
   bool finish();
+  bool rewind();
   void read();
   int64_t draw_id();
 

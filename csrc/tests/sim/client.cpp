@@ -118,6 +118,33 @@ bool Client::finish(int64_t id, int32_t num_kept) {
   return true;
 }
 
+bool Client::rewind(int64_t id, int32_t num_positions) {
+  Conversation* conversation = find(id);
+  const bool is_open = conversation != nullptr && !conversation->is_over();
+  try {
+    EXPECT_EQ(ledger_.rewind(id, num_positions), is_open);
+  } catch (const RequestError&) {
+    EXPECT_TRUE(is_open && may_refuse(*conversation, num_positions));
+    ++tally_.num_refused_rewinds;
+    return false;
+  }
+  if (!is_open) return false;
+  std::vector<int32_t>& outputs = conversation->outputs;
+  EXPECT_TRUE(num_positions >= 0 && static_cast<size_t>(num_positions) <= outputs.size());
+  outputs.resize(outputs.size() - num_positions);
+  conversation->context = Context(conversation->spec.sampling.seed);
+  for (const int32_t token : conversation->spec.prompt) conversation->context.append(token);
+  for (const int32_t token : outputs) conversation->context.append(token);
+  ++tally_.num_rewinds;
+  return true;
+}
+
+// States kept in place cannot go back, and what the prompt sampled first is not sampled again.
+bool Client::may_refuse(const Conversation& conversation, int32_t num_positions) const {
+  const auto num_outputs = static_cast<int32_t>(conversation.outputs.size());
+  return num_positions < 0 || num_positions >= num_outputs || ledger_.config().num_slots > 0;
+}
+
 void Client::check_outputs(int64_t id) const {
   const auto found = conversations_.find(id);
   if (found == conversations_.end()) return;

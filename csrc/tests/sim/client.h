@@ -28,7 +28,9 @@ struct Tally {
   int64_t num_tokens = 0;
   int64_t num_by_reason[5] = {};  // by FinishReason
   int64_t num_host_stops = 0;
-  int64_t num_void_results = 0;  // sampled for a request that was over by then
+  int64_t num_rewinds = 0;
+  int64_t num_refused_rewinds = 0;
+  int64_t num_void_results = 0;  // sampled for a request that was over or rewound by then
 };
 
 class Client {
@@ -41,6 +43,8 @@ class Client {
   void receive(const CommitRecord& changes, int32_t num_sampled);
   bool abort(int64_t id);
   bool finish(int64_t id, int32_t num_kept);
+  // False where it changed nothing. A refusal must have a reason that the client knows of.
+  bool rewind(int64_t id, int32_t num_positions);
   void check_outputs(int64_t id) const;
 
   const std::map<int64_t, Conversation>& conversations() const { return conversations_; }
@@ -50,6 +54,7 @@ class Client {
   int64_t newest_id() const { return newest_id_; }
 
  private:
+  bool may_refuse(const Conversation& conversation, int32_t num_positions) const;
   void receive_one(const CommitRecord& changes, size_t i);
   FinishReason expected_end(const Conversation& conversation, int32_t token) const;
   void check_alternatives(const CommitRecord& changes, size_t i, int32_t num_wanted) const;

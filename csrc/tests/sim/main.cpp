@@ -22,7 +22,7 @@ void print(const TraceCounts& counts, double seconds) {
   std::printf("\"requests\": %lld, \"tokens\": %lld, \"steps\": %lld, \"pauses\": %lld, \"evictions\": %lld, ",
               n(counts.num_requests), n(tally.num_tokens), n(counts.num_steps), n(counts.num_pauses),
               n(counts.num_evictions));
-  std::printf("\"void_results\": %lld, ", n(tally.num_void_results));
+  std::printf("\"void_results\": %lld, \"rewinds\": %lld, ", n(tally.num_void_results), n(tally.num_rewinds));
   std::printf("\"ends\": {\"stop\": %lld, \"length\": %lld, \"abort\": %lld, \"error\": %lld, \"host_stop\": %lld}}\n",
               ends(FinishReason::kStop) - n(tally.num_host_stops), ends(FinishReason::kLength),
               ends(FinishReason::kAbort), ends(FinishReason::kError), n(tally.num_host_stops));

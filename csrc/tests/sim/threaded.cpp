@@ -69,6 +69,7 @@ class ThreadedHost {
         const std::lock_guard lock(mutex_);
         client_.add(random_request(rng, ledger_.config(), i));
         if (rng.one_in(4)) client_.abort(rng.draw(1, i));
+        if (rng.one_in(2)) client_.rewind(rng.draw(1, i), rng.draw(0, 4));
       }
       for (int32_t k = rng.draw(0, 8); k > 0; --k) std::this_thread::yield();
     }

@@ -15,13 +15,14 @@ struct Habits {
   int32_t pause_odds;
   int32_t resume_odds;
   int32_t evict_odds;
+  int32_t rewind_odds;
 };
 
 constexpr int32_t kNever = 1 << 30;
 
 Habits draw_habits(Rng& rng) {
   const auto odds = [&](int32_t usual) { return rng.one_in(3) ? kNever : usual; };
-  return {rng.draw(1, 8), rng.draw(1, 3), odds(24), odds(16), odds(12), odds(16)};
+  return {rng.draw(1, 8), rng.draw(1, 3), odds(24), odds(16), odds(12), odds(16), odds(12)};
 }
 
 void disturb(Host& host, Rng& rng, const Habits& habits, TraceCounts& counts) {
@@ -30,6 +31,7 @@ void disturb(Host& host, Rng& rng, const Habits& habits, TraceCounts& counts) {
   if (rng.one_in(habits.pause_odds)) counts.num_pauses += host.pause(id);
   if (rng.one_in(habits.resume_odds)) host.resume(id);
   if (rng.one_in(habits.evict_odds)) host.evict(id);
+  if (rng.one_in(habits.rewind_odds)) host.client.rewind(id, rng.draw(0, 4));
 }
 
 }  // namespace
@@ -38,6 +40,8 @@ void add_up(const Tally& tally, Tally& total) {
   total.num_tokens += tally.num_tokens;
   total.num_host_stops += tally.num_host_stops;
   total.num_void_results += tally.num_void_results;
+  total.num_rewinds += tally.num_rewinds;
+  total.num_refused_rewinds += tally.num_refused_rewinds;
   for (size_t i = 0; i < std::size(tally.num_by_reason); ++i) total.num_by_reason[i] += tally.num_by_reason[i];
 }
 
