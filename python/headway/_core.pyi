@@ -187,6 +187,13 @@ class Ledger:
     def evict(self, request_id: int) -> bool:
         """Takes the request's memory back; it waits at the head of its priority and is recomputed."""
 
+    def rewind(self, request_id: int, num_positions: int) -> bool:
+        """Drops what is in flight of a request and its last num_positions committed outputs; it goes on from there.
+
+        False when it is over. Raises RequestError, and then changes nothing, where its KV or state cannot go back so
+        far: the first output stays, and state kept in place goes back by nothing that was launched.
+        """
+
     def output_tokens(self, request_id: int) -> npt.NDArray[np.int32]:
         """[n] committed outputs. Those of a request that is over are kept until the next plan(); then RequestError."""
     @property

@@ -127,6 +127,15 @@ class LedgerModel:
         if request.is_over:
             request.holds_row = request.is_paused = False
 
+    def may_refuse_rewind(self, request: ModelRequest, num_positions: int) -> bool:
+        """Where there is no such output, where state cannot go back, or where the first output would be dropped."""
+        is_there = 0 <= num_positions <= len(request.outputs)
+        return not is_there or self.config.num_slots > 0 or num_positions == len(request.outputs)
+
+    def rewound(self, request: ModelRequest, num_positions: int) -> None:
+        assert 0 <= num_positions <= len(request.outputs), "outputs were dropped that never were"
+        del request.outputs[len(request.outputs) - num_positions :]
+
     def evicted(self, request: ModelRequest | None, answer: bool) -> None:
         """After evict(): the answer tells whether the request held a row."""
         if request is None or request.is_over or request.holds_row is not None:

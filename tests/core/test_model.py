@@ -27,7 +27,7 @@ from tests.core.ledger_model import LedgerModel, ModelRequest
 VOCAB_SIZE = 24
 PICKS = st.integers(0, 15)  # one of those that are not over; the largest: one that never was
 END_NAMES = {_core.FINISH_STOP: "stop", _core.FINISH_LENGTH: "length", _core.FINISH_ABORT: "abort"}
-REACHABLE = {"tokens", "evicted when asked", "evicted under pressure"} | {
+REACHABLE = {"tokens", "rewound", "evicted when asked", "evicted under pressure"} | {
     f"ended for {n}" for n in END_NAMES.values()
 }
 
@@ -179,6 +179,19 @@ class LedgerMachine(RuleBasedStateMachine):
         request_id, request = self._pick(pick)
         self.model.evicted(request, self.ledger.evict(request_id))
 
+    @rule(pick=PICKS, num_positions=st.integers(-1, 3))
+    def rewind(self, pick: int, num_positions: int) -> None:
+        request_id, request = self._pick(pick)
+        try:
+            assert self.ledger.rewind(request_id, num_positions) == (request is not None)
+        except errors.RequestError:
+            assert request is not None
+            assert self.model.may_refuse_rewind(request, num_positions)
+            return
+        if request is not None:
+            self.model.rewound(request, num_positions)
+            self.reached["rewound"] += 1
+
     @rule(pick=PICKS)
     def read(self, pick: int) -> None:
         request_id, request = self._pick(pick)
@@ -243,7 +256,7 @@ def run(machine: type[LedgerMachine], num_examples: int, num_steps: int) -> None
 
 
 def test_the_ledger_is_as_its_model_says() -> None:
-    run(LedgerMachine, 200, 40)
+    run(LedgerMachine, 300, 50)
 
 
 def test_the_machine_sees_a_wrong_device() -> None:

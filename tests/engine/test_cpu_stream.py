@@ -67,7 +67,7 @@ def test_a_stream_that_is_dropped_ends_its_thread() -> None:
 
 
 def test_a_program_that_closes_nothing_ends() -> None:
-    program = "from headway.engine.cpu_stream import CpuStream; s = CpuStream(); s.run(print, 'done'); s.run(print, 'too')"
+    program = "from headway.engine.cpu_stream import CpuStream as S; s = S(); s.run(print, 'done'); s.run(print, 'too')"
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
     )
