@@ -110,7 +110,7 @@ endif
 
 $(STAMPS)/test-tools: $(STAMPS)/package
 ifneq ($(strip $(VENV)),)
-	@$(call install,p["project"]["optional-dependencies"]["test"])
+	@$(call install,p["project"]["optional-dependencies"]["test"] + p["project"]["optional-dependencies"]["serve"])
 endif
 	@touch $@
 

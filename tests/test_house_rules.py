@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "outputs": LEAVES | {"request"},
     "models.config": set(),
     "models.caches": {"models.config"},
-    "engine.batch": {"ops"},
+    "engine.batch": set(),
     "_core": set(),
     "_cpu": set(),
     "_cuda": set(),
@@ -42,10 +42,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"models", "sampling", "text", "ops"} | COMPILED | SHAPES | RECORDS,
     "llm": {"engine", "sampling", "text", "models"} | SHAPES | RECORDS,
     "server.client": {"text"} | RECORDS,
-    "server": {"text"} | RECORDS,
+    "server": {"", "text", "server.client"} | RECORDS,
     "aio": {"engine", "text", "server.client"} | SHAPES | RECORDS,
     "": {"llm", "aio"} | RECORDS,
-    "cli": {"", "llm", "engine", "models"} | COMPILED | SHAPES | RECORDS,
+    "cli": {"", "llm", "aio", "engine", "models", "server"} | COMPILED | SHAPES | RECORDS,
     "__main__": {"cli"},
 }
 

@@ -25,9 +25,19 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, shows_all: bool) -> N
     _add(parser.add_argument_group("sampling"), listed, shows_all)
 
 
+def add_flags(group: argparse._ArgumentGroup, owner: type, *, shows_all: bool) -> None:
+    """A flag for each field of `owner` that was declared with `setting`."""
+    _add(group, specs(owner), shows_all)
+
+
+def given(args: argparse.Namespace, owner: type) -> dict[str, Any]:
+    """Keywords of `owner` that were given on the command line."""
+    return {name: getattr(args, name) for name in specs(owner) if hasattr(args, name)}
+
+
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Keywords of EngineConfig that were given on the command line."""
-    return {name: getattr(args, name) for name in specs(EngineConfig) if hasattr(args, name)}
+    return given(args, EngineConfig)
 
 
 def given_params(args: argparse.Namespace) -> dict[str, Any]:

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from headway import __version__
-from headway.cli import bench, chat, doctor, generate
+from headway.cli import bench, chat, doctor, generate, serve
 from headway.cli.parser import Parser, parse
 from headway.errors import ConfigError, HeadwayError, MemoryBudgetError, ModelLoadError, RequestError
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_NO_MEMORY, EXIT_NO_MODEL, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
-COMMANDS = (generate, chat, bench, doctor)
+COMMANDS = (generate, chat, serve, bench, doctor)
 
 
 def build_parser(*, shows_all: bool = False) -> Parser:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
+import jinja2.meta
 
 from headway.errors import ModelLoadError, RequestError
 from headway.text.folder import read_json_object, read_special_tokens, read_text
@@ -29,13 +30,18 @@ RESERVED_NAMES = frozenset(
 
 
 class ChatTemplate:
-    """One checkpoint's template. `source` is Jinja; `special_tokens` are the variables such as bos_token."""
+    """One checkpoint's template. `source` is Jinja; `special_tokens` are the variables such as bos_token.
+
+    `variables` are the names that the template reads and does not set: what else it is given cannot matter.
+    """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
         self.source = source
         self._special_tokens = dict(special_tokens or {})
+        environment = SandboxEnvironment()
         try:
-            self._template = SandboxEnvironment().from_string(source)
+            self._template = environment.from_string(source)
+            self.variables = frozenset(jinja2.meta.find_undeclared_variables(environment.parse(source)))
         except (jinja2.TemplateError, RecursionError) as error:
             raise ModelLoadError(f"the chat template is not valid Jinja: {error}") from error
 

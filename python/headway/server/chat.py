@@ -1,0 +1,275 @@
+"""POST /v1/chat/completions: a conversation in, an answer with its reasoning and tool calls out, whole or streamed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from headway.outputs import PromptLogprobs, TokenLogprobs
+from headway.server.calls import Call, Reply, Stream, json_reply, new_id
+from headway.server.conversation import check_template_kwargs, render_conversation
+from headway.server.errors import bad_request
+from headway.server.generation import PromptOutput, PromptTokens, UsageCount, begun, engine_requests, run
+from headway.server.logprobs import TokenNames, chat_logprobs, prompt_logprobs_json
+from headway.server.sampling import check_length, sampling_params
+from headway.server.schemas.chat import (
+    AnswerMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatLogprobs,
+    ChatRequest,
+    ChatResponse,
+    FunctionCall,
+    FunctionDelta,
+    MessageDelta,
+    ToolCall,
+    ToolCallDelta,
+)
+from headway.server.schemas.common import FinishReason
+from headway.server.sse import event
+from headway.server.state import ServerState
+from headway.server.structured import structured_outputs
+from headway.server.tools import ToolPlan, plan_tools
+from headway.text.parsers import Content, OutputParser, Piece, Reasoning, ToolArguments, ToolStart, joined
+
+
+async def chat_completions(call: Call, fields: ChatRequest) -> Reply | Stream:
+    """Refuses what it can before it queues anything; a stream begins when its first output is there."""
+    state = call.state
+    model = state.check_model(fields.model)
+    plan = plan_tools(state, fields)
+    kwargs = _check(state, fields)
+    prompt = await render_conversation(state, fields, plan.shown, kwargs=kwargs)
+    job = _Job(call, fields, model, prompt, plan)
+    if fields.stream:
+        return Stream(await begun(job.stream()))
+    return json_reply(await job.whole())
+
+
+def _check(state: ServerState, fields: ChatRequest) -> dict[str, Any]:
+    """What the fields say to the template. Raises ApiError for what cannot be said."""
+    check_template_kwargs(fields)
+    if fields.echo:
+        raise bad_request("echo", "echo is not supported for chat")
+    if fields.top_logprobs and not fields.logprobs:
+        raise bad_request("top_logprobs", "top_logprobs goes with logprobs=true alone")
+    effort = fields.reasoning_effort
+    known = state.chat_template.variables if state.chat_template else frozenset()
+    if effort is None:
+        return {}
+    if "reasoning_effort" in known:
+        return {"reasoning_effort": effort}
+    if effort == "none":
+        return {"enable_thinking": False} if "enable_thinking" in known else {}
+    raise bad_request("reasoning_effort", "this model's chat template has no reasoning_effort")
+
+
+@dataclass(slots=True)
+class _Answer:
+    """One choice so far. What is not told of yet waits in `token_ids` and `logprobs`."""
+
+    parser: OutputParser
+    pieces: list[Piece] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    num_calls: int = 0
+    is_begun: bool = False
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+
+class _Job:
+    """One request: checked, then run once, as a whole or as a stream."""
+
+    def __init__(
+        self, call: Call, fields: ChatRequest, model: str, prompt: PromptTokens, plan: ToolPlan
+    ) -> None:
+        state = call.state
+        self._call = call
+        self._fields = fields
+        self._model = model
+        self._prompt = prompt
+        self._plan = plan
+        self._id = "chatcmpl-" + (fields.request_id or call.request_id)
+        self._created_s = int(time.time())
+        params = sampling_params(fields, state.info.default_params, **self._changes(state))
+        self._requests = engine_requests(call, self._id, fields, [prompt], params)
+        self._names = TokenNames(state.tokenizer, as_ids=bool(fields.return_tokens_as_token_ids))
+        self._usage = UsageCount()
+        self._prompt_logprobs: PromptLogprobs | None = None
+        text = prompt.text or ""
+        self._answers = [_Answer(plan.parser(state.output_format, text)) for _ in range(params.n)]
+
+    def _changes(self, state: ServerState) -> dict[str, Any]:
+        """Without a limit of the caller's, the answer ends where the context does."""
+        fields = self._fields
+        asked = (
+            fields.max_completion_tokens if fields.max_completion_tokens is not None else fields.max_tokens
+        )
+        check_length(len(self._prompt.token_ids), asked, state.info.max_model_len)
+        changes: dict[str, Any] = {"max_tokens": asked, **structured_outputs(fields, self._plan.schema)}
+        if fields.logprobs:
+            changes["logprobs"] = fields.top_logprobs or 0
+        tags = self._plan.tags(state.output_format)
+        if fields.skip_special_tokens is None and state.tokenizer is not None and tags:
+            special = {state.tokenizer.id_to_token(token_id) for token_id in state.tokenizer.special_ids}
+            if special.intersection(tags):
+                changes["skip_special_tokens"] = False
+        return changes
+
+    async def whole(self) -> ChatResponse:
+        pieces: list[list[Piece]] = [[] for _ in self._answers]
+        async with aclosing(run(self._call, self._requests)) as outputs:
+            async for found in outputs:
+                pieces[found.output.index] += self._add(found)
+        choices = [self._choice(index, joined(found)) for index, found in enumerate(pieces)]
+        return ChatResponse(
+            self._id,
+            self._created_s,
+            self._model,
+            choices,
+            self._usage.info(),
+            prompt_logprobs=prompt_logprobs_json(self._names, self._prompt_logprobs),
+            prompt_token_ids=self._prompt.token_ids if self._fields.return_token_ids else None,
+        )
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """Role first, then an event for each piece, then one that says why it ended."""
+        async with aclosing(run(self._call, self._requests)) as outputs:
+            async for found in outputs:
+                events = self._events(found.output.index, self._add(found))
+                if events:
+                    yield b"".join(events)
+        if self._fields.wants_usage:
+            yield event(ChatChunk(self._id, self._created_s, self._model, [], usage=self._usage.info()))
+
+    def _add(self, found: PromptOutput) -> list[Piece]:
+        """Notes an output with its answer and returns what it says."""
+        output = found.output
+        answer = self._answers[output.index]
+        self._usage.note(found)
+        if output.prompt_logprobs is not None:
+            self._prompt_logprobs = output.prompt_logprobs
+        answer.token_ids += output.token_ids
+        answer.logprobs += output.logprobs or ()
+        pieces = answer.parser.push(output.text)
+        if output.finish_reason is not None:
+            pieces = joined(pieces + answer.parser.finish())
+        pieces = self._kept(answer, pieces)
+        if output.finish_reason is not None:
+            answer.stop_reason = output.stop_reason
+            is_call = answer.num_calls > 0 and output.finish_reason == "stop"
+            answer.finish_reason = "tool_calls" if is_call else output.finish_reason  # type: ignore[assignment]
+        return pieces
+
+    def _kept(self, answer: _Answer, pieces: list[Piece]) -> list[Piece]:
+        """Without calls beyond the limit, and without reasoning where nobody wants it. Counts both."""
+        kept: list[Piece] = []
+        for piece in pieces:
+            if isinstance(piece, Reasoning):
+                self._count_reasoning(piece)
+                if self._fields.include_reasoning is False:
+                    continue
+            if isinstance(piece, (ToolStart, ToolArguments)):
+                if self._plan.max_calls is not None and piece.index >= self._plan.max_calls:
+                    continue
+                answer.num_calls = max(answer.num_calls, piece.index + 1)
+            kept.append(piece)
+        return kept
+
+    def _count_reasoning(self, piece: Reasoning) -> None:
+        """As many tokens as the text has by itself: where the model cut it is not known here."""
+        tokenizer = self._call.state.tokenizer
+        if tokenizer is not None:
+            self._usage.num_reasoning_tokens += len(tokenizer.encode(piece.text, add_special_tokens=False))
+
+    def _choice(self, index: int, pieces: list[Piece]) -> ChatChoice:
+        answer = self._answers[index]
+        content = "".join(piece.text for piece in pieces if isinstance(piece, Content))
+        reasoning = "".join(piece.text for piece in pieces if isinstance(piece, Reasoning)) or None
+        calls = [
+            ToolCall(new_call_id(), FunctionCall(start.name, _arguments(pieces, start.index)))
+            for start in pieces
+            if isinstance(start, ToolStart)
+        ]
+        is_silent = not content and (calls or reasoning)
+        message = AnswerMessage(
+            None if is_silent else content,
+            tool_calls=calls or None,
+            reasoning=reasoning,
+            reasoning_content=reasoning,
+        )
+        return ChatChoice(
+            index,
+            message,
+            self._logprobs(answer),
+            answer.finish_reason,
+            answer.stop_reason,
+            token_ids=answer.token_ids if self._fields.return_token_ids else None,
+        )
+
+    def _logprobs(self, answer: _Answer) -> ChatLogprobs | None:
+        if not self._fields.logprobs:
+            return None
+        return chat_logprobs(self._names, answer.token_ids, answer.logprobs, self._fields.top_logprobs or 0)
+
+    def _events(self, index: int, pieces: list[Piece]) -> list[bytes]:
+        answer = self._answers[index]
+        events = []
+        if not answer.is_begun and (pieces or answer.finish_reason):
+            answer.is_begun = True
+            prompt_ids = self._prompt.token_ids if self._fields.return_token_ids else None
+            first = ChatChunkChoice(index, MessageDelta(role="assistant", content=""), None)
+            events.append(self._event(first, prompt_token_ids=prompt_ids))
+        for piece in pieces:
+            choice = ChatChunkChoice(index, _delta(piece), None)
+            self._attach_tokens(answer, choice)
+            events.append(self._event(choice))
+        if answer.finish_reason is not None:
+            choice = ChatChunkChoice(
+                index, MessageDelta(), answer.finish_reason, stop_reason=answer.stop_reason
+            )
+            self._attach_tokens(answer, choice)
+            events.append(self._event(choice))
+        return events
+
+    def _attach_tokens(self, answer: _Answer, choice: ChatChunkChoice) -> None:
+        """Tokens go with the first event after them, once."""
+        if answer.token_ids:
+            choice.logprobs = self._logprobs(answer)
+            choice.token_ids = answer.token_ids if self._fields.return_token_ids else None
+            answer.token_ids, answer.logprobs = [], []
+
+    def _event(self, choice: ChatChunkChoice, prompt_token_ids: list[int] | None = None) -> bytes:
+        usage = self._usage.info() if self._fields.wants_continuous_usage else None
+        chunk = ChatChunk(
+            self._id, self._created_s, self._model, [choice], usage=usage, prompt_token_ids=prompt_token_ids
+        )
+        return event(chunk)
+
+
+def _arguments(pieces: list[Piece], index: int) -> str:
+    return "".join(
+        piece.text for piece in pieces if isinstance(piece, ToolArguments) and piece.index == index
+    )
+
+
+def _delta(piece: Piece) -> MessageDelta:
+    if isinstance(piece, Content):
+        return MessageDelta(content=piece.text)
+    if isinstance(piece, Reasoning):
+        return MessageDelta(reasoning=piece.text, reasoning_content=piece.text)
+    if isinstance(piece, ToolStart):
+        function = FunctionDelta("", name=piece.name)
+        return MessageDelta(
+            tool_calls=[ToolCallDelta(piece.index, function, id=new_call_id(), type="function")]
+        )
+    return MessageDelta(tool_calls=[ToolCallDelta(piece.index, FunctionDelta(piece.text))])
+
+
+def new_call_id() -> str:
+    return "call_" + new_id()

@@ -1,0 +1,89 @@
+"""The door: every request passes here before a route is looked up. Host, key, request id; nothing of what is asked.
+
+Deny by default: with keys set, only the paths named as open are answered without one. The path compared is the one
+that routes compare, so that another spelling of it is another path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import re
+
+from headway.server.calls import MAX_ID_CHARS, Receive, Scope, Send, error_reply, new_id, send_reply
+from headway.server.errors import ApiError
+from headway.server.state import ServerState
+
+logger = logging.getLogger("headway")
+
+_ID_PATTERN = re.compile(rf"[\x21-\x7e]{{1,{MAX_ID_CHARS}}}")
+
+
+class Edge:
+    """ASGI application around the application."""
+
+    def __init__(self, app: object, state: ServerState, open_paths: frozenset[str]) -> None:
+        self._app = app
+        self._state = state
+        self._open_paths = open_paths
+        self._hosts = state.settings.hosts
+        self.settings = state.settings  # for the protocol below
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)  # type: ignore[operator]
+            return
+        headers = dict(scope["headers"])
+        scope["headway.request_id"] = request_id = _request_id(headers.get(b"x-request-id"))
+        send = self._named(scope, send, request_id)
+        try:
+            self._check_host(headers.get(b"host", b""))
+            scope["headway.key_id"] = self._check_key(scope["path"], headers.get(b"authorization", b""))
+        except ApiError as error:
+            await send_reply(send, error_reply(error))
+            return
+        await self._app(scope, receive, send)  # type: ignore[operator]
+
+    def _named(self, scope: Scope, send: Send, request_id: str) -> Send:
+        """`send`, with X-Request-Id on every reply, and a log line where that is asked for."""
+        name = request_id.encode()
+        logs = self._state.settings.access_log
+
+        async def send_named(message: dict[str, object]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"x-request-id", name))  # type: ignore[attr-defined]
+                if logs:
+                    logger.info(
+                        "%s %s %s %s", scope["method"], scope["path"][:200], message["status"], request_id
+                    )
+            await send(message)
+
+        return send_named  # type: ignore[return-value]
+
+    def _check_host(self, host: bytes) -> None:
+        if self._hosts is None:
+            return
+        name = re.sub(rb":\d*$", b"", host).decode("latin-1").lower()
+        if name not in self._hosts:
+            raise ApiError("forbidden_host", "this Host is not answered; see --allowed-hosts")
+
+    def _check_key(self, path: str, authorization: bytes) -> str:
+        """Who asks: a digest that is no key. Compares with every key, in a time that tells nothing of them."""
+        digests = self._state.key_digests
+        if not digests or path in self._open_paths:
+            return ""
+        scheme, _, key = authorization.partition(b" ")
+        given = hashlib.sha256(key.strip()).digest()
+        num_equal = sum(hmac.compare_digest(given, digest) for digest in digests)
+        if scheme.lower() != b"bearer" or not num_equal:
+            raise ApiError(
+                "unauthorized", "the API key is missing or wrong", headers={"www-authenticate": "Bearer"}
+            )
+        return hashlib.sha256(b"headway key id" + given).hexdigest()[:32]
+
+
+def _request_id(given: bytes | None) -> str:
+    """The caller's, where it is plain; it goes into a header and a log line."""
+    text = (given or b"").decode("latin-1")
+    return text if _ID_PATTERN.fullmatch(text) else new_id()

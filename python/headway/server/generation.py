@@ -1,0 +1,188 @@
+"""Prompts of one HTTP request in the engine: queued together, read as one stream, counted as one usage."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from headway.request import SamplingParams
+from headway.server.calls import Call
+from headway.server.client import EngineClient, EngineOutput, EngineRequest, Usage
+from headway.server.errors import ApiError, bad_request, unavailable
+from headway.server.schemas.common import (
+    CompletionTokensDetails,
+    PromptTokensDetails,
+    SamplingFields,
+    UsageInfo,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """A prompt ready for the engine."""
+
+    text: str | None
+    token_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOutput:
+    """What a completion of one of several prompts gained."""
+
+    prompt_index: int
+    output: EngineOutput
+
+
+@dataclass(slots=True)
+class UsageCount:
+    """Usage of several prompts. `without_output` counts none: for answers whose only token is dropped."""
+
+    without_output: bool = False
+    num_reasoning_tokens: int = 0
+    _by_prompt: dict[int, Usage] = field(default_factory=dict)
+
+    def note(self, found: PromptOutput) -> None:
+        self._by_prompt[found.prompt_index] = found.output.usage
+
+    def info(self) -> UsageInfo:
+        usages = self._by_prompt.values()
+        num_prompt = sum(usage.num_prompt_tokens for usage in usages)
+        num_output = 0 if self.without_output else sum(usage.num_output_tokens for usage in usages)
+        return UsageInfo(
+            num_prompt,
+            num_output,
+            num_prompt + num_output,
+            PromptTokensDetails(sum(usage.num_cached_tokens for usage in usages)),
+            CompletionTokensDetails(self.num_reasoning_tokens),
+        )
+
+
+def engine_requests(
+    call: Call, reply_id: str, fields: SamplingFields, prompts: Sequence[PromptTokens], params: SamplingParams
+) -> list[EngineRequest]:
+    """One a prompt. Raises ApiError for more completions than a request may have."""
+    limit = call.state.settings.max_num_prompts
+    if len(prompts) * params.n > limit:
+        raise bad_request(
+            "prompt", f"a request may have {limit} prompts times n, got {len(prompts) * params.n}"
+        )
+    salt = _salt(call, fields.cache_salt)
+    return [
+        EngineRequest(
+            request_id=f"{reply_id}-{index}",
+            prompt_token_ids=prompt.token_ids,
+            params=params,
+            prompt=prompt.text,
+            priority=fields.priority or 0,
+            cache_salt=salt,
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def _salt(call: Call, asked: str | None) -> str | None:
+    """One key's callers never learn by timing what another's have asked; what they add divides further."""
+    parts = [part for part in (call.key_id, asked) if part]
+    return "/".join(parts) if parts else None
+
+
+async def run(call: Call, requests: Sequence[EngineRequest]) -> AsyncGenerator[PromptOutput, None]:
+    """Outputs of all prompts as they come. Closing it aborts what is left.
+
+    Raises what the engine raises; ApiError where a completion ended otherwise than by itself.
+    """
+    state = call.state
+    state.check_accepting()
+    num_tokens = sum(len(request.prompt_token_ids) for request in requests)
+    with state.gate.admit(call.key_id, num_tokens) as admission:
+        if call.open_call is not None:
+            call.open_call.request_ids = [request.request_id for request in requests]
+        async with aclosing(_merged(state.client, requests)) as outputs:
+            async for found in outputs:
+                admission.started()
+                check_end(found.output.finish_reason, state.is_draining)
+                yield found
+
+
+def check_end(reason: str | None, is_draining: bool) -> None:
+    if reason == "abort":
+        message = "the server is shutting down" if is_draining else "the request was ended"
+        raise unavailable(message, "shutting_down" if is_draining else "aborted", 1)
+    if reason == "error":
+        raise ApiError(
+            "internal", "the model computed no usable probabilities for this request", code="bad_logits"
+        )
+
+
+async def _merged(
+    client: EngineClient, requests: Sequence[EngineRequest]
+) -> AsyncGenerator[PromptOutput, None]:
+    if len(requests) > 1:
+        async with aclosing(_race(client, requests)) as founds:
+            async for found in founds:
+                yield found
+        return
+    async with aclosing(_closable(client.stream(requests[0]))) as outputs:
+        async for output in outputs:
+            yield PromptOutput(0, output)
+
+
+async def _race(
+    client: EngineClient, requests: Sequence[EngineRequest]
+) -> AsyncGenerator[PromptOutput, None]:
+    """Each prompt has a task; the queue holds one output a task, so that a slow reader is waited for."""
+    queue: asyncio.Queue[PromptOutput | BaseException | None] = asyncio.Queue(len(requests))
+
+    async def pump(index: int, request: EngineRequest) -> None:
+        try:
+            async with aclosing(_closable(client.stream(request))) as outputs:
+                async for output in outputs:
+                    await queue.put(PromptOutput(index, output))
+            await queue.put(None)
+        except Exception as error:
+            await queue.put(error)
+
+    tasks = [asyncio.ensure_future(pump(index, request)) for index, request in enumerate(requests)]
+    try:
+        num_open = len(tasks)
+        while num_open:
+            found = await queue.get()
+            if isinstance(found, BaseException):
+                raise found
+            if found is None:
+                num_open -= 1
+            else:
+                yield found
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _closable(outputs: AsyncIterator[EngineOutput]) -> AsyncGenerator[EngineOutput, None]:
+    """An iterator that ends with its reader, whatever kind the engine returned."""
+    try:
+        async for output in outputs:
+            yield output
+    finally:
+        close = getattr(outputs, "aclose", None)
+        if close is not None:
+            await close()
+
+
+async def begun(events: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    """`events` with the first one in hand, so that what is refused is refused with a status of its own."""
+    try:
+        first = await anext(events)
+    except StopAsyncIteration:
+        first = b""
+
+    async def go_on() -> AsyncGenerator[bytes, None]:
+        async with aclosing(events):
+            yield first
+            async for piece in events:
+                yield piece
+
+    return go_on()

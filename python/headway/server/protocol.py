@@ -1,0 +1,113 @@
+"""uvicorn's HTTP/1.1 protocol with bounds of its own: on headers, on the time they take, on connections.
+
+What does not get as far as the application is answered here, in the same envelope as everything else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from headway.server.errors import ApiError
+from headway.server.settings import ServerSettings
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection. Its limits are those of the application's settings."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self._settings: ServerSettings = config.loaded_app.settings
+        self._num_header_bytes = 0
+        self._num_headers = 0
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._is_refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._settings.max_connections:
+            self._refuse(ApiError("unavailable", "too many connections are open", code="overloaded"))
+        else:
+            self._start_header_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_header_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._is_refused:
+            super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["headway.cut"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+        self._num_header_bytes = self._num_headers = 0
+        self._start_header_timer()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._num_headers += 1
+        self._count(len(name) + len(value) + 4)
+
+    def on_headers_complete(self) -> None:
+        self._stop_header_timer()
+        if not self._is_refused:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self._is_refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._is_refused:
+            super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(ApiError("bad_request", "the request is not valid HTTP", code="invalid_http"))
+
+    def _count(self, num_bytes: int) -> None:
+        """Trailers of a chunked body count as well."""
+        self._num_header_bytes += num_bytes
+        settings = self._settings
+        if self._num_header_bytes > settings.max_header_bytes or self._num_headers > settings.max_headers:
+            limits = f"{settings.max_header_bytes} bytes and {settings.max_headers} lines"
+            self._refuse(ApiError("headers_too_large", f"headers may have {limits}"))
+
+    def _start_header_timer(self) -> None:
+        self._stop_header_timer()
+        self._header_timer = self.loop.call_later(self._settings.read_timeout_s, self._headers_are_late)
+
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _headers_are_late(self) -> None:
+        limit_s = self._settings.read_timeout_s
+        self._refuse(ApiError("timeout", f"the headers did not arrive within {limit_s:g} s"))
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answers and closes, unless an earlier request of this connection is being answered: then it just closes."""
+        if self._is_refused:
+            return
+        self._is_refused = True
+        self._stop_header_timer()
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(_reply(error))
+        self.transport.close()
+
+
+def _reply(error: ApiError) -> bytes:
+    body = error.body()
+    head = (
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body

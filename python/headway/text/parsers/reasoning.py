@@ -1,0 +1,92 @@
+"""Separates what a model writes for itself from its answer. Text comes in pieces of any size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headway.text.parsers.pieces import Content, Piece, Reasoning
+from headway.text.parsers.scanner import TrimmedText, cut_at_tag
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningTags:
+    """Any of `starts` at the beginning of the output opens reasoning, any of `ends` closes it.
+
+    `dropped` frame the answer itself and are no part of it.
+    """
+
+    starts: tuple[str, ...]
+    ends: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
+
+    def is_open_after(self, prompt: str) -> bool:
+        """Whether the prompt itself has opened reasoning: many templates do."""
+        return prompt.rstrip().endswith(self.starts)
+
+
+THINK = ReasoningTags(("<think>",), ("</think>",))
+GRANITE = ReasoningTags(
+    ("<think>", "Here is my thought process:", "Here's my thought process:"),
+    ("</think>", "Here is my response:", "Here's my response:"),
+    ("<response>", "</response>"),
+)
+
+
+class ReasoningParser:
+    """White space at the seams between reasoning and answer belongs to neither."""
+
+    def __init__(self, tags: ReasoningTags, *, is_open: bool) -> None:
+        self._tags = tags
+        self._buffer = ""
+        self._place = "reasoning" if is_open else "start"  # then content
+        self._trimmed = TrimmedText(drops_leading=is_open)
+
+    @property
+    def is_reasoning(self) -> bool:
+        return self._place == "reasoning"
+
+    def push(self, text: str) -> list[Piece]:
+        self._buffer += text
+        return self._read(is_last=False)
+
+    def finish(self) -> list[Piece]:
+        pieces = self._read(is_last=True)
+        held = self._trimmed.flush() if self._place == "content" else ""
+        return [*pieces, Content(held)]
+
+    def _read(self, *, is_last: bool) -> list[Piece]:
+        if self._place == "start" and not self._start(is_last=is_last):
+            return []
+        pieces: list[Piece] = []
+        if self._place == "reasoning":
+            cut = cut_at_tag(self._buffer, self._tags.ends, is_last=is_last)
+            self._buffer = cut.rest
+            pieces.append(Reasoning(self._trimmed.push(cut.before)))
+            if cut.tag is None:
+                return pieces
+            self._place = "content"
+            self._trimmed.drop()
+        return pieces + self._content(is_last=is_last)
+
+    def _start(self, *, is_last: bool) -> bool:
+        """Decides by what the output begins with; False while that is open."""
+        begun = self._buffer.lstrip()
+        for tag in self._tags.starts:
+            if begun.startswith(tag):
+                self._place, self._buffer = "reasoning", begun[len(tag) :]
+                self._trimmed = TrimmedText(drops_leading=True)
+                return True
+        if not is_last and any(tag.startswith(begun) for tag in self._tags.starts):
+            return False
+        self._place = "content"
+        return True
+
+    def _content(self, *, is_last: bool) -> list[Piece]:
+        pieces: list[Piece] = []
+        while True:
+            cut = cut_at_tag(self._buffer, self._tags.dropped, is_last=is_last)
+            self._buffer = cut.rest
+            pieces.append(Content(self._trimmed.push(cut.before)))
+            if cut.tag is None:
+                return pieces
+            self._trimmed.drop()

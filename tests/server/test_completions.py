@@ -1,0 +1,136 @@
+"""/v1/completions over the shipped model: prompts, echo, logprobs, n, and streams that say what wholes do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.server.live import Live
+
+PROMPT = "def fib(n):"
+GREEDY = {"model": "tiny", "prompt": PROMPT, "temperature": 0, "max_tokens": 12}
+
+
+def ask(server: Live, **fields: Any) -> Any:
+    answer = server.post("/v1/completions", {**GREEDY, **fields})
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def texts(reply: Any) -> list[str]:
+    return [choice["text"] for choice in reply["choices"]]
+
+
+def streamed(server: Live, **fields: Any) -> list[Any]:
+    answer = server.post("/v1/completions", {**GREEDY, **fields, "stream": True})
+    assert answer.status == 200
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    return answer.events
+
+
+def test_the_forms_of_a_prompt_are_one(model_server: Live) -> None:
+    ids = model_server.post("/tokenize", {"prompt": PROMPT}).json["tokens"]
+    plain = texts(ask(model_server))
+    assert plain[0]
+    assert texts(ask(model_server, prompt=ids)) == plain
+    assert texts(ask(model_server, prompt=[PROMPT])) == plain
+    assert texts(ask(model_server, prompt=[ids, PROMPT])) == plain * 2
+    assert texts(ask(model_server, prompt=[ids[:3], ids])) != plain * 2
+
+
+def test_a_reply_says_what_it_is(model_server: Live) -> None:
+    reply = ask(model_server, n=1)
+    assert reply["object"] == "text_completion"
+    assert reply["id"].startswith("cmpl-")
+    assert reply["model"] == "tiny"
+    usage = reply["usage"]
+    assert usage["completion_tokens"] == 12
+    assert usage["total_tokens"] == usage["prompt_tokens"] + 12
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 0}
+    assert reply["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"n": 3, "temperature": 1.0, "seed": 7, "prompt": [PROMPT, "import os"]},
+        {"echo": True},
+        {"stop": ["\n", "x"], "max_tokens": 40},
+        {"stop": "(", "include_stop_str_in_output": True, "max_tokens": 40},
+        {"temperature": 1.0, "seed": -5, "top_k": 20, "min_p": 0.01, "max_tokens": 40},
+        {"logprobs": 2},
+    ],
+    ids=str,
+)
+def test_a_stream_says_what_the_whole_says(model_server: Live, fields: dict[str, Any]) -> None:
+    whole = ask(model_server, **fields)
+    events = streamed(model_server, **fields, stream_options={"include_usage": True})
+    assert events[-1]["choices"] == []
+    assert events[-1]["usage"] == whole["usage"]
+    assert len({(event["id"], event["created"], event["model"]) for event in events}) == 1
+    for index, choice in enumerate(whole["choices"]):
+        parts = [c for event in events for c in event["choices"] if c["index"] == index]
+        assert "".join(part["text"] for part in parts) == choice["text"]
+        reasons = [part["finish_reason"] for part in parts]
+        assert reasons == [None] * (len(parts) - 1) + [choice["finish_reason"]]
+        assert parts[-1]["stop_reason"] == choice["stop_reason"]
+        if choice["logprobs"] is not None:
+            for name in ("tokens", "token_logprobs", "text_offset"):
+                told = [value for part in parts for value in part["logprobs"][name]]
+                assert told == choice["logprobs"][name]
+
+
+def test_usage_comes_when_asked(model_server: Live) -> None:
+    assert all("usage" not in event for event in streamed(model_server))
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    totals = [event["usage"]["total_tokens"] for event in streamed(model_server, stream_options=options)]
+    assert totals == sorted(totals)
+    assert len(set(totals)) > 3
+
+
+def test_a_stop_string_is_named_and_cut(model_server: Live) -> None:
+    free = texts(ask(model_server, max_tokens=40))[0]
+    stop = free[5:8]
+    (choice,) = ask(model_server, max_tokens=40, stop=["never there", stop])["choices"]
+    assert choice["text"] == free[: free.index(stop)]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", stop)
+
+
+def test_logprobs_cover_every_token(model_server: Live) -> None:
+    (choice,) = ask(model_server, logprobs=3)["choices"]
+    found = choice["logprobs"]
+    assert len(found["tokens"]) == len(found["token_logprobs"]) == len(found["top_logprobs"]) == 12
+    assert "".join(found["tokens"]) == choice["text"]
+    for token, logprob, top in zip(
+        found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True
+    ):
+        assert top[token] == logprob == max(top.values())
+        assert 2 <= len(top) <= 3
+    (alone,) = ask(model_server, logprobs=0)["choices"]
+    assert [list(top) for top in alone["logprobs"]["top_logprobs"]] == [[token] for token in found["tokens"]]
+
+
+def test_echo_gives_the_prompt_back(model_server: Live) -> None:
+    whole = texts(ask(model_server))[0]
+    assert texts(ask(model_server, echo=True)) == [PROMPT + whole]
+    reply = ask(model_server, echo=True, max_tokens=0)
+    assert texts(reply) == [PROMPT]
+    assert reply["usage"]["completion_tokens"] == 0
+
+
+def test_ids_are_returned_when_asked(model_server: Live) -> None:
+    (choice,) = ask(model_server, return_token_ids=True, logprobs=0, return_tokens_as_token_ids=True)[
+        "choices"
+    ]
+    assert choice["prompt_token_ids"] == model_server.post("/tokenize", {"prompt": PROMPT}).json["tokens"]
+    assert choice["logprobs"]["tokens"] == [f"token_id:{token}" for token in choice["token_ids"]]
+
+
+def test_the_context_is_the_limit(model_server: Live) -> None:
+    answer = model_server.post("/v1/completions", {**GREEDY, "max_tokens": 1000})
+    assert answer.status == 400
+    assert answer.error["code"] == "context_length_exceeded"
+    answer = model_server.post("/v1/completions", {**GREEDY, "prompt": [5] * 600})
+    assert (answer.status, answer.error["param"]) == (400, "prompt")
