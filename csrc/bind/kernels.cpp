@@ -59,7 +59,7 @@ void gated_rms_norm(int64_t num_tokens, int64_t hidden, int64_t group_size, Addr
 void causal_conv1d(int num_rows, Address query_start, Address row_start, int64_t num_tokens, int64_t num_channels,
                    int width, Address x, int64_t x_stride, Address weight, Address bias, Address state,
                    int64_t state_stride, Address read_slots, Address write_slots, Address out, int dtype,
-                   Address stream) {
+                   Address snapshot_starts, Address snapshot_positions, Address snapshot_slots, Address stream) {
   backend::causal_conv1d({.rows = {num_rows, query_start, row_start},
                           .num_tokens = num_tokens,
                           .num_channels = num_channels,
@@ -73,7 +73,8 @@ void causal_conv1d(int num_rows, Address query_start, Address row_start, int64_t
                           .read_slots = read_slots,
                           .write_slots = write_slots,
                           .out = out,
-                          .dtype = DType{dtype}},
+                          .dtype = DType{dtype},
+                          .snapshots = {snapshot_starts, snapshot_positions, snapshot_slots}},
                          stream);
 }
 
@@ -81,7 +82,8 @@ void ssm_scan(int num_rows, Address query_start, Address row_start, int64_t num_
               int num_groups, int state_size, Address x, int64_t x_stride, Address b, int64_t b_stride, Address c,
               int64_t c_stride, Address dt, int64_t dt_stride, Address a, Address d, Address dt_bias, float dt_min,
               float dt_max, Address state, int64_t state_stride, Address read_slots, Address write_slots, Address out,
-              int dtype, int max_query_len, Address stream) {
+              int dtype, int max_query_len, Address snapshot_starts, Address snapshot_positions, Address snapshot_slots,
+              Address stream) {
   backend::ssm_scan({.rows = {num_rows, query_start, row_start},
                      .num_tokens = num_tokens,
                      .num_heads = num_heads,
@@ -107,7 +109,8 @@ void ssm_scan(int num_rows, Address query_start, Address row_start, int64_t num_
                      .write_slots = write_slots,
                      .out = out,
                      .dtype = DType{dtype},
-                     .max_query_len = max_query_len},
+                     .max_query_len = max_query_len,
+                     .snapshots = {snapshot_starts, snapshot_positions, snapshot_slots}},
                     stream);
 }
 

@@ -72,8 +72,16 @@ void convolve_block(const CausalConv1dParams& params, int64_t row, int64_t chann
   for (int64_t token = 0; token < num_tokens; ++token) {
     convolve_token<T, kWidth>(params, columns, token, channel, count, out + token * params.num_channels);
   }
-  keep_last_columns(columns, num_tokens, count, state + params.write_slots[row] * params.state_stride,
-                    params.num_channels);
+  const auto keep = [&](int64_t num_seen, int32_t slot) {
+    keep_last_columns(columns, num_seen, count, state + slot * params.state_stride, params.num_channels);
+  };
+  const SnapshotList& snapshots = params.snapshots;
+  if (snapshots.starts != nullptr) {
+    for (int32_t i = snapshots.starts[row]; i < snapshots.starts[row + 1]; ++i) {
+      keep(snapshots.positions[i] - params.rows.row_start[row], snapshots.slots[i]);
+    }
+  }
+  keep(num_tokens, params.write_slots[row]);  // last: it may overwrite the past in place
 }
 
 template <class T, int kWidth>

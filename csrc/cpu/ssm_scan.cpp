@@ -197,6 +197,38 @@ void scan_tile(const SsmScanParams& params, const Item& item, const Tile& tile, 
   }
 }
 
+// The row's snapshots, one after the other: flat indices of the tokens they are taken before, and slots.
+class SnapshotCursor {
+ public:
+  SnapshotCursor(const SsmScanParams& params, int64_t row)
+      : list_(params.snapshots), origin_(params.rows.query_start[row] - int64_t{params.rows.row_start[row]}) {
+    if (list_.starts == nullptr) return;
+    next_ = list_.starts[row];
+    end_ = list_.starts[row + 1];
+    while (token() <= params.rows.query_start[row]) advance();  // or the scan would not move
+  }
+  int64_t token() const { return next_ < end_ ? origin_ + list_.positions[next_] : INT64_MAX; }
+  int32_t slot() const { return list_.slots[next_]; }
+  void advance() { ++next_; }
+
+ private:
+  const SnapshotList& list_;
+  int64_t origin_;
+  int32_t next_ = 0;
+  int32_t end_ = 0;
+};
+
+// The item's channels of a head's state, from one slot to another; null: zeros.
+void copy_state(const SsmScanParams& params, const Item& item, const float* source, float* target) {
+  const int64_t offset = int64_t{item.channel_begin} * params.state_size;
+  const int64_t size = int64_t{item.channel_end - item.channel_begin} * params.state_size;
+  if (source == nullptr) {
+    std::fill_n(target + offset, size, 0.0f);
+  } else {
+    std::copy_n(source + offset, size, target + offset);
+  }
+}
+
 template <class T>
 void scan_item(const SsmScanParams& params, const Item& item) {
   const int64_t begin = params.rows.query_start[item.row];
@@ -205,21 +237,18 @@ void scan_item(const SsmScanParams& params, const Item& item) {
   const float* source = params.state + params.read_slots[item.row] * params.state_stride + head_offset;
   float* target = params.state + params.write_slots[item.row] * params.state_stride + head_offset;
   if (params.rows.row_start[item.row] == 0) source = nullptr;
-  if (begin == end && source != target) {
-    const int64_t offset = int64_t{item.channel_begin} * params.state_size;
-    const int64_t size = int64_t{item.channel_end - item.channel_begin} * params.state_size;
-    if (source == nullptr) {
-      std::memset(target + offset, 0, static_cast<size_t>(size) * sizeof(float));
-    } else {
-      std::memcpy(target + offset, source + offset, static_cast<size_t>(size) * sizeof(float));
-    }
-  }
+  if (begin == end && source != target) copy_state(params, item, source, target);
   const int padded = (params.state_size + kLanes - 1) / kLanes * kLanes;
+  SnapshotCursor snapshot(params, item.row);
   Tile tile;
-  for (int64_t token = begin; token < end; token += kTileTokens) {
-    load_tile<T>(params, item.head, token, static_cast<int>(std::min<int64_t>(kTileTokens, end - token)), padded, tile);
+  for (int64_t token = begin; token < end; token += tile.num_tokens) {
+    const int64_t tile_end = std::min({token + kTileTokens, end, snapshot.token()});
+    load_tile<T>(params, item.head, token, static_cast<int>(tile_end - token), padded, tile);
     scan_tile<T>(params, item, tile, token, padded, source, target);
     source = target;
+    for (; snapshot.token() == tile_end; snapshot.advance()) {
+      copy_state(params, item, target, params.state + snapshot.slot() * params.state_stride + head_offset);
+    }
   }
 }
 

@@ -54,13 +54,23 @@ struct Channels {
     }
   }
 
-  // Leaves the row's last raw columns in its write slot. Loads all of them before it stores any: the slots may be one.
-  __device__ __forceinline__ void store_state(int row, int begin, int end) const {
+  // Leaves the raw columns before flat token `end` in a slot. Loads all before it stores any: the slots may be one.
+  __device__ __forceinline__ void store_columns(int row, int begin, int end, int32_t slot) const {
     Column last[kTaps - 1];
     load_window(row, begin, end, last);
-    const int32_t slot = params.write_slots[row];
 #pragma unroll
     for (int tap = 0; tap < kTaps - 1; ++tap) state(slot, tap) = last[tap];
+  }
+
+  // The row's snapshots, then its own state, which may overwrite the columns that the snapshots begin with.
+  __device__ __forceinline__ void store_state(int row, int begin, int end) const {
+    const SnapshotList& snapshots = params.snapshots;
+    if (snapshots.starts != nullptr) {
+      for (int i = snapshots.starts[row]; i < snapshots.starts[row + 1]; ++i) {
+        store_columns(row, begin, begin + snapshots.positions[i] - params.rows.row_start[row], snapshots.slots[i]);
+      }
+    }
+    store_columns(row, begin, end, params.write_slots[row]);
   }
 };
 

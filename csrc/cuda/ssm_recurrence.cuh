@@ -168,20 +168,36 @@ __device__ __forceinline__ void store_scan_tile(const SsmScanParams& params, con
   }
 }
 
-// Flat tokens [begin, end) of one row, and where its state comes from (null: zeros) and goes to: slot bases.
+// Flat tokens [begin, end) of one row, and where its state comes from (null: zeros) and goes to: slot bases. A snapshot
+// at position p is the state before flat token p + origin; those at or before `begin` are not the span's.
 struct RecurrentSpan {
   int64_t begin;
   int64_t end;
   const float* source;
   float* target;
+  int64_t origin = 0;
+  int first_snapshot = 0;
+  int end_snapshot = 0;
 };
 
 // All tokens of a row.
 __device__ __forceinline__ RecurrentSpan recurrent_span(const SsmScanParams& params, int row) {
-  const bool has_state = params.rows.row_start[row] > 0;
-  return {params.rows.query_start[row], params.rows.query_start[row + 1],
-          has_state ? params.state + params.read_slots[row] * params.state_stride : nullptr,
-          params.state + params.write_slots[row] * params.state_stride};
+  const int start = params.rows.row_start[row];
+  const int64_t begin = params.rows.query_start[row];
+  RecurrentSpan span{begin, params.rows.query_start[row + 1],
+                     start > 0 ? params.state + params.read_slots[row] * params.state_stride : nullptr,
+                     params.state + params.write_slots[row] * params.state_stride, begin - start};
+  if (params.snapshots.starts != nullptr) {
+    span.first_snapshot = params.snapshots.starts[row];
+    span.end_snapshot = params.snapshots.starts[row + 1];
+  }
+  return span;
+}
+
+// The flat token before which the snapshot is taken; beyond the span when there is none.
+__device__ __forceinline__ int64_t snapshot_token(const SsmScanParams& params, const RecurrentSpan& span,
+                                                  int snapshot) {
+  return snapshot < span.end_snapshot ? span.origin + params.snapshots.positions[snapshot] : span.end + 1;
 }
 
 // Scans the span for channels [first_p, first_p + num_p) of one head. The whole block calls it; `tile` is free again
@@ -200,8 +216,12 @@ __device__ __forceinline__ void scan_recurrently(const SsmScanParams& params, co
     StateRows<kN, kIsExact> state;
     state.clear();
     if (span.source != nullptr) state.load(span.source + offset, warp_rows, params.state_size);
-    for (int64_t token = span.begin; token < span.end; token += L::kTile) {
-      const int count = static_cast<int>(min(static_cast<int64_t>(L::kTile), span.end - token));
+    int snapshot = span.first_snapshot;
+    while (snapshot_token(params, span, snapshot) <= span.begin) ++snapshot;
+    for (int64_t token = span.begin; token < span.end;) {
+      const int64_t next_snapshot = snapshot_token(params, span, snapshot);
+      const int64_t tile_end = min(min(token + L::kTile, span.end), next_snapshot);
+      const int count = static_cast<int>(tile_end - token);
       load_scan_tile<T, kN, kIsExact>(params, tile, token, count, head, p, block_p);
       __syncthreads();
       const int num_steps = warp_rows > 0 ? count : 0;  // a block may have warps that the tile has no rows for
@@ -211,6 +231,11 @@ __device__ __forceinline__ void scan_recurrently(const SsmScanParams& params, co
       }
       __syncthreads();
       store_scan_tile<T, kN>(params, tile, token, count, head, p, block_p);
+      if (tile_end == next_snapshot) {
+        float* slot = params.state + params.snapshots.slots[snapshot++] * params.state_stride;
+        state.store(slot + offset, warp_rows, params.state_size);
+      }
+      token = tile_end;
     }
     state.store(span.target + offset, warp_rows, params.state_size);
   }

@@ -17,7 +17,8 @@ void ssm_scan(const SsmScanParams& params, Stream stream) {
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const bool has_bound = params.max_query_len > 0 && params.max_query_len < params.num_tokens;
   const int64_t max_row_tokens = has_bound ? params.max_query_len : params.num_tokens;
-  if (max_row_tokens > kMaxRecurrentTokens && can_scan_chunks(params)) {
+  const bool has_snapshots = params.snapshots.starts != nullptr;  // which the chunked kernel does not take
+  if (max_row_tokens > kMaxRecurrentTokens && !has_snapshots && can_scan_chunks(params)) {
     launch_chunked_scan(params, cuda_stream);
   } else {
     launch_recurrent_scan(params, cuda_stream);

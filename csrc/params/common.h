@@ -18,4 +18,13 @@ struct RowList {
   const int32_t* row_start;    // [R] absolute position of the row's first token; 0 = nothing came before
 };
 
+// States to keep beside the rows' own: those that row r has after some of its tokens. At entries starts[r] up to
+// starts[r + 1]: absolute positions in (row_start, row_start + tokens], ascending, and the slots that take the states.
+// No such slot is read or written otherwise in the same call.
+struct SnapshotList {
+  const int32_t* starts = nullptr;  // [R + 1]; null: no row leaves any
+  const int32_t* positions = nullptr;
+  const int32_t* slots = nullptr;
+};
+
 }  // namespace headway

@@ -21,6 +21,7 @@ struct CausalConv1dParams {
   const int32_t* write_slots; // [R] differs from read_slots where a snapshot is restored without a copy
   void* out;                  // [T, conv_dim] dtype, contiguous
   DType dtype;
+  SnapshotList snapshots = {};
 };
 
 // Mamba-2 recurrence over ragged rows, state carried in fp32:
@@ -53,6 +54,7 @@ struct SsmScanParams {
   void* out;                  // [T, H, P] dtype, contiguous
   DType dtype;
   int32_t max_query_len = 0;  // host bound on a row's tokens, to choose kernels by; 0 = not known
+  SnapshotList snapshots = {};
 };
 
 // One decode step of a mixer between its projections, every row one token: convolution, recurrence, gate and grouped

@@ -49,6 +49,9 @@ def causal_conv1d(
     write_slots: int,
     out: int,
     dtype: int,
+    snapshot_starts: int,
+    snapshot_positions: int,
+    snapshot_slots: int,
     stream: int,
     /,
 ) -> None: ...
@@ -81,6 +84,9 @@ def ssm_scan(
     out: int,
     dtype: int,
     max_query_len: int,
+    snapshot_starts: int,
+    snapshot_positions: int,
+    snapshot_slots: int,
     stream: int,
     /,
 ) -> None: ...

@@ -62,6 +62,15 @@ class FakeCaches:
     state: torch.Tensor  # [num_slots] int64
 
 
+def snapshots_of(batch: StepBatch, row: int) -> dict[int, int]:
+    """Slots by position."""
+    if batch.snapshots is None:
+        return {}
+    starts, positions, slots = batch.snapshots
+    mine = slice(int(starts[row]), int(starts[row + 1]))
+    return dict(zip(positions[mine].tolist(), slots[mine].tolist(), strict=True))
+
+
 @dataclass
 class FakeModel:
     """Implements `StepModel`. `fail_at` names the step whose forward raises; `before_step` runs in each forward."""
@@ -91,10 +100,13 @@ class FakeModel:
         table = batch.block_table[int(batch.rows[row])].tolist()
         block_size = caches.keys.shape[1]
         state = 0 if start == 0 else int(caches.state[read_slot])
+        wanted = snapshots_of(batch, row)
         for place in range(begin, end):
             position, token = int(batch.positions[place]), int(batch.token_ids[place])
             assert position == start + place - begin
             state = next_hash(state, token)
+            if position + 1 in wanted:
+                caches.state[wanted[position + 1]] = state
             caches.keys[table[position // block_size], position % block_size] = token
         if end > begin:
             keys = [

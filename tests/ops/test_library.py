@@ -40,8 +40,8 @@ def arguments_of(name: str) -> dict[str, object]:
             norm_arguments(norm, F32) | {"residual": normal(5, 128, seed=5), "residual_scale": 0.5}
         ),
         "gated_rms_norm": lambda: gated_norm_arguments(norm, F32),
-        "causal_conv1d": lambda: finite(conv_arguments(mamba, rows, F32)),
-        "ssm_scan": lambda: finite(scan_arguments(mamba, rows, F32)) | {"dt_min": 0.0},
+        "causal_conv1d": lambda: finite(conv_arguments(mamba, rows, F32)) | snapshots(),
+        "ssm_scan": lambda: finite(scan_arguments(mamba, rows, F32)) | {"dt_min": 0.0} | snapshots(),
         "rotary": lambda: rotary_arguments(attention, rows, F32),
         "kv_write": lambda: finite(kv_write_arguments(attention, rows, F32)),
         "paged_attention": lambda: finite(attention_arguments(attention, rows, F32)),
@@ -49,6 +49,12 @@ def arguments_of(name: str) -> dict[str, object]:
         "route": lambda: ROUTE_DEFAULTS | route_arguments(ROUTE_CASES["sigmoid"]),
     }
     return builders[name]()
+
+
+def snapshots() -> dict[str, torch.Tensor]:
+    """Of the third of the five mixed rows, after 16 of its tokens, in the slot that no row has."""
+    lists = {"snapshot_starts": [0, 0, 0, 1, 1, 1], "snapshot_positions": [16], "snapshot_slots": [6]}
+    return {name: torch.tensor(values, dtype=torch.int32) for name, values in lists.items()}
 
 
 def finite(arguments: dict[str, object]) -> dict[str, object]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from headway.ops import Snapshots
 
 
 @dataclass(frozen=True)
@@ -33,3 +37,4 @@ class StepBatch:
     state_base: torch.Tensor  # [R] int32, tokens folded into the state in read_slots
     sample_tokens: torch.Tensor  # [Rs] int32, index into [T]
     block_table: torch.Tensor  # [max_rows, max_blocks_per_row] int32, by row id
+    snapshots: Snapshots | None = None  # states that prompt chunks leave beside the rows' own

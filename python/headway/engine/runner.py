@@ -203,7 +203,16 @@ class Runner:
             num_tokens=plan.num_tokens,
             max_query_len=plan.max_query_len,
             max_kv_len=plan.max_kv_len,
+            snapshots=self._snapshots(plan) if plan.num_snapshots else None,
             **self._views_of(plan.num_tokens, plan.num_rows, plan.num_sampled),
+        )
+
+    def _snapshots(self, plan: Plan) -> ops.Snapshots:
+        inputs, num_snapshots = self._buffers.inputs, plan.num_snapshots
+        return ops.Snapshots(
+            inputs.snapshot_starts[: plan.num_rows + 1],
+            inputs.snapshot_positions[:num_snapshots],
+            inputs.snapshot_slots[:num_snapshots],
         )
 
     def _decode_batch(self, num_rows: int) -> StepBatch:
@@ -216,6 +225,7 @@ class Runner:
             num_tokens=num_rows,
             max_query_len=1,
             max_kv_len=self._config.max_model_len,
+            snapshots=None,
             **self._views_of(num_rows, num_rows, num_rows),
         )
 

@@ -110,6 +110,7 @@ class Mamba2:
             self.conv_bias,
             caches.conv_state[self.cache_idx],
             *rows,
+            snapshots=batch.snapshots,
             out=scratch.columns,
         )
         ops.ssm_scan(
@@ -125,6 +126,7 @@ class Mamba2:
             self.dt_min,
             self.dt_max,
             max_query_len=batch.max_query_len,
+            snapshots=batch.snapshots,
             out=scratch.scanned_heads,
         )
         ops.gated_rms_norm(

@@ -12,7 +12,7 @@ from headway.ops.mamba_decode import mamba_decode
 from headway.ops.moe import moe_experts, route
 from headway.ops.norm import add_rms_norm, gated_rms_norm, rms_norm
 from headway.ops.pointwise import activation
-from headway.ops.records import ActivationKind, Routing, ScoreKind
+from headway.ops.records import ActivationKind, Routing, ScoreKind, Snapshots
 from headway.ops.step import StepBuffers, begin_step, finish_step, sample
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "PackedMatrix",
     "Routing",
     "ScoreKind",
+    "Snapshots",
     "StepBuffers",
     "activation",
     "add_rms_norm",

@@ -18,18 +18,20 @@ from headway.ops.mamba import causal_conv1d, ssm_scan
 from headway.ops.moe import moe_experts, route
 from headway.ops.norm import add_rms_norm, gated_rms_norm, rms_norm
 from headway.ops.pointwise import activation
-from headway.ops.records import ActivationKind, Routing, ScoreKind
+from headway.ops.records import ActivationKind, Routing, ScoreKind, Snapshots
 
 _ROWS: Final = "Tensor query_start, Tensor row_start, Tensor read_slots, Tensor write_slots"
+_SNAPSHOTS: Final = "Tensor? snapshot_starts, Tensor? snapshot_positions, Tensor? snapshot_slots"
 _CACHE: Final = "Tensor block_table, Tensor rows"
 
 SCHEMAS: Final[dict[str, str]] = {
     "rms_norm": "(Tensor x, Tensor weight, float eps) -> Tensor",
     "add_rms_norm": "(Tensor x, Tensor(a!) residual, Tensor weight, float eps, float residual_scale) -> Tensor",
     "gated_rms_norm": "(Tensor y, Tensor z, Tensor weight, float eps, int group_size) -> Tensor",
-    "causal_conv1d": f"(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) state, {_ROWS}) -> Tensor",
+    "causal_conv1d": f"(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) state, {_ROWS}, "
+    f"{_SNAPSHOTS}) -> Tensor",
     "ssm_scan": "(Tensor x, Tensor B, Tensor C, Tensor dt, Tensor A, Tensor D, Tensor dt_bias, Tensor(a!) state, "
-    f"{_ROWS}, float dt_min, float dt_max) -> Tensor",
+    f"{_ROWS}, float dt_min, float dt_max, {_SNAPSHOTS}) -> Tensor",
     "rotary": "(Tensor(a!) q, Tensor(b!) k, Tensor positions, Tensor cos_sin) -> ()",
     "kv_write": "(Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, "
     f"{_CACHE}, Tensor token_rows, Tensor positions) -> ()",
@@ -78,12 +80,28 @@ def _moe_experts(
     return moe_experts(x, Routing(weights, expert_ids), w_in, w_out, activation, is_gated)
 
 
+def _with_snapshots(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The op with the three tensors of `Snapshots` as its last arguments; all or none of them are given."""
+
+    def flat(*arguments: object) -> Tensor:
+        *others, starts, positions, slots = arguments
+        if isinstance(starts, Tensor) and isinstance(positions, Tensor) and isinstance(slots, Tensor):
+            return op(*others, snapshots=Snapshots(starts, positions, slots))
+        if starts is None and positions is None and slots is None:
+            return op(*others)
+        raise ValueError(
+            f"{op.__name__}: of the snapshots' starts, positions and slots all or none must be given"
+        )
+
+    return flat
+
+
 KERNELS: Final[dict[str, Callable[..., object]]] = {
     "rms_norm": rms_norm,
     "add_rms_norm": add_rms_norm,
     "gated_rms_norm": gated_rms_norm,
-    "causal_conv1d": causal_conv1d,
-    "ssm_scan": ssm_scan,
+    "causal_conv1d": _with_snapshots(causal_conv1d),
+    "ssm_scan": _with_snapshots(ssm_scan),
     "rotary": rotary,
     "kv_write": kv_write,
     "paged_attention": paged_attention,

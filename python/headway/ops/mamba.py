@@ -3,7 +3,8 @@
 Row r owns tokens query_start[r] .. query_start[r + 1] and continues from read_slots[r] unless row_start[r] is 0, in
 which case it starts from zeros and the slot is not read. Its final state goes to write_slots[r], also when it has no
 tokens. A slot written by one row must not be read or written by another row of the same call, except slot 0, the
-dummy. All index tensors are int32.
+dummy. `Snapshots` name more slots, which take the state a row has after some of its tokens: bit for bit what its own
+slot would hold had the row been cut there. All index tensors are int32.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from headway.ops.checks import (
     dtype_code,
     output_like,
 )
+from headway.ops.records import Snapshots
 
 CUDA_CHUNK_TOKENS = 64  # kChunkTokens of csrc/cuda/ssm_scan.h
 
@@ -40,6 +42,7 @@ def causal_conv1d(
     read_slots: Tensor,
     write_slots: Tensor,
     *,
+    snapshots: Snapshots | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Depthwise causal convolution over time, then silu.
@@ -53,6 +56,7 @@ def causal_conv1d(
         row_start: [R] absolute position of each row's first token.
         read_slots: [R].
         write_slots: [R].
+        snapshots: states to keep on the way.
         out: [T, conv_dim] contiguous, not x.
 
     Returns:
@@ -94,6 +98,7 @@ def causal_conv1d(
         write_slots.data_ptr(),
         result.data_ptr(),
         dtype_code(op, "x", x),
+        *_addresses(op, snapshots, num_rows),
         stream,
     )
     return result
@@ -116,6 +121,7 @@ def ssm_scan(
     dt_max: float = float("inf"),
     *,
     max_query_len: int = 0,
+    snapshots: Snapshots | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """The Mamba-2 recurrence: S = exp(A dt) S + dt x B^T, y = S C + D x.
@@ -136,6 +142,8 @@ def ssm_scan(
         dt_min: lower clamp of the step size.
         dt_max: upper clamp of the step size.
         max_query_len: at least the longest row's tokens, where the host knows it; chooses between kernels.
+        snapshots: states to keep on the way; on a GPU those of bfloat16 prompts stand at absolute multiples of
+            `scan_grid_tokens` or at the row's end.
         out: [T, H, P] contiguous.
 
     Returns:
@@ -162,10 +170,20 @@ def ssm_scan(
         x.data_ptr(), x.stride(0), B.data_ptr(), B.stride(0), C.data_ptr(), C.stride(0), dt.data_ptr(), dt.stride(0),
         A.data_ptr(), D.data_ptr(), dt_bias.data_ptr(), dt_min, dt_max,
         state.data_ptr(), state.stride(0), read_slots.data_ptr(), write_slots.data_ptr(),
-        result.data_ptr(), dtype_code(op, "x", x), max_query_len, stream,
+        result.data_ptr(), dtype_code(op, "x", x), max_query_len,
+        *_addresses(op, snapshots, num_rows), stream,
     )
     # fmt: on
     return result
+
+
+def _addresses(op: str, snapshots: Snapshots | None, num_rows: int) -> tuple[int, int, int]:
+    if snapshots is None:
+        return (0, 0, 0)
+    check_index(op, "snapshots.starts", snapshots.starts, num_rows + 1, "R + 1")
+    check_index(op, "snapshots.positions", snapshots.positions, len(snapshots.positions), "n")
+    check_index(op, "snapshots.slots", snapshots.slots, len(snapshots.positions), "n")
+    return (snapshots.starts.data_ptr(), snapshots.positions.data_ptr(), snapshots.slots.data_ptr())
 
 
 def _check_scan(op: str, x: Tensor, B: Tensor, C: Tensor, dt: Tensor) -> None:

@@ -16,6 +16,14 @@ ACTIVATION_CODES: Final[dict[ActivationKind, int]] = {"silu": 0, "relu2": 1, "ge
 SCORE_CODES: Final[dict[ScoreKind, int]] = {"softmax": 0, "sigmoid": 1}
 
 
+class Snapshots(NamedTuple):
+    """States to keep beside the rows' own. Those of row r are entries starts[r] up to starts[r + 1]. int32."""
+
+    starts: Tensor  # [R + 1]
+    positions: Tensor  # [n] absolute, in (row_start, row_start + tokens], ascending within a row
+    slots: Tensor  # [n] none of them read or written otherwise in the same call
+
+
 class Routing(NamedTuple):
     """Which experts serve each token, best first."""
 

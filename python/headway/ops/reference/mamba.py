@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from headway.ops.records import Snapshots
 from headway.ops.reference.common import deliver, silu, wide
 from headway.ops.reference.norm import gated_rms_norm_ref
 
@@ -22,6 +23,7 @@ def causal_conv1d_ref(
     read_slots: Tensor,
     write_slots: Tensor,
     *,
+    snapshots: Snapshots | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Depthwise causal convolution and silu: x [T, conv_dim], weight [W, conv_dim] -> [T, conv_dim]."""
@@ -37,6 +39,8 @@ def causal_conv1d_ref(
         if taps is not None:
             total = (taps * wide(weight).T).sum(-1)
             result[begin:end] = silu(total if bias is None else total + wide(bias))
+        for num_seen, snapshot_slot in _snapshots_of(row, starts[row], snapshots):
+            state[snapshot_slot] = columns[num_seen : num_seen + width - 1]
         state[slot] = columns[columns.shape[0] - (width - 1) :]
     return deliver(result, x.dtype, out)
 
@@ -58,6 +62,7 @@ def ssm_scan_ref(
     dt_max: float = float("inf"),
     *,
     max_query_len: int = 0,
+    snapshots: Snapshots | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """S = exp(A dt) S + dt x B^T, y = S C + D x, token by token: x [T, H, P], B and C [T, G, N] -> [T, H, P]."""
@@ -71,12 +76,24 @@ def ssm_scan_ref(
     entry_states = [state[slot].clone() for slot in read_slots.tolist()]
     for row, slot in enumerate(write_slots.tolist()):
         current = entry_states[row] if starts[row] > 0 else torch.zeros_like(state[slot])
+        wanted = dict(_snapshots_of(row, starts[row], snapshots))
         for token in range(bounds[row], bounds[row + 1]):
             inflow = (step[token, :, None] * wide(x[token]))[:, :, None] * key[token, :, None, :]
             current = current * decay[token, :, None, None] + inflow
             result[token] = (current * query[token, :, None, :]).sum(-1) + wide(D)[:, None] * wide(x[token])
+            if token + 1 - bounds[row] in wanted:
+                state[wanted[token + 1 - bounds[row]]] = current
         state[slot] = current
     return deliver(result, x.dtype, out)
+
+
+def _snapshots_of(row: int, start: int, snapshots: Snapshots | None) -> list[tuple[int, int]]:
+    """Of one row: how many of its tokens each has seen, and its slot."""
+    if snapshots is None:
+        return []
+    entries = slice(int(snapshots.starts[row]), int(snapshots.starts[row + 1]))
+    num_seen = (snapshots.positions[entries] - start).tolist()
+    return list(zip(num_seen, snapshots.slots[entries].tolist(), strict=True))
 
 
 def mamba_decode_ref(
