@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "outputs": LEAVES | {"request"},
     "models.config": set(),
     "models.caches": {"models.config"},
-    "engine.batch": set(),
+    "engine.batch": {"ops"},
     "_core": set(),
     "_cpu": set(),
     "_cuda": set(),
