@@ -145,6 +145,7 @@ void bind_plan(py::module_& module) {
           "packet_address", [](const Plan& plan) { return reinterpret_cast<uintptr_t>(plan.packet); },
           "0: nothing new, no copy.")
       .def_readonly("packet_bytes", &Plan::packet_bytes)
+      .def_readonly("copies_offset", &Plan::copies_offset, "Where the packet has the copies.")
       .def_property_readonly(
           "result_address", [](const Plan& plan) { return reinterpret_cast<uintptr_t>(plan.result); },
           "The ring entry the step publishes to, laid out for config.max_rows rows.");

@@ -2,6 +2,11 @@
 #include "bind/step.h"
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <stdexcept>
+#include <vector>
 
 #include "bind/address.h"
 #include "bind/backend.h"
@@ -53,8 +58,7 @@ StepInputs inputs_from(const py::tuple& record) {
           .sample_tokens = address(record, 10),
           .snapshot_starts = address(record, 11),
           .snapshot_positions = address(record, 12),
-          .snapshot_slots = address(record, 13),
-          .state_copies = address(record, 14)};
+          .snapshot_slots = address(record, 13)};
 }
 
 void begin_step(Address packet, int num_rows, int num_decode_rows, int num_sampled, int num_tokens,
@@ -112,12 +116,28 @@ void finish_step(int64_t step, int num_rows, int num_decode_rows, int num_sample
   backend::finish_step(params, stream);
 }
 
+void copy_states(int num_copies, Address copies, int num_layers, const std::vector<std::array<int64_t, 3>>& pools,
+                 Address stream) {
+  CopyStatesParams params{.num_copies = num_copies,
+                          .copies = copies,
+                          .num_layers = num_layers,
+                          .num_pools = static_cast<int32_t>(pools.size()),
+                          .pools = {}};
+  if (pools.size() > kMaxStatePools) throw std::invalid_argument("copy_states: more pools than kMaxStatePools");
+  for (size_t i = 0; i < pools.size(); ++i) {
+    params.pools[i] = {Address{static_cast<uintptr_t>(pools[i][0])}, pools[i][1], pools[i][2]};
+  }
+  const py::gil_scoped_release unlocked;
+  backend::copy_states(params, stream);
+}
+
 }  // namespace
 
 void bind_step(py::module_& module) {
   module.def("begin_step", &begin_step);
   module.def("sample", &sample);
   module.def("finish_step", &finish_step);
+  module.def("copy_states", &copy_states);
 }
 
 }  // namespace headway

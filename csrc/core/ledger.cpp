@@ -74,6 +74,7 @@ std::optional<Plan> Ledger::plan() {
     uint8_t* packet = packets_.entry(draft.step);
     plan.packet_bytes = write_packet(draft, rows_, packet, config_.packet_entry_bytes());
     plan.packet = packet;
+    plan.copies_offset = reinterpret_cast<const PacketHeader*>(packet)->copies_offset;
   }
   return plan;
 }

@@ -172,7 +172,6 @@ struct StepInputs {
   int32_t* snapshot_starts;  // [R + 1] the row's first entry in the two lists below
   int32_t* snapshot_positions;  // [num_snapshots] as in StateSnapshot
   int32_t* snapshot_slots;  // [num_snapshots]
-  StateCopy* state_copies;  // [num_copies] those of the step's packet
 };
 
 // One sampled token on its way back.

@@ -73,6 +73,7 @@ struct Plan {
   int32_t num_copies = 0;           // states to copy before the layers run
   const uint8_t* packet = nullptr;  // null: nothing new; otherwise valid until the step is committed
   uint32_t packet_bytes = 0;
+  uint32_t copies_offset = 0;  // of the StateCopy section in the packet
   uint8_t* result = nullptr;  // the ring entry the step publishes to
 };
 

@@ -36,7 +36,7 @@ void apply_rewind(const DeviceMirror& mirror, const RowRewind& rewind) {
   mirror.stopped[rewind.row] = 0;
 }
 
-void apply_packet(const DeviceMirror& mirror, const StepInputs& inputs, const uint8_t* packet, int max_live) {
+void apply_packet(const DeviceMirror& mirror, const uint8_t* packet, int max_live) {
   const auto& header = *reinterpret_cast<const PacketHeader*>(packet);
   const auto* words = section<int32_t>(packet, header.words_offset);
   const auto* inits = section<RowInit>(packet, header.inits_offset);
@@ -48,7 +48,6 @@ void apply_packet(const DeviceMirror& mirror, const StepInputs& inputs, const ui
   }
   const auto* rewinds = section<RowRewind>(packet, header.rewinds_offset);
   for (int i = 0; i < header.num_rewinds; ++i) apply_rewind(mirror, rewinds[i]);
-  std::copy_n(section<StateCopy>(packet, header.copies_offset), header.num_copies, inputs.state_copies);
   std::copy_n(section<StepRow>(packet, header.rows_offset), std::min(header.num_rows, max_live), mirror.live);
 }
 
@@ -127,7 +126,7 @@ void begin_step(const BeginStepParams& params, Stream) {
   int num_live = params.num_rows;
   if (has_packet) {
     num_live = std::min(header->num_rows, params.num_rows);
-    apply_packet(params.mirror, params.inputs, params.packet, params.num_rows);
+    apply_packet(params.mirror, params.packet, params.num_rows);
   } else if (counter != nullptr) {
     num_live = std::min(counter->num_live, params.num_rows);
   }

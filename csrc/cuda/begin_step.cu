@@ -20,7 +20,6 @@ struct PacketView {
   const StepRow* rows;
   const int32_t* prompt_tokens;
   const StateSnapshot* snapshots;
-  const StateCopy* copies;
   const RowRewind* rewinds;
 };
 
@@ -33,7 +32,6 @@ __device__ PacketView view_packet(const uint8_t* packet) {
           reinterpret_cast<const StepRow*>(packet + header->rows_offset),
           reinterpret_cast<const int32_t*>(packet + header->tokens_offset),
           reinterpret_cast<const StateSnapshot*>(packet + header->snapshots_offset),
-          reinterpret_cast<const StateCopy*>(packet + header->copies_offset),
           reinterpret_cast<const RowRewind*>(packet + header->rewinds_offset)};
 }
 
@@ -61,8 +59,7 @@ __device__ void apply_init(const DeviceMirror& mirror, const RowInit& init, cons
   }
 }
 
-__device__ void apply_packet(const DeviceMirror& mirror, const StepInputs& inputs, const PacketView& packet,
-                             int max_live) {
+__device__ void apply_packet(const DeviceMirror& mirror, const PacketView& packet, int max_live) {
   const int thread = static_cast<int>(threadIdx.x);
   const PacketHeader& header = *packet.header;
   for (int i = thread / kWarpSize; i < header.num_inits; i += kThreads / kWarpSize) {
@@ -73,7 +70,6 @@ __device__ void apply_packet(const DeviceMirror& mirror, const StepInputs& input
     mirror.block_table[static_cast<int64_t>(grant.row) * mirror.max_blocks_per_row + grant.index] = grant.block;
   }
   for (int i = thread; i < min(header.num_rows, max_live); i += kThreads) mirror.live[i] = packet.rows[i];
-  for (int i = thread; i < header.num_copies; i += kThreads) inputs.state_copies[i] = packet.copies[i];
   if (header.num_rewinds == 0) return;
   __syncthreads();  // a row that is admitted and rewound at once is reset first
   for (int i = thread; i < header.num_rewinds; i += kThreads) {
@@ -277,7 +273,7 @@ __global__ void __launch_bounds__(kThreads) begin_step_kernel(BeginStepParams pa
   }
 
   // The mirror, then the rows, then the tokens.
-  if (shape.has_packet) apply_packet(params.mirror, params.inputs, packet, params.num_rows);
+  if (shape.has_packet) apply_packet(params.mirror, packet, params.num_rows);
   __syncthreads();
   derive_rows(params, shape, scratch);
   __syncthreads();

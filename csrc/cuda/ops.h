@@ -8,6 +8,7 @@
 #include "params/mamba.h"
 #include "params/moe.h"
 #include "params/norm.h"
+#include "params/state.h"
 #include "params/step.h"
 
 namespace headway::cuda {
@@ -29,5 +30,6 @@ void moe_experts(const MoeExpertsParams& params, Stream stream);
 void begin_step(const BeginStepParams& params, Stream stream);
 void sample(const SampleParams& params, Stream stream);
 void finish_step(const FinishStepParams& params, Stream stream);
+void copy_states(const CopyStatesParams& params, Stream stream);
 
 }  // namespace headway::cuda

@@ -107,6 +107,7 @@ class Plan:
     num_copies: int  # states to copy before the layers run
     packet_address: int  # 0: nothing new, no copy
     packet_bytes: int
+    copies_offset: int  # where the packet has the copies
     result_address: int  # ring entry the step publishes to
 
 class Commit:

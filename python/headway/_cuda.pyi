@@ -272,6 +272,14 @@ def sample(
     stream: int,
     /,
 ) -> None: ...
+def copy_states(
+    num_copies: int,
+    copies: int,
+    num_layers: int,
+    pools: list[tuple[int, int, int]],
+    stream: int,
+    /,
+) -> None: ...
 def finish_step(
     step: int,
     num_rows: int,

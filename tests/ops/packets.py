@@ -146,7 +146,6 @@ def allocate(device: str, **changes: int) -> ops.StepBuffers:
         "max_step_tokens": 80,
         "max_logprobs": 5,
         "max_snapshots": 12,
-        "max_copies": 6,
     }
     return ops.StepBuffers.allocate(**{**sizes, **changes}, device=device)
 

@@ -19,7 +19,7 @@ RING_ROWS = 8
 
 
 def assert_same(actual: ops.StepBuffers, expected: ops.StepBuffers, counts: dict[str, int]) -> None:
-    """Mirrors are equal in full, inputs in the part that the step uses. Snapshots and copies are in `counts`."""
+    """Mirrors are equal in full, inputs in the part that the step uses. Snapshots are in `counts`."""
     for field in dataclasses.fields(expected.mirror):
         got, want = getattr(actual.mirror, field.name).cpu(), getattr(expected.mirror, field.name)
         if field.name == "counter":
@@ -28,9 +28,9 @@ def assert_same(actual: ops.StepBuffers, expected: ops.StepBuffers, counts: dict
         elif field.name != "live":  # how a replayed live row is remembered is the kernel's own business
             assert_bit_equal(got, want, f"mirror.{field.name}")
     used = {"token_ids": "num_tokens", "positions": "num_tokens", "token_rows": "num_tokens"}
-    used |= {"sample_tokens": "num_sampled", "state_copies": "num_copies"}
+    used |= {"sample_tokens": "num_sampled"}
     used |= {"snapshot_positions": "num_kept_snapshots", "snapshot_slots": "num_kept_snapshots"}
-    counts = {"num_copies": 0, "num_snapshots": 0, **counts}
+    counts = {"num_snapshots": 0, **counts}
     num_starts = counts["num_rows"] + 1 if counts["num_snapshots"] else 0
     counts["num_kept_snapshots"] = int(expected.inputs.snapshot_starts[num_starts - 1]) if num_starts else 0
     for field in dataclasses.fields(expected.inputs):
@@ -111,10 +111,7 @@ def assert_same_after(packet: Packet, device: str) -> ops.StepBuffers:
 
 
 def all_counts(packet: Packet) -> dict[str, int]:
-    return packet.counts() | {
-        "num_snapshots": len(packet.snapshots),
-        "num_copies": len(packet.copies),
-    }
+    return packet.counts() | {"num_snapshots": len(packet.snapshots)}
 
 
 def test_a_chunk_continues_from_the_slot_it_names_and_only_that_step(device):
@@ -159,12 +156,6 @@ def test_a_rewind_sets_what_the_next_step_begins_with(device):
     assert expected.inputs.positions[:3].tolist() == [6, 3, 2]
     assert expected.inputs.token_ids[:3].tolist() == [66, 55, 77]
     assert expected.mirror.stopped.tolist() == [0] * 9
-
-
-def test_copies_reach_the_inputs(device):
-    packet = Packet(2, [(2, 9, None)], num_sampled=1, copies=[(3, 7, 9), (5, 5, 4)])
-    expected = assert_same_after(packet, device)
-    assert expected.inputs.state_copies[:2].tolist() == [[3, 7, 9, 0], [5, 5, 4, 0]]
 
 
 def fill_results(buffers: ops.StepBuffers, rng: random.Random) -> None:

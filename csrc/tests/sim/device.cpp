@@ -17,7 +17,6 @@ Device::Device(const LedgerConfig& config, bool has_replays)
       fixed_packet_(config.packet_entry_bytes()),
       sampling_(config.max_rows + 1),
       live_(config.max_rows + 1),
-      state_copies_(config.max_packet_copies()),
       results_(config.max_rows),
       top_ids_(int64_t{config.max_rows} * config.max_logprobs),
       top_logprobs_(int64_t{config.max_rows} * config.max_logprobs),
@@ -58,8 +57,7 @@ Device::Device(const LedgerConfig& config, bool has_replays)
              .sample_tokens = ints(num_rows),
              .snapshot_starts = ints(num_rows + 1),
              .snapshot_positions = ints(config.max_packet_snapshots()),
-             .snapshot_slots = ints(config.max_packet_snapshots()),
-             .state_copies = state_copies_.data()};
+             .snapshot_slots = ints(config.max_packet_snapshots())};
 }
 
 bool Device::advance() {

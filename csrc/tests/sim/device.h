@@ -80,7 +80,6 @@ class Device {
   std::vector<float> bias_values_;
   std::vector<RowSampling> sampling_;
   std::vector<StepRow> live_;
-  std::vector<StateCopy> state_copies_;
   std::vector<ResultRow> results_;
   std::vector<int32_t> top_ids_;
   std::vector<float> top_logprobs_;

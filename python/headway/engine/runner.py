@@ -65,7 +65,6 @@ class Runner:
             max_step_tokens=config.max_step_tokens,
             max_logprobs=config.max_logprobs,
             max_snapshots=config.max_packet_snapshots,
-            max_copies=config.max_packet_copies,
             device=device,
         )
         self.staging: Staging = stage(config, device)
@@ -107,6 +106,9 @@ class Runner:
     @torch.inference_mode()
     def _run(self, plan: Plan) -> None:
         self.staging.bring(plan.packet_address, plan.packet_bytes)
+        if plan.num_copies:
+            copies_address = self.staging.packet_address + plan.copies_offset
+            ops.copy_states(self._caches.state_pools, copies_address, plan.num_copies)
         if not self._row_buckets or plan.num_rows != plan.num_decode_rows:
             self._run_planned(plan)
             return

@@ -41,6 +41,9 @@ class ModelCaches:
     Index 0 of slots and blocks is the dummy: padding reads and writes it and nothing else.
     """
 
+    state_pools: tuple[
+        torch.Tensor, ...
+    ]  # the two below in one piece each: [Lm, ...]; empty without Mamba layers
     conv_state: tuple[torch.Tensor, ...]  # [num_slots, W - 1, conv_dim], model dtype, oldest raw column first
     ssm_state: tuple[torch.Tensor, ...]  # [num_slots, H, P, N] float32
     keys: tuple[torch.Tensor, ...]  # [num_blocks, S, Hkv, D], model dtype
@@ -61,22 +64,25 @@ class ModelCaches:
         def layers(kind_count: int, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
             return tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(kind_count))
 
-        conv: tuple[torch.Tensor, ...] = ()
-        ssm: tuple[torch.Tensor, ...] = ()
+        pools: tuple[torch.Tensor, ...] = ()
         keys: tuple[torch.Tensor, ...] = ()
         values: tuple[torch.Tensor, ...] = ()
         if config.mamba is not None:
             mamba, num_layers = config.mamba, config.count("mamba")
-            conv = layers(num_layers, (num_slots, mamba.conv_width - 1, mamba.conv_dim), dtype)
-            ssm_shape = (num_slots, mamba.num_heads, mamba.head_dim, mamba.state_size)
-            ssm = layers(num_layers, ssm_shape, torch.float32)
+            conv_shape = (num_layers, num_slots, mamba.conv_width - 1, mamba.conv_dim)
+            ssm_shape = (num_layers, num_slots, mamba.num_heads, mamba.head_dim, mamba.state_size)
+            pools = (
+                torch.zeros(conv_shape, dtype=dtype, device=device),
+                torch.zeros(ssm_shape, dtype=torch.float32, device=device),
+            )
         if config.attention is not None:
             num_layers = config.count("attention")
             shape = (num_blocks, block_size, config.attention.num_kv_heads, config.attention.head_dim)
             keys, values = layers(num_layers, shape, dtype), layers(num_layers, shape, dtype)
-        return cls(conv, ssm, keys, values)
+        conv, ssm = (pool.unbind() for pool in pools) if pools else ((), ())
+        return cls(pools, conv, ssm, keys, values)
 
     @property
     def num_bytes(self) -> int:
-        tensors = (*self.conv_state, *self.ssm_state, *self.keys, *self.values)
+        tensors = (*self.state_pools, *self.keys, *self.values)
         return sum(math.prod(tensor.shape) * tensor.itemsize for tensor in tensors)

@@ -13,6 +13,7 @@ from headway.ops.moe import moe_experts, route
 from headway.ops.norm import add_rms_norm, gated_rms_norm, rms_norm
 from headway.ops.pointwise import activation
 from headway.ops.records import ActivationKind, Routing, ScoreKind, Snapshots
+from headway.ops.state import copy_states
 from headway.ops.step import StepBuffers, begin_step, finish_step, sample
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "add_rms_norm",
     "begin_step",
     "causal_conv1d",
+    "copy_states",
     "finish_step",
     "gated_rms_norm",
     "kv_write",

@@ -19,7 +19,6 @@ from headway.ops.layout import (
     MAX_STOP_IDS,
     RESULT_ROW,
     ROW_SAMPLING,
-    STATE_COPY,
     STEP_COUNTER,
     STEP_ROW,
 )
@@ -62,7 +61,6 @@ class StepInputs:
     snapshot_starts: Tensor  # [max_rows + 1]
     snapshot_positions: Tensor  # [max_snapshots]
     snapshot_slots: Tensor  # [max_snapshots]
-    state_copies: Tensor  # [max_copies, 4]: StateCopy
 
     @classmethod
     def allocate(
@@ -70,7 +68,6 @@ class StepInputs:
         max_rows: int,
         max_step_tokens: int,
         max_snapshots: int,
-        max_copies: int,
         device: torch.device | str,
     ) -> StepInputs:
         """Zeros."""
@@ -93,7 +90,6 @@ class StepInputs:
             snapshot_starts=zeros(max_rows + 1),
             snapshot_positions=zeros(max_snapshots),
             snapshot_slots=zeros(max_snapshots),
-            state_copies=zeros(max_copies, STATE_COPY.itemsize // 4),
         )
 
 
@@ -123,7 +119,6 @@ class StepBuffers:
         max_step_tokens: int,
         max_logprobs: int,
         max_snapshots: int = 0,
-        max_copies: int = 0,
         device: torch.device | str,
     ) -> StepBuffers:
         """Zeroed buffers. max_rows counts the dummy row; at least one block a row is kept for models without KV."""
@@ -146,7 +141,7 @@ class StepBuffers:
             live=zeros(max_rows, STEP_ROW.itemsize // 4),
             counter=zeros(STEP_COUNTER.itemsize, dtype=torch.uint8),
         )
-        inputs = StepInputs.allocate(max_rows, max_step_tokens, max_snapshots, max_copies, device)
+        inputs = StepInputs.allocate(max_rows, max_step_tokens, max_snapshots, device)
         results = StepResults(
             rows=zeros(max_rows, RESULT_ROW.itemsize, dtype=torch.uint8),
             top_ids=zeros(max_rows, max_logprobs),
@@ -208,7 +203,6 @@ class StepBuffers:
             inputs.snapshot_starts.data_ptr(),
             inputs.snapshot_positions.data_ptr(),
             inputs.snapshot_slots.data_ptr(),
-            inputs.state_copies.data_ptr(),
         )
 
     @cached_property
@@ -241,7 +235,7 @@ def begin_step(
             its step follows the device's counter, and rows beyond the live ones are padding.
 
     A row the device has stopped becomes the dummy: row, slots, token, position and row start 0, KV length 1, and its
-    snapshots are left out. A packet may bring at most the snapshots and copies that the buffers were allocated for.
+    snapshots are left out. A packet may bring at most the snapshots that the buffers were allocated for.
     """
     if (
         num_rows >= buffers.max_rows

@@ -6,6 +6,7 @@ from headway.ops.reference.mamba import causal_conv1d_ref, mamba_decode_ref, ssm
 from headway.ops.reference.moe import activation_ref, moe_experts_ref, route_ref
 from headway.ops.reference.norm import add_rms_norm_ref, gated_rms_norm_ref, rms_norm_ref
 from headway.ops.reference.sample import sample_ref
+from headway.ops.reference.state import copy_states_ref
 from headway.ops.reference.step import begin_step_ref, finish_step_ref
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "add_rms_norm_ref",
     "begin_step_ref",
     "causal_conv1d_ref",
+    "copy_states_ref",
     "finish_step_ref",
     "gated_rms_norm_ref",
     "kv_write_ref",

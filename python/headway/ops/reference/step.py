@@ -16,7 +16,6 @@ from headway.ops.layout import (
     ROW_INIT,
     ROW_REWIND,
     ROW_SAMPLING,
-    STATE_COPY,
     STATE_SNAPSHOT,
     STEP_COUNTER,
     STEP_ROW,
@@ -34,7 +33,6 @@ class _Packet(NamedTuple):
     rows: Records
     prompt_tokens: npt.NDArray[np.int32]
     snapshots: Records
-    copies: Records
     rewinds: Records
 
 
@@ -101,7 +99,6 @@ def _read_packet(address: int) -> _Packet:
         rows=section(STEP_ROW, "num_rows", "rows_offset"),
         prompt_tokens=section(np.int32, "num_prompt_tokens", "tokens_offset"),
         snapshots=section(STATE_SNAPSHOT, "num_snapshots", "snapshots_offset"),
-        copies=section(STATE_COPY, "num_copies", "copies_offset"),
         rewinds=section(ROW_REWIND, "num_rewinds", "rewinds_offset"),
     )
 
@@ -135,7 +132,6 @@ def _apply(buffers: StepBuffers, packet: _Packet) -> None:
         mirror.num_computed[row] = int(rewind["num_computed"])
         mirror.last_token[row] = int(rewind["last_token"])
         mirror.stopped[row] = 0
-    buffers.inputs.state_copies.numpy().view(STATE_COPY)[: len(packet.copies), 0] = packet.copies
 
 
 def _fill_row(
