@@ -99,7 +99,11 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self._is_refused = True
         self._stop_header_timer()
-        if self.cycle is None or self.cycle.response_complete:
+        cycle = self.cycle
+        is_current = (
+            cycle is not None and cycle.more_body and not cycle.response_started and not self.pipeline
+        )
+        if cycle is None or cycle.response_complete or is_current:
             self.transport.write(_reply(error))
         self.transport.close()
 

@@ -62,6 +62,7 @@ class HeadwayServer(uvicorn.Server):
             timeout_graceful_shutdown=int(CLOSE_TIMEOUT_S),
         )
         super().__init__(config)
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # malformed requests are no news
         self.state = state
         self.exit_code = EXIT_OK
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -108,7 +109,6 @@ class HeadwayServer(uvicorn.Server):
 
 async def serve(client: EngineClient, settings: ServerSettings, sock: socket.socket) -> int:
     """Answers until a signal or the engine's death. Closes the engine and returns the process's exit code."""
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     state = ServerState(client, settings)
     server = HeadwayServer(state)
     host, port = sock.getsockname()[:2]
