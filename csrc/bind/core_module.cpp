@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "bind/core_types.h"
+#include "bind/mirror.h"
 #include "core/error.h"
 #include "core/ledger.h"
 #include "tests/check.h"
@@ -114,6 +115,11 @@ bool rewind_request(LockedLedger& ledger, int64_t request_id, int32_t num_positi
   return ledger.with([&](Ledger& core) { return core.rewind(request_id, num_positions); });
 }
 
+void check_mirror(LockedLedger& ledger, const py::tuple& record) {
+  const DeviceMirror mirror = mirror_from(record);
+  ledger.with([&](Ledger& core) { core.check_mirror(mirror); });
+}
+
 template <typename Value>
 auto get(Value (Ledger::*method)() const) {
   return [method](LockedLedger& ledger) { return ledger.with([&](Ledger& core) { return (core.*method)(); }); };
@@ -151,8 +157,11 @@ void bind_ledger(py::module_& module) {
       .def_property_readonly("num_in_flight", get(&Ledger::num_in_flight))
       .def_property_readonly("has_unfinished", get(&Ledger::has_unfinished))
       .def("stats", get(&Ledger::stats))
-      .def("check_integrity", get(&Ledger::check_integrity),
-           "Raises IntegrityError naming the first broken invariant.");
+      .def("check_integrity", get(&Ledger::check_integrity), "Raises IntegrityError naming the first broken invariant.")
+      .def(
+          "check_mirror", &check_mirror, "mirror"_a,
+          "Raises IntegrityError naming the first field of the mirror that is not as the host has it. Addresses are of "
+          "a copy in host memory, of a device that has run every launched step.");
 }
 
 void bind_checks(py::module_& module) {

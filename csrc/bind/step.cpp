@@ -10,55 +10,28 @@
 
 #include "bind/address.h"
 #include "bind/backend.h"
+#include "bind/mirror.h"
 
 namespace headway {
 namespace {
 
 namespace py = pybind11;
 
-// Python passes these records as tuples, in the order of the fields.
-int64_t number(const py::tuple& record, size_t field) {
-  return py::cast<int64_t>(record[field]);
-}
-Address address(const py::tuple& record, size_t field) {
-  return py::cast<Address>(record[field]);
-}
-
-DeviceMirror mirror_from(const py::tuple& record) {
-  return {.max_rows = static_cast<int32_t>(number(record, 0)),
-          .max_blocks_per_row = static_cast<int32_t>(number(record, 1)),
-          .max_model_len = static_cast<int32_t>(number(record, 2)),
-          .num_live = 0,
-          .last_token = address(record, 3),
-          .num_computed = address(record, 4),
-          .state_base = address(record, 5),
-          .slot = address(record, 6),
-          .stopped = address(record, 7),
-          .block_table = address(record, 8),
-          .history = address(record, 9),
-          .sampling = address(record, 10),
-          .stop_ids = address(record, 11),
-          .bias_ids = address(record, 12),
-          .bias_values = address(record, 13),
-          .live = address(record, 14),
-          .counter = address(record, 15)};
-}
-
 StepInputs inputs_from(const py::tuple& record) {
-  return {.token_ids = address(record, 0),
-          .positions = address(record, 1),
-          .token_rows = address(record, 2),
-          .rows = address(record, 3),
-          .query_start = address(record, 4),
-          .row_start = address(record, 5),
-          .kv_lens = address(record, 6),
-          .read_slots = address(record, 7),
-          .write_slots = address(record, 8),
-          .state_base = address(record, 9),
-          .sample_tokens = address(record, 10),
-          .snapshot_starts = address(record, 11),
-          .snapshot_positions = address(record, 12),
-          .snapshot_slots = address(record, 13)};
+  return {.token_ids = address_at(record, 0),
+          .positions = address_at(record, 1),
+          .token_rows = address_at(record, 2),
+          .rows = address_at(record, 3),
+          .query_start = address_at(record, 4),
+          .row_start = address_at(record, 5),
+          .kv_lens = address_at(record, 6),
+          .read_slots = address_at(record, 7),
+          .write_slots = address_at(record, 8),
+          .state_base = address_at(record, 9),
+          .sample_tokens = address_at(record, 10),
+          .snapshot_starts = address_at(record, 11),
+          .snapshot_positions = address_at(record, 12),
+          .snapshot_slots = address_at(record, 13)};
 }
 
 void begin_step(Address packet, int num_rows, int num_decode_rows, int num_sampled, int num_tokens,

@@ -60,6 +60,9 @@ class Ledger {
   bool has_unfinished() const { return num_unfinished_ > 0; }
   Stats stats() const;
   void check_integrity() const;  // throws IntegrityError naming the first broken invariant
+  // Throws IntegrityError naming the first field that is not as the host has it. `mirror` is in host memory, of a
+  // device that has run every launched step.
+  void check_mirror(const DeviceMirror& mirror) const;
 
   const LedgerConfig& config() const { return config_; }
   const StepClock& clock() const { return clock_; }
@@ -81,6 +84,11 @@ class Ledger {
   void end(Request& request, FinishReason reason);
   void retire(int64_t step);
   void forget_finished();
+
+  struct MirrorRow;
+  MirrorRow expected_row(int32_t row) const;
+  void check_mirror_place(const DeviceMirror& mirror, int32_t row) const;
+  void check_mirror_lists(const DeviceMirror& mirror, int32_t row) const;
 
   void check_blocks() const;
   void check_rows() const;

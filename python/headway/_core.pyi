@@ -205,6 +205,13 @@ class Ledger:
     def check_integrity(self) -> None:
         """Raises IntegrityError naming the first broken invariant."""
 
+    def check_mirror(self, mirror: tuple[int, ...]) -> None:
+        """Raises IntegrityError naming the first field of the device's mirror that is not as the host has it.
+
+        mirror: sizes and addresses in the order of DeviceMirror, of a copy in host memory. The device has run every
+        launched step.
+        """
+
 def run_checks(filter: str = "") -> list[tuple[str, bool, str]]:
     """Runs the C++ checks of `csrc/tests` whose name contains filter: (name, passed, message)."""
 

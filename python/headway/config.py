@@ -124,6 +124,12 @@ class EngineConfig:
     max_logprobs: int = setting(
         20, kind="int", low=0, high=1024, tier="advanced", help="the largest logprobs a request may ask for"
     )
+    check_mirror: bool = setting(
+        False,
+        kind="bool",
+        tier="advanced",
+        help="compare the device's rows with the host's after every step, waiting for the device: to hunt bugs",
+    )
     nvtx: bool = setting(
         False, kind="bool", tier="advanced", help="NVTX ranges around the stages of a step; nothing on a CPU"
     )

@@ -94,12 +94,21 @@ class FakeModel:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(np.stack([self.sampled[int(handle)] for handle in hidden[:, 0]]))
 
+    def _state_before(self, start: int, table: list[int], read_slot: int, caches: FakeCaches) -> int:
+        """From the slot; in a model without slots, which keeps keys alone, from those."""
+        if len(caches.state) > 1:
+            return 0 if start == 0 else int(caches.state[read_slot])
+        state, block_size = 0, caches.keys.shape[1]
+        for p in range(start):
+            state = next_hash(state, int(caches.keys[table[p // block_size], p % block_size]))
+        return state
+
     def _run_row(self, batch: StepBatch, caches: FakeCaches, hidden: torch.Tensor, row: int) -> None:
         begin, end = int(batch.query_start[row]), int(batch.query_start[row + 1])
         read_slot, start = int(batch.read_slots[row]), int(batch.row_start[row])
         table = batch.block_table[int(batch.rows[row])].tolist()
         block_size = caches.keys.shape[1]
-        state = 0 if start == 0 else int(caches.state[read_slot])
+        state = self._state_before(start, table, read_slot, caches)
         wanted = snapshots_of(batch, row)
         for place in range(begin, end):
             position, token = int(batch.positions[place]), int(batch.token_ids[place])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from headway.engine.completion import Request
 from headway.engine.engine import Engine
+from headway.errors import RequestError
 from tests.engine.driving import submit
 
 MAX_STEPS = 5000
@@ -23,6 +24,7 @@ class Arrival:
     params: dict[str, object]
     priority: int
     abort_step: int | None
+    rewinds: tuple[tuple[int, int], ...] = ()  # (step, tokens) to go back, where that is possible then
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ def random_trace(
     max_tokens: int,
     stops: Sequence[str],
     num_requests: int = 10,
+    has_rewinds: bool = False,
 ) -> list[Arrival]:
-    """Greedy and sampled requests, with and without stop strings, some aborted on their way."""
+    """Greedy and sampled requests, with and without stop strings, some aborted on their way, some set back."""
     draws = random.Random(seed)
     trace = []
     for index in range(num_requests):
@@ -61,8 +64,22 @@ def random_trace(
         }
         abort_step = step + draws.randrange(1, 30) if draws.random() < 0.25 else None
         prompt = tuple(prompt_of(draws.randrange(1, max_prompt_len + 1), draws.randrange(50) + index))
-        trace.append(Arrival(step, prompt, params, draws.randrange(3), abort_step))
+        rewinds = random_rewinds(draws, step) if has_rewinds else ()
+        trace.append(Arrival(step, prompt, params, draws.randrange(3), abort_step, rewinds))
     return trace
+
+
+def random_rewinds(draws: random.Random, step: int) -> tuple[tuple[int, int], ...]:
+    steps = [step + draws.randrange(1, 40) for _ in range(draws.randrange(4))]
+    return tuple((at, draws.randrange(6)) for at in sorted(steps))
+
+
+def rewind(engine: Engine, request: Request, num_tokens: int) -> bool:
+    """Whether it was possible."""
+    try:
+        return engine.rewind(request.completions[0], num_tokens)
+    except RequestError:
+        return False
 
 
 def play(engine: Engine, trace: Sequence[Arrival]) -> list[Outcome]:
@@ -75,6 +92,9 @@ def play(engine: Engine, trace: Sequence[Arrival]) -> list[Outcome]:
                 requests[index] = submit(engine, arrival.prompt, priority=arrival.priority, **arrival.params)
             if arrival.abort_step == step:
                 engine.abort(requests[index])
+            for at, num_tokens in arrival.rewinds:
+                if at == step:
+                    rewind(engine, requests[index], num_tokens)
         if len(requests) == len(trace) and not engine.num_unfinished:
             break
         engine.step()

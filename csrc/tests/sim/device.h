@@ -31,6 +31,7 @@ class Device {
   // The rest of the oldest step; false when there is none.
   bool run_one();
 
+  const DeviceMirror& mirror() const { return mirror_; }
   size_t num_pending() const { return pending_.size(); }
   const std::string& fault() const { return fault_; }  // the first contradiction seen; empty: none
 

@@ -23,6 +23,7 @@ bool Host::commit() {
   EXPECT_EQ(ledger.commit(changes_), is_ready);
   if (!is_ready) return false;
   EXPECT_EQ(changes_.step, step);
+  if (device.num_pending() == 0) ledger.check_mirror(device.mirror());
   client.receive(changes_, ledger.record(step).num_sampled);
   return true;
 }

@@ -17,7 +17,7 @@ from headway.engine.engine import Engine
 from headway.engine.graphs import row_buckets
 from headway.engine.memory import MemoryPlan, ModelBytes, available_bytes, plan_memory
 from headway.engine.runner import Runner
-from headway.engine.stages import with_nvtx_ranges
+from headway.engine.stages import with_mirror_checks, with_nvtx_ranges
 from headway.errors import ConfigError, ModelLoadError
 from headway.models.caches import ModelCaches, cache_bytes
 from headway.models.config import ModelConfig
@@ -85,8 +85,6 @@ def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly
     runner = make_runner(config, loaded.model, caches, ledger_config, device)
     limits = request_limits(config, memory, model_config, defaults, tokenizer)
     engine = make_engine(config, runner, ledger_config, limits, tokenizer)
-    if config.nvtx and device.type == "cuda":
-        engine.stages = with_nvtx_ranges(engine.stages)
     return Assembly(
         engine=engine,
         model_config=model_config,
@@ -108,7 +106,7 @@ def make_engine(
     tokenizer: Tokenizer | None,
 ) -> Engine:
     staging = runner.staging
-    return Engine(
+    engine = Engine(
         core.Ledger(ledger_config, staging.packet_ring_address, staging.result_ring_address),
         runner,
         limits,
@@ -116,6 +114,11 @@ def make_engine(
         make_detokenizer=_detokenizer_factory(tokenizer),
         decode_token=_token_decoder(tokenizer),
     )
+    if config.check_mirror:
+        engine.stages = with_mirror_checks(engine.stages, engine.ledger, runner.read_mirror)
+    if config.nvtx and runner.has_gpu:
+        engine.stages = with_nvtx_ranges(engine.stages)
+    return engine
 
 
 def make_runner(

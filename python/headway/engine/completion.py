@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from headway.errors import RequestError
 from headway.outputs import CompletionOutput, Delta, RequestMetrics, RequestOutput, TokenLogprobs
 from headway.request import SamplingParams
 from headway.sampling.stop import StopMatcher
@@ -73,6 +74,27 @@ class Completion:
         assert self.logprobs is not None
         self.logprobs.append(entry)
         self.cumulative_logprob += entry[token].logprob
+
+    def check_rewind(self, num_positions: int) -> None:
+        """Raises RequestError where the last num_positions tokens are not there, or were shown."""
+        most = len(self.token_ids) - self._num_tokens_taken
+        if not 0 <= num_positions <= most:
+            raise RequestError(
+                "num_positions", num_positions, f"in [0, {most}], the tokens that no delta has shown"
+            )
+
+    def rewind(self, num_positions: int, detokenizer: Detokenizer | None) -> None:
+        """Forgets the last num_positions tokens; the text of the others is made anew by a fresh detokenizer."""
+        num_kept = len(self.token_ids) - num_positions
+        del self.token_ids[num_kept:]
+        if self.logprobs is not None:
+            del self.logprobs[num_kept:]
+            chosen = (entry[token] for token, entry in zip(self.token_ids, self.logprobs, strict=True))
+            self.cumulative_logprob = sum(entry.logprob for entry in chosen)
+        num_text_tokens = min(self._num_text_tokens, num_kept)
+        self._detokenizer, self._pieces, self._num_text_tokens = detokenizer, [], 0
+        self._matcher = self._make_matcher(self.request.params) if detokenizer else None
+        self._make_text(num_text_tokens)
 
     def end(self, reason: str, stop_reason: str | int | None, now_s: float) -> None:
         self.finish_reason = reason

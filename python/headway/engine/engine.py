@@ -134,6 +134,22 @@ class Engine:
             for completion in request.completions:
                 self._outputs.cancel(completion, time.perf_counter())
 
+    def rewind(self, completion: Completion, num_positions: int) -> bool:
+        """Drops a completion's last num_positions tokens and all that is in flight of it; it goes on from there.
+
+        False when it is over. Raises RequestError, changing nothing, where tokens have been taken as a delta
+        already, or where the model's KV and state cannot go back so far.
+        """
+        self._refuse_if_dead()
+        if completion.is_finished:
+            return False
+        with DeferInterrupt():
+            completion.check_rewind(num_positions)
+            if not self.ledger.rewind(completion.ledger_id, num_positions):
+                return False
+            completion.rewind(num_positions, self._detokenizer_of(completion.request))
+        return True
+
     @property
     def num_unfinished(self) -> int:
         return self._outputs.num_live
@@ -150,16 +166,18 @@ class Engine:
 
     def _queue(self, request: Request, index: int, checked: CheckedRequest, seed: int) -> None:
         params, prompt = checked.params, checked.token_ids
-        detokenizer = None
-        if self._make_detokenizer is not None and params.detokenize:
-            detokenizer = self._make_detokenizer(request.prompt_token_ids, params.skip_special_tokens)
-        completion = Completion(request, index, detokenizer)
+        completion = Completion(request, index, self._detokenizer_of(request))
         max_new_tokens = self.limits.max_new_tokens(len(prompt), params)
         completion.ledger_id = self.ledger.add(
             prompt, self._spec(params, seed), max_new_tokens=max_new_tokens, priority=checked.priority
         )
         request.completions.append(completion)
         self._outputs.add(completion)
+
+    def _detokenizer_of(self, request: Request) -> Detokenizer | None:
+        if self._make_detokenizer is None or not request.params.detokenize:
+            return None
+        return self._make_detokenizer(request.prompt_token_ids, request.params.skip_special_tokens)
 
     def _spec(self, params: SamplingParams, seed: int) -> SamplingSpec:
         return core.SamplingSpec(

@@ -72,6 +72,10 @@ class Runner:
         self._views: dict[tuple[int, int, int], dict[str, torch.Tensor]] = {}
         self.graphs = DecodeGraphs(self._row_buckets, device) if has_graphs else None
 
+    @property
+    def has_gpu(self) -> bool:
+        return self._device.type == "cuda"
+
     def prepare(self, max_capture_s: float) -> None:
         """Captures what graphs it can in that time. Optional; before the first launch or between two."""
         self.staging.run(self._prepare, max_capture_s)
@@ -89,6 +93,11 @@ class Runner:
                     raise IntegrityError("the device is idle, but the step's results are not in the ring")
                 next_look_s = time.perf_counter() + LOOK_S
             self.staging.rest()
+
+    def read_mirror(self) -> ops.StepBuffers:
+        """What the device keeps of every row, in host memory, once all that was launched is done."""
+        self.staging.synchronize()
+        return self._buffers.on_host()
 
     def close(self) -> None:
         """Waits for the device: nothing it may still use is freed under it."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 
 if TYPE_CHECKING:
-    from headway._core import Commit, Plan
+    from headway._core import Commit, Ledger, Plan
     from headway.engine.completion import Completion
+    from headway.ops import StepBuffers
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,6 +26,21 @@ class Stages:
     collect: Callable[[Callable[[], bool]], None]  # waits for the oldest step's results
     commit: Callable[[], Commit | None]
     outputs: Callable[[Commit, float], list[Completion]]
+
+
+def with_mirror_checks(stages: Stages, ledger: Ledger, read_mirror: Callable[[], StepBuffers]) -> Stages:
+    """The same calls; after each commit host truth is compared with the device, all rows and fields.
+
+    A debug mode: it waits for the device at every step. The first difference raises IntegrityError.
+    """
+
+    def commit() -> Commit | None:
+        changes = stages.commit()
+        mirror = read_mirror()  # named: its addresses are of memory that it holds
+        ledger.check_mirror(mirror.mirror_arguments)
+        return changes
+
+    return replace(stages, commit=commit)
 
 
 def with_nvtx_ranges(stages: Stages) -> Stages:

@@ -6,7 +6,7 @@ packet. The records are those of csrc/core/step_layout.h; `ops.layout` has them 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, cached_property
 
 import torch
@@ -148,6 +148,11 @@ class StepBuffers:
             top_logprobs=zeros(max_rows, max_logprobs, dtype=torch.float32),
         )
         return StepBuffers(mirror, inputs, results)
+
+    def on_host(self) -> StepBuffers:
+        """The mirror copied to host memory; on a CPU these very buffers. Waits for torch's current stream."""
+        tensors = {field.name: getattr(self.mirror, field.name).cpu() for field in fields(StepMirror)}
+        return StepBuffers(StepMirror(**tensors), self.inputs, self.results)
 
     @property
     def max_rows(self) -> int:
