@@ -15,12 +15,11 @@ import torch
 
 from headway.engine.graphs import row_buckets
 from headway.layers.linear import Linear
-from headway.llm import LLM
 from headway.request import SamplingParams
 from tests.engine.driving import prompt_of, run_dry, submit, tokens_of
-from tests.engine.traces import check_same, drain, play, random_trace
+from tests.engine.gpu import gpu_llm, tiny_trace
+from tests.engine.traces import check_same, drain, play
 
-MAX_STEP_TOKENS = 192
 BLOCKING = (
     "cudaStreamSynchronize",
     "cudaDeviceSynchronize",
@@ -42,46 +41,6 @@ def test_buckets_hold_every_number_of_rows_and_waste_little() -> None:
             bucket = next(bucket for bucket in buckets if bucket >= num_rows)
             assert bucket - num_rows <= num_rows / 7
     assert len(row_buckets(256)) < 40
-
-
-@pytest.fixture
-def gpu() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device here")
-
-
-@contextmanager
-def gpu_llm(folder: Path, **settings: Any) -> Iterator[LLM]:
-    defaults = {"max_num_seqs": 6, "max_model_len": 512, "max_num_batched_tokens": MAX_STEP_TOKENS}
-    llm = LLM(
-        folder,
-        **{"device": "cuda", "dtype": "bfloat16", "gpu_memory_utilization": 0.2, **defaults, **settings},
-    )
-    try:
-        yield llm
-    finally:
-        llm.close()
-
-
-def tiny_trace(seed: int, **changes: Any) -> Any:
-    settings: dict[str, Any] = {"max_prompt_len": 150, "max_tokens": 24, "stops": ["e", "\n\n"], **changes}
-    return random_trace(seed, prompt_of=prompt_of, **settings)
-
-
-@pytest.fixture
-def invariant_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every product in the shape of the largest step: the BLAS chooses its kernels by shape, and so its roundings."""
-    product = Linear.__call__
-
-    def padded(self: Linear, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        rows = x.new_zeros(MAX_STEP_TOKENS, x.shape[1])
-        rows[: x.shape[0]] = x
-        result = product(self, rows)[: x.shape[0]]
-        return result if out is None else out.copy_(result)
-
-    monkeypatch.setattr(Linear, "__call__", padded)
-    monkeypatch.setattr(Linear, "into", padded)
-    monkeypatch.setattr(Linear, "onto", lambda self, x, total: total.add_(padded(self, x)))
 
 
 @pytest.mark.gpu

@@ -77,9 +77,10 @@ class DecodeGraphs:
             self._capture(run, num_rows)
 
     def close(self) -> None:
-        """Frees the graphs. The device must be done with them."""
+        """Frees the graphs. The device must be done with them, or dead."""
         for graph in self._graphs.values():
-            graph.reset()
+            with contextlib.suppress(RuntimeError):
+                graph.reset()
         self._graphs.clear()
 
     def _capture(self, run: Step, num_rows: int) -> None:

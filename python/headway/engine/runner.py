@@ -15,6 +15,7 @@ import torch
 from headway import ops
 from headway.engine.batch import StepBatch
 from headway.engine.graphs import DecodeGraphs
+from headway.engine.rehearsal import rehearse_prompts
 from headway.engine.staging import Staging, stage
 from headway.errors import IntegrityError
 
@@ -77,7 +78,9 @@ class Runner:
         return self._device.type == "cuda"
 
     def prepare(self, max_capture_s: float) -> None:
-        """Captures what graphs it can in that time. Optional; before the first launch or between two."""
+        """Warms a GPU up: runs prompts on padding, then captures what graphs it can in that time. Optional; before
+        the first launch.
+        """
         self.staging.run(self._prepare, max_capture_s)
 
     def launch(self, plan: Plan) -> None:
@@ -109,6 +112,9 @@ class Runner:
 
     @torch.inference_mode()
     def _prepare(self, max_capture_s: float) -> None:
+        if self.has_gpu:
+            max_tokens = min(self._config.max_step_tokens, self._config.max_model_len)
+            rehearse_prompts(self._buffers, self._caches, self._compute, max_tokens, self.staging.synchronize)
         if self.graphs is not None:
             self.graphs.prepare(self._run_decode, self._rehearse_decode, max_capture_s)
 
