@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from headway.llm import LLM
 from tests.core import evidence
@@ -72,12 +76,22 @@ def test_every_depth_gives_what_depth_0_gives(seed: int) -> None:
     check_trace(seed)
 
 
+def check_traces(seeds: range) -> Counter[str]:
+    """In a process of its own."""
+    torch.set_num_threads(1)
+    reached = Counter({"traces": len(seeds)})
+    for seed in seeds:
+        reached += check_trace(seed)
+    return reached
+
+
 @pytest.mark.long
 def test_every_depth_gives_what_depth_0_gives_over_ten_thousand_traces() -> None:
-    reached = Counter({"traces": 0})
-    for seed in range(1000, 11_000):
-        reached += check_trace(seed)
-        reached["traces"] += 1
+    blocks = [range(seed, seed + 100) for seed in range(1000, 11_000, 100)]
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        reached = sum(pool.map(check_traces, blocks), Counter[str]())
+    assert reached["traces"] == 10_000
+    assert min(reached[name] for name in ("stop", "length", "abort", "evictions", "stop strings")) > 10_000
     evidence.record("launch-ahead equals serial, fake model, depths 0 to 4", dict(reached), ENGINE_EVIDENCE)
 
 
