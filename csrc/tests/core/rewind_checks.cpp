@@ -62,7 +62,7 @@ CHECK_CASE(a_rewound_request_goes_on_as_if_it_had_never_gone_further) {
         EXPECT_EQ(static_cast<int32_t>(outputs.size()), num_steps - num_positions);
         rig.outputs.clear();
         rig.run();
-        outputs.insert(outputs.end(), rig.outputs[id].begin(), rig.outputs[id].end());
+        for (const int32_t token : rig.outputs[id]) outputs.push_back(token);  // GCC 13 warns of a bound in insert
         EXPECT_TRUE(outputs == expected);
         EXPECT_EQ(rig.ledger.stats().blocks_free, rig.ledger.stats().blocks_total);
       }
