@@ -54,6 +54,7 @@ class OutputProcessor:
     def apply(self, commit: Commit, now_s: float) -> list[Completion]:
         """Hands each token of a commit to its completion; returns the completions that changed."""
         changed: list[Completion] = []
+        going_on = core.NOT_FINISHED
         columns = zip(
             commit.request_ids.tolist(),
             commit.tokens.tolist(),
@@ -66,6 +67,9 @@ class OutputProcessor:
             if completion is None:
                 continue
             changed.append(completion)
+            if completion.is_plain and reason == going_on:  # almost every token of a large batch
+                completion.token_ids.append(token)
+                continue
             try:
                 self._grow(completion, token, reason, stop_token, commit, place, now_s)
             except Exception as fault:  # one request's text must not cost the others theirs
