@@ -45,6 +45,7 @@ def make_buffers(batch: int, vocab_size: int, settings: dict[str, float]) -> ops
         max_model_len=KV_LEN + 1,
         max_step_tokens=batch,
         max_logprobs=20,
+        vocab_size=vocab_size,
         device=DEVICE,
     )
     sampling = np.zeros(batch + 1, ROW_SAMPLING)

@@ -120,6 +120,12 @@ void check_mirror(LockedLedger& ledger, const py::tuple& record) {
   ledger.with([&](Ledger& core) { core.check_mirror(mirror); });
 }
 
+bool set_token_mask(LockedLedger& ledger, int64_t request_id, int32_t num_tokens,
+                    const py::array_t<uint32_t, py::array::c_style>& mask) {
+  const std::span<const uint32_t> words(mask.data(), static_cast<size_t>(mask.size()));
+  return ledger.with([&](Ledger& core) { return core.set_token_mask(request_id, num_tokens, words); });
+}
+
 template <typename Value>
 auto get(Value (Ledger::*method)() const) {
   return [method](LockedLedger& ledger) { return ledger.with([&](Ledger& core) { return (core.*method)(); }); };
@@ -144,6 +150,8 @@ void bind_ledger(py::module_& module) {
       .def("abort", switch_request(&Ledger::abort), "request_id"_a, "False when it is unknown or already over.")
       .def("finish", &finish_request, "request_id"_a, "num_output_tokens"_a,
            "Ends the request as FINISH_STOP with its first num_output_tokens outputs; False when it is over.")
+      .def("set_token_mask", &set_token_mask, "request_id"_a, "num_tokens"_a, "mask"_a,
+           "What a guided request may sample after so many tokens; False when it is over or has another length.")
       .def("pause", switch_request(&Ledger::pause), "request_id"_a,
            "Stops planning the request. It keeps its memory unless a request of its priority or above lacks it.")
       .def("resume", switch_request(&Ledger::resume), "request_id"_a)

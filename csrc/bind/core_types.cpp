@@ -35,9 +35,22 @@ auto table(std::vector<T> CommitRecord::* member, T unused) {
   };
 }
 
+template <typename T>
+auto score_table(std::vector<T> CommitRecord::* member) {
+  return [member](py::object self) {
+    const auto& record = self.cast<CommitRecord&>();
+    const std::vector<py::ssize_t> shape = {static_cast<py::ssize_t>(record.score_tokens.size()), record.num_columns};
+    return py::array_t<T>(shape, (record.*member).data(), self);
+  };
+}
+
+using MaskArray = py::array_t<uint32_t, py::array::c_style>;
+
 SamplingSpec make_spec(uint64_t seed, float temperature, float top_p, float min_p, int32_t top_k,
                        float repetition_penalty, float presence_penalty, float frequency_penalty, int32_t min_tokens,
-                       int32_t num_logprobs, std::vector<int32_t> stop_ids, const py::dict& logit_bias) {
+                       int32_t num_logprobs, int32_t num_prompt_logprobs, bool has_processed_logprobs, bool is_guided,
+                       std::vector<int32_t> stop_ids, const py::dict& logit_bias,
+                       std::vector<std::vector<int32_t>> bad_words, const MaskArray& token_mask) {
   SamplingSpec spec{.seed = seed,
                     .temperature = temperature,
                     .top_p = top_p,
@@ -48,15 +61,21 @@ SamplingSpec make_spec(uint64_t seed, float temperature, float top_p, float min_
                     .frequency_penalty = frequency_penalty,
                     .min_tokens = min_tokens,
                     .num_logprobs = num_logprobs,
+                    .num_prompt_logprobs = num_prompt_logprobs,
+                    .has_processed_logprobs = has_processed_logprobs,
+                    .is_guided = is_guided,
                     .stop_ids = std::move(stop_ids),
-                    .logit_bias = {}};
+                    .logit_bias = {},
+                    .bad_words = std::move(bad_words),
+                    .token_mask = {token_mask.data(), token_mask.data() + token_mask.size()}};
   for (const auto& [token, bias] : logit_bias) spec.logit_bias.emplace_back(token.cast<int32_t>(), bias.cast<float>());
   return spec;
 }
 
 LedgerConfig make_config(int32_t max_rows, int32_t num_blocks, int32_t block_size, int32_t num_slots,
                          int32_t max_model_len, int32_t max_step_tokens, int32_t vocab_size, int32_t max_logprobs,
-                         int32_t max_launch_depth, int32_t grant_ahead_blocks, int32_t prompt_grid_tokens) {
+                         int32_t max_launch_depth, int32_t grant_ahead_blocks, int32_t prompt_grid_tokens,
+                         int32_t max_scored_tokens) {
   const LedgerConfig config{.max_rows = max_rows,
                             .num_blocks = num_blocks,
                             .block_size = block_size,
@@ -67,7 +86,8 @@ LedgerConfig make_config(int32_t max_rows, int32_t num_blocks, int32_t block_siz
                             .max_logprobs = max_logprobs,
                             .max_launch_depth = max_launch_depth,
                             .grant_ahead_blocks = grant_ahead_blocks,
-                            .prompt_grid_tokens = prompt_grid_tokens};
+                            .prompt_grid_tokens = prompt_grid_tokens,
+                            .max_scored_tokens = max_scored_tokens};
   config.validate();
   return config;
 }
@@ -75,6 +95,7 @@ LedgerConfig make_config(int32_t max_rows, int32_t num_blocks, int32_t block_siz
 void bind_constants(py::module_& module) {
   module.attr("MAX_STOP_IDS") = kMaxStopIds;
   module.attr("MAX_LOGIT_BIAS") = kMaxLogitBias;
+  module.attr("MAX_BAD_WORD_ENTRIES") = kMaxBadWordEntries;
   module.attr("PACKET_HEADER_BYTES") = sizeof(PacketHeader);
   module.attr("RESULT_HEADER_BYTES") = sizeof(ResultHeader);
   module.attr("ROW_SAMPLING_BYTES") = sizeof(RowSampling);
@@ -96,7 +117,7 @@ void bind_config(py::module_& module) {
                            "Sizes of everything the ledger accounts for. Counts exclude the dummies at index 0.")
       .def(py::init(&make_config), py::kw_only(), "max_rows"_a, "num_blocks"_a, "block_size"_a, "num_slots"_a,
            "max_model_len"_a, "max_step_tokens"_a, "vocab_size"_a, "max_logprobs"_a, "max_launch_depth"_a = 0,
-           "grant_ahead_blocks"_a = 1, "prompt_grid_tokens"_a = 1,
+           "grant_ahead_blocks"_a = 1, "prompt_grid_tokens"_a = 1, "max_scored_tokens"_a = 0,
            "Raises RequestError naming the first size that is out of range.")
       .def_readonly("max_rows", &LedgerConfig::max_rows, "Requests that hold a row at once.")
       .def_readonly("num_blocks", &LedgerConfig::num_blocks, "KV blocks; 0 for a model without attention.")
@@ -112,6 +133,9 @@ void bind_config(py::module_& module) {
       .def_property_readonly("max_packet_snapshots", &LedgerConfig::max_packet_snapshots,
                              "States that one step's prompt chunks may leave.")
       .def_property_readonly("max_packet_copies", &LedgerConfig::max_packet_copies, "States that one step may copy.")
+      .def_readonly("max_scored_tokens", &LedgerConfig::max_scored_tokens, "Prompt tokens of a step with logprobs.")
+      .def_property_readonly("max_results", &LedgerConfig::max_results, "That a step reports.")
+      .def_property_readonly("mask_words", &LedgerConfig::mask_words, "Of 32 bits, of a token mask.")
       .def_property_readonly("max_blocks_per_row", &LedgerConfig::max_blocks_per_row,
                              "Columns of the block table; at least 1.")
       .def_property_readonly("packet_ring_bytes", &LedgerConfig::packet_ring_bytes)
@@ -125,8 +149,10 @@ void bind_sampling(py::module_& module) {
   py::class_<SamplingSpec>(module, "SamplingSpec", "How one request samples; a neutral value switches a feature off.")
       .def(py::init(&make_spec), py::kw_only(), "seed"_a = 0, "temperature"_a = 0.0f, "top_p"_a = 1.0f,
            "min_p"_a = 0.0f, "top_k"_a = 0, "repetition_penalty"_a = 1.0f, "presence_penalty"_a = 0.0f,
-           "frequency_penalty"_a = 0.0f, "min_tokens"_a = 0, "num_logprobs"_a = -1,
-           "stop_ids"_a = std::vector<int32_t>(), "logit_bias"_a = py::dict(),
+           "frequency_penalty"_a = 0.0f, "min_tokens"_a = 0, "num_logprobs"_a = -1, "num_prompt_logprobs"_a = -1,
+           "has_processed_logprobs"_a = false, "is_guided"_a = false, "stop_ids"_a = std::vector<int32_t>(),
+           "logit_bias"_a = py::dict(), "bad_words"_a = std::vector<std::vector<int32_t>>(),
+           "token_mask"_a = MaskArray(),
            "Values are checked by Ledger.add. num_logprobs: top alternatives to report, -1 for no logprob at all.");
 }
 
@@ -141,6 +167,7 @@ void bind_plan(py::module_& module) {
       .def_readonly("max_kv_len", &Plan::max_kv_len, "Upper bound of the rows' KV length after this step.")
       .def_readonly("num_snapshots", &Plan::num_snapshots, "States that prompt chunks leave beside the rows' own.")
       .def_readonly("num_copies", &Plan::num_copies, "States to copy before the layers run.")
+      .def_readonly("num_scored", &Plan::num_scored, "Prompt tokens whose logprobs are reported.")
       .def_property_readonly(
           "packet_address", [](const Plan& plan) { return reinterpret_cast<uintptr_t>(plan.packet); },
           "0: nothing new, no copy.")
@@ -164,7 +191,14 @@ void bind_commit(py::module_& module) {
       .def_property_readonly("logprobs", column(&CommitRecord::logprobs), "[n] float32")
       .def_property_readonly("ranks", column(&CommitRecord::ranks), "[n] int32, 1 = most likely")
       .def_property_readonly("top_ids", table(&CommitRecord::top_ids, -1), "[n, max_logprobs] int32, -1 unused")
-      .def_property_readonly("top_logprobs", table(&CommitRecord::top_logprobs, 0.0f), "[n, max_logprobs] float32");
+      .def_property_readonly("top_logprobs", table(&CommitRecord::top_logprobs, 0.0f), "[n, max_logprobs] float32")
+      .def_property_readonly("score_request_ids", column(&CommitRecord::score_request_ids), "[m] int64")
+      .def_property_readonly("score_tokens", column(&CommitRecord::score_tokens), "[m] int32, of the prompt")
+      .def_property_readonly("score_logprobs", column(&CommitRecord::score_logprobs), "[m] float32")
+      .def_property_readonly("score_ranks", column(&CommitRecord::score_ranks), "[m] int32")
+      .def_property_readonly("score_top_ids", score_table(&CommitRecord::score_top_ids), "[m, max_logprobs] int32")
+      .def_property_readonly("score_top_logprobs", score_table(&CommitRecord::score_top_logprobs),
+                             "[m, max_logprobs] float32");
 }
 
 void bind_stats(py::module_& module) {
@@ -172,6 +206,7 @@ void bind_stats(py::module_& module) {
       .def_readonly("num_waiting", &Stats::num_waiting)
       .def_readonly("num_running", &Stats::num_running)
       .def_readonly("num_paused", &Stats::num_paused)
+      .def_readonly("num_held", &Stats::num_held)
       .def_readonly("blocks_total", &Stats::blocks_total)
       .def_readonly("blocks_free", &Stats::blocks_free)
       .def_readonly("blocks_fenced", &Stats::blocks_fenced)

@@ -20,7 +20,7 @@ inline DeviceMirror mirror_from(const pybind11::tuple& record) {
   return {.max_rows = static_cast<int32_t>(number_at(record, 0)),
           .max_blocks_per_row = static_cast<int32_t>(number_at(record, 1)),
           .max_model_len = static_cast<int32_t>(number_at(record, 2)),
-          .num_live = 0,
+          .mask_words = static_cast<int32_t>(number_at(record, 18)),
           .last_token = address_at(record, 3),
           .num_computed = address_at(record, 4),
           .state_base = address_at(record, 5),
@@ -32,6 +32,8 @@ inline DeviceMirror mirror_from(const pybind11::tuple& record) {
           .stop_ids = address_at(record, 11),
           .bias_ids = address_at(record, 12),
           .bias_values = address_at(record, 13),
+          .bad_words = address_at(record, 16),
+          .token_masks = address_at(record, 17),
           .live = address_at(record, 14),
           .counter = address_at(record, 15)};
 }

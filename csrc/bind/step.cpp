@@ -31,7 +31,10 @@ StepInputs inputs_from(const py::tuple& record) {
           .sample_tokens = address_at(record, 10),
           .snapshot_starts = address_at(record, 11),
           .snapshot_positions = address_at(record, 12),
-          .snapshot_slots = address_at(record, 13)};
+          .snapshot_slots = address_at(record, 13),
+          .score_tokens = address_at(record, 14),
+          .score_rows = address_at(record, 15),
+          .score_targets = address_at(record, 16)};
 }
 
 void begin_step(Address packet, int num_rows, int num_decode_rows, int num_sampled, int num_tokens,
@@ -49,8 +52,8 @@ void begin_step(Address packet, int num_rows, int num_decode_rows, int num_sampl
 }
 
 void sample(int num_sampled, int vocab_size, int max_logprobs, Address logits, int64_t logits_stride, Address rows,
-            Address kv_lens, const py::tuple& mirror, Address results, Address top_ids, Address top_logprobs,
-            Address scratch, Address stream) {
+            Address kv_lens, Address targets, const py::tuple& mirror, Address results, Address top_ids,
+            Address top_logprobs, Address scratch, Address stream) {
   const SampleParams params{.num_sampled = num_sampled,
                             .vocab_size = vocab_size,
                             .max_logprobs = max_logprobs,
@@ -58,6 +61,7 @@ void sample(int num_sampled, int vocab_size, int max_logprobs, Address logits, i
                             .logits_stride = logits_stride,
                             .rows = rows,
                             .kv_lens = kv_lens,
+                            .targets = targets,
                             .mirror = mirror_from(mirror),
                             .results = results,
                             .top_ids = top_ids,
@@ -67,14 +71,15 @@ void sample(int num_sampled, int vocab_size, int max_logprobs, Address logits, i
   backend::sample(params, stream);
 }
 
-void finish_step(int64_t step, int num_rows, int num_decode_rows, int num_sampled, int max_logprobs,
+void finish_step(int64_t step, int num_rows, int num_decode_rows, int num_sampled, int num_scored, int max_logprobs,
                  const py::tuple& mirror, const py::tuple& inputs, Address results, Address top_ids,
-                 Address top_logprobs, Address ring_entry, int ring_max_rows, int ring_num_entries,
+                 Address top_logprobs, Address ring_entry, int ring_max_results, int ring_num_entries,
                  int64_t ring_entry_bytes, Address stream) {
   const FinishStepParams params{.step = step,
                                 .num_rows = num_rows,
                                 .num_decode_rows = num_decode_rows,
                                 .num_sampled = num_sampled,
+                                .num_scored = num_scored,
                                 .max_logprobs = max_logprobs,
                                 .mirror = mirror_from(mirror),
                                 .inputs = inputs_from(inputs),
@@ -82,7 +87,7 @@ void finish_step(int64_t step, int num_rows, int num_decode_rows, int num_sample
                                 .top_ids = top_ids,
                                 .top_logprobs = top_logprobs,
                                 .ring_entry = ring_entry,
-                                .ring_max_rows = ring_max_rows,
+                                .ring_max_results = ring_max_results,
                                 .ring_num_entries = ring_num_entries,
                                 .ring_entry_bytes = ring_entry_bytes};
   const py::gil_scoped_release unlocked;

@@ -28,6 +28,7 @@ Ledger::Ledger(const LedgerConfig& config, uint8_t* packet_ring, uint8_t* result
   for (StepRecord& record : records_) {
     record.rows.reserve(config_.max_rows);
     record.requests.reserve(config_.max_rows);
+    record.scored.reserve(config_.max_scored_tokens);
   }
 }
 
@@ -48,6 +49,7 @@ int64_t Ledger::add(std::span<const int32_t> prompt, const SamplingSpec& spec, i
     throw;
   }
   ++num_unfinished_;
+  num_guided_ += request.is_guided;
   return next_id_++;
 }
 
@@ -69,6 +71,7 @@ std::optional<Plan> Ledger::plan() {
   plan.max_kv_len = draft.max_kv_len;
   plan.num_snapshots = static_cast<int32_t>(draft.snapshots.size());
   plan.num_copies = static_cast<int32_t>(draft.copies.size());
+  plan.num_scored = static_cast<int32_t>(draft.scores.size());
   plan.result = results_.entry(draft.step);
   if (draft.has_news) {
     uint8_t* packet = packets_.entry(draft.step);
@@ -87,6 +90,7 @@ void Ledger::remember(const StepDraft& draft) {
   record.rows.clear();
   for (const StepRow& row : draft.rows) record.rows.push_back(row.row);
   record.requests.assign(draft.requests.begin(), draft.requests.end());
+  record.scored.assign(draft.scored.begin(), draft.scored.end());
 }
 
 bool Ledger::is_ready() const {
@@ -100,6 +104,9 @@ bool Ledger::commit(CommitRecord& changes) {
   const ResultView results = results_.view(step_record.step);
   require_integrity(results.header->num_sampled == step_record.num_sampled,
                     "the device sampled another number of rows than planned");
+  const auto num_scored = static_cast<int32_t>(step_record.scored.size());
+  require_integrity(results.header->num_scored == num_scored,
+                    "the device scored another number of tokens than planned");
   changes.step = step_record.step;
   changes.num_columns = config_.max_logprobs;
   changes.begin_ns = results.header->begin_ns;
@@ -107,6 +114,11 @@ bool Ledger::commit(CommitRecord& changes) {
   // All memory is had before anything changes.
   const auto wants_alternatives = [](const Request* request) { return request->num_logprobs > 0; };
   changes.reserve(step_record.num_sampled, std::ranges::any_of(step_record.requests, wants_alternatives));
+  changes.reserve_scores(num_scored);
+  for (int32_t i = 0; i < num_scored; ++i) {
+    Request& request = *step_record.scored[i];
+    if (!request.is_finished()) accept_score(request, results, step_record.num_sampled + i, changes);
+  }
   for (int32_t i = 0; i < step_record.num_sampled; ++i) {
     Request& request = *step_record.requests[i];
     // Void: it was over, or was rewound, before this step's results came.
@@ -122,6 +134,24 @@ bool Ledger::commit(CommitRecord& changes) {
   }
   retire(step_record.step);
   return true;
+}
+
+void Ledger::accept_score(Request& request, const ResultView& results, int32_t index, CommitRecord& changes) {
+  const ResultRow& result = results.rows[index];
+  if (result.is_bad > 0) {
+    end(request, FinishReason::kError);
+    report(request, result, changes);
+    return;
+  }
+  const int64_t num_columns = config_.max_logprobs;
+  changes.score_request_ids.push_back(request.id);
+  changes.score_tokens.push_back(result.token);
+  changes.score_logprobs.push_back(result.logprob);
+  changes.score_ranks.push_back(result.rank);
+  const int32_t* top_ids = results.top_ids + index * num_columns;
+  const float* logprobs = results.top_logprobs + index * num_columns;
+  changes.score_top_ids.insert(changes.score_top_ids.end(), top_ids, top_ids + num_columns);
+  changes.score_top_logprobs.insert(changes.score_top_logprobs.end(), logprobs, logprobs + num_columns);
 }
 
 // The host repeats the device's arithmetic; where they differ, one of them is wrong.
@@ -182,6 +212,7 @@ void Ledger::end(Request& request, FinishReason reason) {
   request.finish_reason = reason;
   finished_.push_back(&request);
   --num_unfinished_;
+  num_guided_ -= request.is_guided;
   ++num_finished_;
 }
 
@@ -239,6 +270,16 @@ void Ledger::require_reachable(const Request& request, int32_t num_positions) co
   throw RequestError("num_positions", num_positions, limit);
 }
 
+bool Ledger::set_token_mask(int64_t request_id, int32_t num_tokens, std::span<const uint32_t> mask) {
+  Request* request = find_unfinished(request_id);
+  if (request == nullptr || !request->is_guided || request->num_tokens() != num_tokens) return false;
+  validate_token_mask(config_, mask);
+  request->token_mask.assign(mask.begin(), mask.end());
+  request->mask_len = num_tokens;
+  request->is_mask_sent = false;
+  return true;
+}
+
 bool Ledger::pause(int64_t request_id) {
   Request* request = find_unfinished(request_id);
   if (request == nullptr || request->state == RequestState::kPaused) return false;
@@ -293,6 +334,12 @@ Stats Ledger::stats() const {
   stats.num_waiting = waiting_.size();
   stats.num_running = static_cast<int64_t>(rows_.running().size());
   stats.num_paused = num_paused_;
+  if (num_guided_ > 0) {
+    for (const auto& [id, request] : requests_) {
+      const bool is_active = request->state == RequestState::kRunning || request->state == RequestState::kWaiting;
+      stats.num_held += is_active && request->is_held_at(request->num_tokens());
+    }
+  }
   stats.blocks_total = config_.num_blocks;
   stats.blocks_free = blocks_.num_free();
   stats.blocks_fenced = blocks_.num_fenced();

@@ -25,6 +25,7 @@ struct StepRecord {
   int32_t num_sampled = 0;
   std::vector<int32_t> rows;       // [R] row ids, in the step's order
   std::vector<Request*> requests;  // [R]
+  std::vector<Request*> scored;    // of each scored token
 };
 
 class Ledger {
@@ -54,6 +55,11 @@ class Ledger {
   // RequestError, and then changes nothing, where its KV or state cannot go back so far.
   bool rewind(int64_t request_id, int32_t num_positions);
 
+  // What a guided request may sample next: bit v % 32 of word v / 32 stands for token v. num_tokens: of the sequence
+  // that this follows; false when it is over, not guided or has another length. Throws RequestError for an unusable
+  // mask.
+  bool set_token_mask(int64_t request_id, int32_t num_tokens, std::span<const uint32_t> mask);
+
   // Committed outputs of a request that is not over, or was over only after the last plan().
   std::span<const int32_t> output_tokens(int64_t request_id) const;
   int64_t num_in_flight() const { return clock_.num_in_flight(); }
@@ -76,6 +82,7 @@ class Ledger {
  private:
   Request* find_unfinished(int64_t request_id);
   void remember(const StepDraft& draft);
+  void accept_score(Request& request, const ResultView& results, int32_t index, CommitRecord& changes);
   void accept(Request& request, const ResultRow& result, CommitRecord& changes);
   void report(const Request& request, const ResultRow& result, CommitRecord& changes) const;
   void report_alternatives(const StepRecord& record, const ResultView& results, int32_t index, CommitRecord& changes);
@@ -112,6 +119,7 @@ class Ledger {
   int64_t num_unfinished_ = 0;
   int64_t num_paused_ = 0;
   int64_t num_finished_ = 0;
+  int64_t num_guided_ = 0;  // of the unfinished
 };
 
 }  // namespace headway

@@ -38,7 +38,7 @@ int32_t* write_words(const Request& request, int32_t* words) {
   words = copy_items(words, request.stop_ids.data(), request.stop_ids.size());
   for (const auto& [token, bias] : request.logit_bias) *words++ = token;
   for (const auto& [token, bias] : request.logit_bias) std::memcpy(words++, &bias, sizeof(bias));
-  return words;
+  return copy_items(words, request.bad_words.data(), request.bad_words.size());
 }
 
 void write_inits(const StepDraft& draft, const RowTable& rows, RowInit* inits, int32_t* words) {
@@ -58,6 +58,13 @@ void write_prompt_tokens(const StepDraft& draft, int32_t* tokens) {
   }
 }
 
+void write_masks(const StepDraft& draft, int32_t* mask_rows, uint32_t* bits) {
+  for (const auto& [row, request] : draft.masks) {
+    *mask_rows++ = row;
+    bits = copy_items(bits, request->token_mask.data(), request->token_mask.size());
+  }
+}
+
 }  // namespace
 
 uint32_t write_packet(const StepDraft& draft, const RowTable& rows, uint8_t* entry, int64_t entry_bytes) {
@@ -74,6 +81,8 @@ uint32_t write_packet(const StepDraft& draft, const RowTable& rows, uint8_t* ent
   header.num_snapshots = static_cast<int32_t>(draft.snapshots.size());
   header.num_copies = static_cast<int32_t>(draft.copies.size());
   header.num_rewinds = static_cast<int32_t>(draft.rewinds.size());
+  header.num_masks = static_cast<int32_t>(draft.masks.size());
+  header.num_scored = static_cast<int32_t>(draft.scores.size());
 
   SectionWriter sections(entry);
   auto* inits = sections.place<RowInit>(draft.admitted.size(), header.inits_offset);
@@ -84,6 +93,10 @@ uint32_t write_packet(const StepDraft& draft, const RowTable& rows, uint8_t* ent
   auto* snapshots = sections.place<StateSnapshot>(draft.snapshots.size(), header.snapshots_offset);
   auto* copies = sections.place<StateCopy>(draft.copies.size(), header.copies_offset);
   auto* rewinds = sections.place<RowRewind>(draft.rewinds.size(), header.rewinds_offset);
+  auto* mask_rows = sections.place<int32_t>(draft.masks.size(), header.mask_rows_offset);
+  const size_t mask_words = draft.masks.empty() ? 0 : draft.masks.front().request->token_mask.size();
+  auto* mask_bits = sections.place<uint32_t>(draft.masks.size() * mask_words, header.mask_bits_offset);
+  auto* scores = sections.place<ScoredToken>(draft.scores.size(), header.scores_offset);
   header.num_bytes = sections.num_bytes();
   require_integrity(header.num_bytes <= entry_bytes, "a packet is larger than its ring entry");
 
@@ -95,6 +108,8 @@ uint32_t write_packet(const StepDraft& draft, const RowTable& rows, uint8_t* ent
   copy_items(snapshots, draft.snapshots.data(), draft.snapshots.size());
   copy_items(copies, draft.copies.data(), draft.copies.size());
   copy_items(rewinds, draft.rewinds.data(), draft.rewinds.size());
+  write_masks(draft, mask_rows, mask_bits);
+  copy_items(scores, draft.scores.data(), draft.scores.size());
   return header.num_bytes;
 }
 

@@ -29,6 +29,9 @@ void StepDraft::clear(int64_t new_step) {
   snapshots.clear();
   copies.clear();
   rewinds.clear();
+  masks.clear();
+  scores.clear();
+  scored.clear();
   num_decode_rows = num_sampled = num_tokens = num_words = num_prompt_tokens = max_query_len = max_kv_len = 0;
   has_news = false;
 }
@@ -43,6 +46,9 @@ Planner::Planner(const LedgerConfig& config, const StepClock& clock, RowTable& r
   draft_.snapshots.reserve(config.max_packet_snapshots());
   draft_.copies.reserve(config.max_packet_copies());
   draft_.rewinds.reserve(config.max_rows);
+  draft_.masks.reserve(config.max_packet_masks());
+  draft_.scores.reserve(config.max_scored_tokens);
+  draft_.scored.reserve(config.max_scored_tokens);
   final_chunks_.reserve(config.max_rows);
   other_chunks_.reserve(config.max_rows);
   device_rows_.reserve(config.max_rows);
@@ -50,13 +56,14 @@ Planner::Planner(const LedgerConfig& config, const StepClock& clock, RowTable& r
 
 const StepDraft& Planner::draft(int64_t step) {
   draft_.clear(step);
+  num_scores_ = 0;
   plan_decodes();
   plan_prompts();
   admit_waiting();
   order_rows();
   draft_.rewinds = rows_.rewinds();
-  draft_.has_news =
-      !draft_.grants.empty() || !draft_.copies.empty() || !draft_.rewinds.empty() || !repeats_device_rows();
+  draft_.has_news = !draft_.grants.empty() || !draft_.copies.empty() || !draft_.rewinds.empty() ||
+                    !draft_.masks.empty() || !repeats_device_rows();
   if (draft_.has_news && !draft_.rows.empty()) {
     grant_ahead();
     rows_.clear_rewinds();
@@ -71,7 +78,9 @@ void Planner::plan_decodes() {
   for (size_t i = 0; i < rows_.running().size() && tokens_left() > 0; ++i) {
     const int32_t row = rows_.running()[i];
     if (!rows_.is_decoding(row) || rows_.is_exhausted(row)) continue;
+    if (is_held(row)) continue;
     if (secure(row, 1, 1) == 0) continue;
+    bring_mask(row);
     const int32_t start = rows_.launched_len(row);
     draft_.rows.push_back({row, start, 1, -1, rows_.slot(row), 0});
     draft_.requests.push_back(rows_.request(row));
@@ -89,18 +98,22 @@ void Planner::plan_prompts() {
   for (size_t i = 0; i < rows_.running().size(); ++i) {
     const int32_t row = rows_.running()[i];
     if (rows_.is_decoding(row)) continue;
-    if (tokens_left() > 0 && !add_chunk(row) && held_prompt_ == nullptr) held_prompt_ = rows_.request(row);
+    const bool is_skipped = tokens_left() > 0 && !add_chunk(row) && !is_held(row);
+    if (is_skipped && held_prompt_ == nullptr) held_prompt_ = rows_.request(row);
     promised_blocks_ += blocks_to_finish_prompt(row);
   }
 }
 
 // First come, first served: a head that does not fit, or a running prompt that found no room in this step, holds back
-// those behind it, so none of them can starve it.
+// those behind it, so none of them can starve it. Who lacks a token mask holds back nobody.
 void Planner::admit_waiting() {
-  while (tokens_left() > 0 && !waiting_.is_empty()) {
-    Request& request = waiting_.head();
+  const auto can_sample = [](const Request& request) { return !request.is_held_at(request.num_tokens()); };
+  while (tokens_left() > 0) {
+    Request* const head = waiting_.first(can_sample);
+    if (head == nullptr) return;
+    Request& request = *head;
     if (held_prompt_ != nullptr && RunsBefore{}(held_prompt_, &request)) return;
-    if (cut_chunk(0, tokens_left(), request.num_tokens()) == 0) return;
+    if (cut_chunk(0, limit_to_scores(request, 0, tokens_left()), request.num_tokens()) == 0) return;
     if (!fits(request) && !displace_for(request)) return;
     waiting_.remove(request);
     const int32_t row = rows_.admit(request);
@@ -115,15 +128,20 @@ void Planner::admit_waiting() {
 bool Planner::add_chunk(int32_t row) {
   const int32_t start = rows_.launched_len(row);
   const int32_t num_left = rows_.bound_len(row) - start;
-  const int32_t num_wanted = cut_chunk(start, tokens_left(), num_left);
-  if (num_wanted == 0) return false;
+  Request& request = *rows_.request(row);
+  const int32_t num_wanted = cut_chunk(start, limit_to_scores(request, start, tokens_left()), num_left);
+  if (num_wanted == 0 || (num_wanted == num_left && is_held(row))) return false;
   const int32_t grid = config_.prompt_grid_tokens;
   const int32_t num_secured = secure(row, num_wanted, std::min(num_left, grid - start % grid));
   if (num_secured == 0) return false;
   const int32_t num_tokens = cut_chunk(start, num_secured, num_left);
   const bool is_final = num_tokens == num_left;
+  if (is_final) bring_mask(row);
+  const int32_t num_scored = num_scored_in(request, start, num_tokens);
   (is_final ? final_chunks_ : other_chunks_)
-      .push_back({{row, start, num_tokens, 0, rows_.slot(row), 0}, rows_.request(row)});
+      .push_back({{row, start, num_tokens, 0, rows_.slot(row), 0}, &request, request.num_scored, num_scored});
+  num_scores_ += num_scored;
+  request.num_scored += num_scored;
   draft_.num_tokens += num_tokens;
   draft_.max_query_len = std::max(draft_.max_query_len, num_tokens);
   draft_.max_kv_len = std::max(draft_.max_kv_len, start + num_tokens);
@@ -138,14 +156,56 @@ int32_t Planner::cut_chunk(int32_t start, int32_t num_tokens, int32_t num_left) 
   return std::max(0, (start + num_tokens) / grid * grid - start);
 }
 
+// Whether the row cannot sample in this step: what it may sample is not known yet, or does not fit the packet.
+bool Planner::is_held(int32_t row) const {
+  if (!rows_.has_mask(row)) return false;
+  const Request& request = *rows_.request(row);
+  if (request.is_held_at(rows_.bound_len(row))) return true;
+  return !request.is_mask_sent && std::ssize(draft_.masks) == config_.max_packet_masks();
+}
+
+void Planner::bring_mask(int32_t row) {
+  if (!rows_.has_mask(row)) return;
+  Request& request = *rows_.request(row);
+  if (request.is_mask_sent) return;
+  draft_.masks.push_back({row, &request});
+  request.is_mask_sent = true;
+}
+
+// Of these tokens, those whose logits say how likely the prompt's next token was, and were not asked before.
+int32_t Planner::num_scored_in(const Request& request, int32_t start, int32_t num_tokens) const {
+  if (request.num_prompt_logprobs < 0) return 0;
+  const int32_t end = std::min(start + num_tokens, request.prompt_len - 1);
+  return std::max(0, end - std::max(start, request.num_scored));
+}
+
+// As many of these tokens as the step has room to score.
+int32_t Planner::limit_to_scores(const Request& request, int32_t start, int32_t num_tokens) const {
+  const int32_t num_spare = config_.max_scored_tokens - num_scores_;
+  if (num_scored_in(request, start, num_tokens) <= num_spare) return num_tokens;
+  return std::max(start, request.num_scored) + num_spare - start;
+}
+
+void Planner::add_scores(const Chunk& chunk, int32_t token_begin) {
+  for (int32_t i = 0; i < chunk.num_scored; ++i) {
+    const int32_t position = chunk.first_scored + i;
+    const int32_t target = chunk.request->tokens[position + 1];
+    draft_.scores.push_back({token_begin + position - chunk.row.start, chunk.row.row, target, 0});
+    draft_.scored.push_back(chunk.request);
+  }
+}
+
 // Rows that sample come first, so that they are a prefix.
 void Planner::order_rows() {
+  int32_t token_begin = draft_.num_decode_rows;
   const auto append = [&](std::vector<Chunk>& chunks) {
     for (Chunk& chunk : chunks) {
       chunk.row.prompt_begin = draft_.num_prompt_tokens + chunk.row.num_history;
       draft_.num_prompt_tokens = chunk.row.prompt_begin + chunk.row.num_tokens;
       draft_.rows.push_back(chunk.row);
       draft_.requests.push_back(chunk.request);
+      add_scores(chunk, token_begin);
+      token_begin += chunk.row.num_tokens;
     }
     chunks.clear();
   };
@@ -243,6 +303,7 @@ void Planner::evict(int32_t row) {
 bool Planner::fits(const Request& request) const {
   if (!clock_.has_retired(request.last_step) || !rows_.has_room()) return false;
   if (draft_.num_words + request.num_words() > config_.max_packet_words()) return false;
+  if (!request.token_mask.empty() && std::ssize(draft_.masks) == config_.max_packet_masks()) return false;
   const int32_t num_spare = request.num_evictions > 0 ? static_cast<int32_t>(rows_.running().size()) : 0;
   const int32_t num_needed = config_.blocks_for(request.num_tokens()) + num_spare;
   return config_.num_blocks == 0 || num_needed <= blocks_.num_free();

@@ -12,6 +12,12 @@
 
 namespace headway {
 
+// A row that learns what it may sample.
+struct MaskUpdate {
+  int32_t row;
+  const Request* request;
+};
+
 // A step under construction; the lists' memory is reused from step to step.
 struct StepDraft {
   int64_t step = 0;
@@ -22,6 +28,9 @@ struct StepDraft {
   std::vector<StateSnapshot> snapshots;
   std::vector<StateCopy> copies;
   std::vector<RowRewind> rewinds;
+  std::vector<MaskUpdate> masks;
+  std::vector<ScoredToken> scores;  // in the order of the rows
+  std::vector<Request*> scored;     // their requests
   int32_t num_decode_rows = 0;
   int32_t num_sampled = 0;
   int32_t num_tokens = 0;
@@ -52,6 +61,8 @@ class Planner {
   struct Chunk {
     StepRow row;
     Request* request;
+    int32_t first_scored;  // position of the first token that is scored
+    int32_t num_scored;
   };
 
   void plan_decodes();
@@ -60,6 +71,11 @@ class Planner {
   bool add_chunk(int32_t row);
   int32_t cut_chunk(int32_t start, int32_t num_tokens, int32_t num_left) const;
   void order_rows();
+  void add_scores(const Chunk& chunk, int32_t token_begin);
+  bool is_held(int32_t row) const;
+  void bring_mask(int32_t row);
+  int32_t num_scored_in(const Request& request, int32_t start, int32_t num_tokens) const;
+  int32_t limit_to_scores(const Request& request, int32_t start, int32_t num_tokens) const;
   void grant_ahead();
   bool repeats_device_rows() const;
 
@@ -85,6 +101,7 @@ class Planner {
   std::vector<Chunk> other_chunks_;
   std::vector<int32_t> device_rows_;  // the device's live list: rows of the newest packet
   const Request* held_prompt_ = nullptr;  // first running prompt that this step has no room for
+  int32_t num_scores_ = 0;            // of the draft, before its rows are ordered
   int32_t promised_blocks_ = 0;       // that running prompts still need until they are computed
   int64_t num_evictions_ = 0;
 };

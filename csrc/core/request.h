@@ -1,6 +1,7 @@
 // One request from submission to its end, and the queue of those that wait for a row.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <set>
 #include <span>
@@ -46,11 +47,20 @@ struct Request {
   int64_t void_step = 0;  // results of steps up to this one are void: the request was rewound since
   RowSampling sampling = {};
   std::vector<std::pair<int32_t, float>> logit_bias;
+  std::vector<int32_t> bad_words;    // entries of DeviceMirror::bad_words
+  std::vector<uint32_t> token_mask;  // empty: none
+  bool is_guided = false;            // its mask is for one position
+  int32_t mask_len = 0;              // that position
+  bool is_mask_sent = false;         // since its admission, or since the mask was set
+  int32_t num_prompt_logprobs = -1;
+  int32_t num_scored = 0;  // prompt tokens whose scoring has been launched; scored once, however often recomputed
   WaitingSet::node_type wait_node;  // its place in the queue while it is outside, so that queueing never allocates
 
   int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }
   int32_t num_outputs() const { return num_tokens() - prompt_len; }
-  int32_t num_words() const { return static_cast<int32_t>(stop_ids.size() + 2 * logit_bias.size()); }
+  int32_t num_words() const { return static_cast<int32_t>(stop_ids.size() + 2 * logit_bias.size() + bad_words.size()); }
+  // Whether it cannot sample at this position, because what may be sampled there is not known yet.
+  bool is_held_at(int32_t position) const { return is_guided && mask_len != position; }
   bool is_finished() const { return state == RequestState::kFinished; }
 };
 
@@ -60,6 +70,9 @@ inline bool RunsBefore::operator()(const Request* a, const Request* b) const {
 
 // Why the sequence ends with `token` as its next token, or kNotFinished. The device applies the same rule.
 FinishReason verdict(const Request& request, int32_t token);
+
+// Throws RequestError where it has another number of words or allows nothing.
+void validate_token_mask(const LedgerConfig& config, std::span<const uint32_t> mask);
 
 // Throws RequestError or CapacityError; a request that passes can always run when it is alone.
 void validate_request(const LedgerConfig& config, std::span<const int32_t> prompt, const SamplingSpec& spec,
@@ -73,7 +86,12 @@ class WaitingQueue {
  public:
   bool is_empty() const { return queue_.empty(); }
   int64_t size() const { return static_cast<int64_t>(queue_.size()); }
-  Request& head() const { return **queue_.begin(); }
+  // The first that fulfils a condition, or null.
+  template <typename Condition>
+  Request* first(Condition&& is_met) const {
+    const auto found = std::find_if(queue_.begin(), queue_.end(), [&](const Request* r) { return is_met(*r); });
+    return found == queue_.end() ? nullptr : *found;
+  }
   bool contains(Request& request) const { return queue_.contains(&request); }
   void push_new(Request& request) { queue_.insert(&request); }
   void push_back_in(Request& request) { queue_.insert(std::move(request.wait_node)); }

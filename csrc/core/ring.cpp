@@ -29,7 +29,7 @@ EntryRing::EntryRing(const char* name, uint8_t* memory, int64_t entry_bytes, int
 
 // No step is 0, so a cleared header is the entry of no step.
 ResultRing::ResultRing(const LedgerConfig& config, uint8_t* memory)
-    : max_rows_(config.max_rows),
+    : max_results_(config.max_results()),
       max_logprobs_(config.max_logprobs),
       ring_("result_ring_address", memory, config.result_entry_bytes(), config.max_in_flight()) {
   for (int32_t i = 0; i < config.max_in_flight(); ++i) std::memset(ring_.entry(i), 0, sizeof(ResultHeader));
@@ -43,8 +43,8 @@ bool ResultRing::is_published(int64_t step) const {
 ResultView ResultRing::view(int64_t step) const {
   const uint8_t* entry = ring_.entry(step);
   const auto* rows = reinterpret_cast<const ResultRow*>(entry + sizeof(ResultHeader));
-  const auto* top_ids = reinterpret_cast<const int32_t*>(rows + max_rows_);
-  const auto* top_logprobs = reinterpret_cast<const float*>(top_ids + int64_t{max_rows_} * max_logprobs_);
+  const auto* top_ids = reinterpret_cast<const int32_t*>(rows + max_results_);
+  const auto* top_logprobs = reinterpret_cast<const float*>(top_ids + int64_t{max_results_} * max_logprobs_);
   return {reinterpret_cast<const ResultHeader*>(entry), rows, top_ids, top_logprobs};
 }
 

@@ -29,9 +29,9 @@ class EntryRing {
 // One entry of the result ring, once it is published.
 struct ResultView {
   const ResultHeader* header;
-  const ResultRow* rows;      // [max_rows]
-  const int32_t* top_ids;     // [max_rows, max_logprobs]
-  const float* top_logprobs;  // [max_rows, max_logprobs]
+  const ResultRow* rows;      // [max_results]
+  const int32_t* top_ids;     // [max_results, max_logprobs]
+  const float* top_logprobs;  // [max_results, max_logprobs]
 };
 
 class ResultRing {
@@ -43,7 +43,7 @@ class ResultRing {
   ResultView view(int64_t step) const;
 
  private:
-  int32_t max_rows_;
+  int32_t max_results_;
   int32_t max_logprobs_;
   EntryRing ring_;
 };

@@ -18,6 +18,7 @@ RowTable::RowTable(const LedgerConfig& config, const StepClock& clock, BlockPool
       max_total_len_(config.max_rows + 1, 0),
       capacity_(config.max_rows + 1, 0),
       is_decoding_(config.max_rows + 1, 0),
+      has_mask_(config.max_rows + 1, 0),
       last_step_(config.max_rows + 1, 0),
       tickets_(config.max_rows + 1),
       blocks_(config.max_rows + 1) {
@@ -36,6 +37,8 @@ int32_t RowTable::admit(Request& request) {
   max_total_len_[row] = request.max_total_len;
   capacity_[row] = has_blocks_ ? 0 : std::numeric_limits<int32_t>::max();
   is_decoding_[row] = false;
+  has_mask_[row] = !request.token_mask.empty();
+  request.is_mask_sent = false;
   last_step_[row] = 0;
   blocks_[row].clear();
   request.row = row;

@@ -54,6 +54,7 @@ class RowTable {
   // Tokens that the row's blocks hold; unlimited in a model without attention.
   int32_t capacity(int32_t row) const { return capacity_[row]; }
   bool is_decoding(int32_t row) const { return is_decoding_[row]; }
+  bool has_mask(int32_t row) const { return has_mask_[row]; }  // of the tokens that may be sampled
   // All samples the request may take are launched: nothing is left to plan.
   bool is_exhausted(int32_t row) const { return bound_len_[row] >= max_total_len_[row]; }
   int64_t last_step(int32_t row) const { return last_step_[row]; }
@@ -83,6 +84,7 @@ class RowTable {
   std::vector<int32_t> max_total_len_;
   std::vector<int32_t> capacity_;
   std::vector<uint8_t> is_decoding_;
+  std::vector<uint8_t> has_mask_;
   std::vector<int64_t> last_step_;
   std::vector<SlotTicket> tickets_;
   std::vector<std::vector<int32_t>> blocks_;  // a released row's list stays until the row is taken again

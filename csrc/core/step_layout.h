@@ -14,6 +14,11 @@ inline constexpr int32_t kDummySlot = 0;
 // Capacity of the per-row lists in the device mirror; longer lists are refused when a request is submitted.
 inline constexpr int32_t kMaxStopIds = 64;
 inline constexpr int32_t kMaxLogitBias = 512;
+inline constexpr int32_t kMaxBadWordEntries = 1024;  // where each bad word ends, then the tokens of all
+
+// RowSampling::flags.
+inline constexpr int32_t kHasTokenMask = 1;        // DeviceMirror::token_masks says what may be sampled
+inline constexpr int32_t kProcessedLogprobs = 2;   // logprobs are of the logits that are sampled, not of the model's
 
 // How one row samples. A field's neutral value switches its feature off.
 struct RowSampling {
@@ -31,14 +36,19 @@ struct RowSampling {
   int32_t num_stop_ids;      // entries used in DeviceMirror::stop_ids
   int32_t num_logit_bias;    // entries used in DeviceMirror::bias_ids and bias_values
   int32_t num_logprobs;      // top alternatives to report; -1 = not even the chosen token's
-  int32_t reserved[2];
+  int32_t num_prompt_logprobs;  // the same for the tokens of the prompt
+  int32_t num_bad_words;        // token sequences in DeviceMirror::bad_words that must not be completed
+  int32_t num_bad_word_tokens;  // of all of them
+  int32_t flags;
+  int32_t reserved;
 };
-static_assert(sizeof(RowSampling) == 72, "RowSampling is copied raw to the device");
+static_assert(sizeof(RowSampling) == 80, "RowSampling is copied raw to the device");
 
 // A packet is PacketHeader, then the sections it names, each 16-byte aligned, in the order of the offsets:
 //   RowInit[num_inits] | int32 words[num_words] | BlockGrant[num_grants] | StepRow[num_rows] |
 //   int32 prompt_tokens[num_prompt_tokens] | StateSnapshot[num_snapshots] | StateCopy[num_copies] |
-//   RowRewind[num_rewinds]
+//   RowRewind[num_rewinds] | int32 mask_rows[num_masks] | uint32 mask_bits[num_masks, DeviceMirror::mask_words] |
+//   ScoredToken[num_scored]
 struct PacketHeader {
   int64_t step;
   int32_t num_rows;  // R: live rows of the step; the first num_decode_rows decode one token each
@@ -52,6 +62,8 @@ struct PacketHeader {
   int32_t num_snapshots;
   int32_t num_copies;
   int32_t num_rewinds;
+  int32_t num_masks;
+  int32_t num_scored;
   uint32_t inits_offset;  // bytes from the header's first byte, likewise below
   uint32_t words_offset;
   uint32_t grants_offset;
@@ -60,13 +72,16 @@ struct PacketHeader {
   uint32_t snapshots_offset;
   uint32_t copies_offset;
   uint32_t rewinds_offset;
+  uint32_t mask_rows_offset;
+  uint32_t mask_bits_offset;
+  uint32_t scores_offset;
   uint32_t num_bytes;  // of the whole packet
-  int32_t reserved[2];
+  int32_t reserved;
 };
-static_assert(sizeof(PacketHeader) == 96, "PacketHeader is copied raw to the device");
+static_assert(sizeof(PacketHeader) == 112, "PacketHeader is copied raw to the device");
 
-// A row is (re)admitted: its mirror entries are reset. Its stop ids, bias ids and bias values (float bits) follow each
-// other in the words section from words_begin.
+// A row is (re)admitted: its mirror entries are reset. Its stop ids, bias ids, bias values (float bits), bad words'
+// ends and tokens follow each other in the words section from words_begin.
 struct RowInit {
   int32_t row;
   int32_t slot;  // kDummySlot when the model keeps no state
@@ -74,7 +89,7 @@ struct RowInit {
   int32_t reserved;
   RowSampling sampling;
 };
-static_assert(sizeof(RowInit) == 88, "RowInit is copied raw to the device");
+static_assert(sizeof(RowInit) == 96, "RowInit is copied raw to the device");
 
 // block_table[row][index] = block.
 struct BlockGrant {
@@ -123,6 +138,14 @@ struct RowRewind {
   int32_t reserved;
 };
 
+// A token of a prompt whose logits say how likely the next one was.
+struct ScoredToken {
+  int32_t token_index;  // into the step's tokens
+  int32_t row;  // row id
+  int32_t target;  // the next token
+  int32_t reserved;
+};
+
 // What the device counts by itself, so that a replayed graph needs no new arguments: begin_step sets it, finish_step
 // reads it.
 struct StepCounter {
@@ -139,7 +162,7 @@ struct DeviceMirror {
   int32_t max_rows;
   int32_t max_blocks_per_row;
   int32_t max_model_len;
-  int32_t num_live;  // unused on the device side; kept so that the struct has no padding
+  int32_t mask_words;  // 32-bit words of a token mask: ceil(V / 32)
   int32_t* last_token;  // [max_rows] sampled last; the next step's input
   int32_t* num_computed;  // [max_rows] tokens whose KV and state are written: the next position to compute
   int32_t* state_base;  // [max_rows] tokens folded into the state that the row's slot holds
@@ -151,6 +174,8 @@ struct DeviceMirror {
   int32_t* stop_ids;  // [max_rows, kMaxStopIds]
   int32_t* bias_ids;  // [max_rows, kMaxLogitBias]
   float* bias_values;  // [max_rows, kMaxLogitBias]
+  int32_t* bad_words;  // [max_rows, kMaxBadWordEntries] end offsets into the tokens behind them, tokens
+  uint32_t* token_masks;  // [max_rows, mask_words] bit v % 32 of word v / 32: token v may be sampled
   StepRow* live;  // [max_rows] rows of the newest packet: repeated when a step brings no packet
   StepCounter* counter = nullptr;  // [1], step one before the first; null: no timestamps, no padding, no replay
 };
@@ -172,6 +197,10 @@ struct StepInputs {
   int32_t* snapshot_starts;  // [R + 1] the row's first entry in the two lists below
   int32_t* snapshot_positions;  // [num_snapshots] as in StateSnapshot
   int32_t* snapshot_slots;  // [num_snapshots]
+  // Likewise, the packet's scored tokens.
+  int32_t* score_tokens;  // [num_scored] index into [T]
+  int32_t* score_rows;  // [num_scored] row ids
+  int32_t* score_targets;  // [num_scored]
 };
 
 // One sampled token on its way back.
@@ -184,15 +213,17 @@ struct ResultRow {
   int32_t is_bad;  // logits had NaN or +inf: the token is void and the row must end with an error
 };
 
-// One entry of the result ring: ResultHeader, then ResultRow[max_rows], then int32 top_ids[max_rows, max_logprobs],
-// then float top_logprobs[max_rows, max_logprobs]. `step` is written last, with release order: when it equals the
-// awaited step, the whole entry is there.
+// One entry of the result ring: ResultHeader, then ResultRow[max_results], then int32 top_ids[max_results,
+// max_logprobs], then float top_logprobs[max_results, max_logprobs]; sampled rows come first, then scored tokens, of
+// which there are only row, token, logprob, rank and is_bad. `step` is written last, with release order: when it equals
+// the awaited step, the whole entry is there.
 struct ResultHeader {
   int64_t step;
   int64_t begin_ns;  // device clock when the step began and ended; 0 where the device has no clock
   int64_t end_ns;
   int32_t num_sampled;
-  int32_t reserved[9];
+  int32_t num_scored;
+  int32_t reserved[8];
 };
 static_assert(sizeof(ResultHeader) == 64, "ResultHeader is read raw from the device");
 

@@ -14,7 +14,8 @@ constexpr int32_t kMaxCount = 1 << 29;  // keeps every sum of two counts within 
 constexpr int32_t kMaxRows = 1 << 20;
 constexpr int32_t kMaxLaunchDepth = 64;
 constexpr int32_t kFullListsPerPacket = 64;  // rows admitted in one step with the longest stop and bias lists
-constexpr int32_t kWordsPerRow = kMaxStopIds + 2 * kMaxLogitBias;
+constexpr int32_t kWordsPerRow = kMaxStopIds + 2 * kMaxLogitBias + kMaxBadWordEntries;
+constexpr int32_t kMasksPerPacket = 256;  // rows beyond wait for the next step
 
 int64_t align_up(int64_t num_bytes, int64_t alignment) {
   return (num_bytes + alignment - 1) / alignment * alignment;
@@ -40,6 +41,8 @@ void LedgerConfig::validate() const {
   require_range("max_launch_depth", max_launch_depth, 0, kMaxLaunchDepth);
   require_range("grant_ahead_blocks", grant_ahead_blocks, 0, kMaxRows);
   require_range("prompt_grid_tokens", prompt_grid_tokens, 1, max_step_tokens);  // or a long prompt never moves
+  require_range("max_scored_tokens", max_scored_tokens, 0, kMaxRows);
+  if (max_scored_tokens > 0) require_range("max_scored_tokens", max_scored_tokens, prompt_grid_tokens, kMaxRows);
 }
 
 int32_t LedgerConfig::max_blocks_per_row() const {
@@ -54,6 +57,10 @@ int32_t LedgerConfig::max_packet_words() const {
 int32_t LedgerConfig::max_packet_grants() const {
   const int64_t most = max_step_tokens / block_size + int64_t{max_rows} * (1 + grant_ahead_blocks);
   return static_cast<int32_t>(std::min<int64_t>(most, num_blocks));
+}
+
+int32_t LedgerConfig::max_packet_masks() const {
+  return std::min(max_rows, kMasksPerPacket);
 }
 
 // At each cut of the grid and at each chunk's end.
@@ -76,6 +83,9 @@ int64_t LedgerConfig::packet_entry_bytes() const {
       static_cast<int64_t>(sizeof(StateSnapshot)) * max_packet_snapshots(),
       static_cast<int64_t>(sizeof(StateCopy)) * max_packet_copies(),
       static_cast<int64_t>(sizeof(RowRewind)) * max_rows,
+      static_cast<int64_t>(sizeof(int32_t)) * max_packet_masks(),
+      static_cast<int64_t>(sizeof(uint32_t)) * max_packet_masks() * mask_words(),
+      static_cast<int64_t>(sizeof(ScoredToken)) * max_scored_tokens,
   };
   int64_t total = sizeof(PacketHeader);
   for (const int64_t num_bytes : sections) total += align_up(num_bytes, kSectionAlignment);
@@ -84,7 +94,7 @@ int64_t LedgerConfig::packet_entry_bytes() const {
 
 int64_t LedgerConfig::result_entry_bytes() const {
   const int64_t row_bytes = sizeof(ResultRow) + (sizeof(int32_t) + sizeof(float)) * int64_t{max_logprobs};
-  return align_up(sizeof(ResultHeader) + row_bytes * max_rows, kRingAlignment);
+  return align_up(sizeof(ResultHeader) + row_bytes * max_results(), kRingAlignment);
 }
 
 void CommitRecord::clear() {
@@ -96,6 +106,21 @@ void CommitRecord::clear() {
   ranks.clear();
   top_ids.clear();
   top_logprobs.clear();
+  score_request_ids.clear();
+  score_tokens.clear();
+  score_logprobs.clear();
+  score_ranks.clear();
+  score_top_ids.clear();
+  score_top_logprobs.clear();
+}
+
+void CommitRecord::reserve_scores(size_t num_scored) {
+  score_request_ids.reserve(num_scored);
+  score_tokens.reserve(num_scored);
+  score_logprobs.reserve(num_scored);
+  score_ranks.reserve(num_scored);
+  score_top_ids.reserve(num_scored * num_columns);
+  score_top_logprobs.reserve(num_scored * num_columns);
 }
 
 void CommitRecord::reserve(size_t num_results, bool has_alternatives) {

@@ -23,6 +23,7 @@ struct LedgerConfig {
   int32_t max_launch_depth = 0;    // steps in flight beyond the one the host waits for
   int32_t grant_ahead_blocks = 1;  // blocks granted before the boundary
   int32_t prompt_grid_tokens = 1;  // prompts are cut into steps at absolute multiples of it
+  int32_t max_scored_tokens = 0;   // prompt tokens of a step whose logprobs are reported; 0: no request may ask
 
   void validate() const;  // throws RequestError
 
@@ -33,12 +34,15 @@ struct LedgerConfig {
   int32_t max_blocks_per_row() const;  // at least 1, so that the block table is never empty
   int32_t max_packet_words() const;    // stop ids and logit biases that one packet can bring
   int32_t max_packet_grants() const;
+  int32_t max_packet_masks() const;
+  int32_t mask_words() const { return (vocab_size + 31) / 32; }  // of 32 bits, of a token mask
+  int32_t max_results() const { return max_rows + max_scored_tokens; }  // that a step reports
   int32_t max_packet_snapshots() const;
   int32_t max_packet_copies() const;
   int32_t max_packet_tokens() const { return max_step_tokens + max_model_len; }  // chunks, and history before them
   int64_t packet_entry_bytes() const;
   int64_t packet_ring_bytes() const { return packet_entry_bytes() * max_in_flight(); }
-  int64_t result_entry_bytes() const;  // laid out for max_rows rows
+  int64_t result_entry_bytes() const;  // laid out for max_results results
   int64_t result_ring_bytes() const { return result_entry_bytes() * max_in_flight(); }
 };
 
@@ -56,8 +60,14 @@ struct SamplingSpec {
   float frequency_penalty = 0.0f;
   int32_t min_tokens = 0;
   int32_t num_logprobs = -1;
+  int32_t num_prompt_logprobs = -1;
+  bool has_processed_logprobs = false;  // of what is sampled from, not of the model's logits
+  // Nothing is sampled before set_token_mask() has said what may be, at every position anew.
+  bool is_guided = false;
   std::vector<int32_t> stop_ids = {};
   std::vector<std::pair<int32_t, float>> logit_bias = {};
+  std::vector<std::vector<int32_t>> bad_words = {};  // token sequences that are never completed
+  std::vector<uint32_t> token_mask = {};  // [mask_words] what may be sampled, for good; empty: anything
 };
 
 // One step to launch.
@@ -71,6 +81,7 @@ struct Plan {
   int32_t max_kv_len = 0;           // upper bound of the rows' KV length after this step
   int32_t num_snapshots = 0;        // states that the step's prompt chunks leave beside the rows' own
   int32_t num_copies = 0;           // states to copy before the layers run
+  int32_t num_scored = 0;           // prompt tokens whose logprobs are reported
   const uint8_t* packet = nullptr;  // null: nothing new; otherwise valid until the step is committed
   uint32_t packet_bytes = 0;
   uint32_t copies_offset = 0;  // of the StateCopy section in the packet
@@ -92,14 +103,24 @@ struct CommitRecord {
   std::vector<int32_t> top_ids;     // [n, max_logprobs], -1 where unused; empty when no row asked for any
   std::vector<float> top_logprobs;  // likewise
 
+  // Prompt tokens that were scored; lists share another index.
+  std::vector<int64_t> score_request_ids;
+  std::vector<int32_t> score_tokens;
+  std::vector<float> score_logprobs;
+  std::vector<int32_t> score_ranks;
+  std::vector<int32_t> score_top_ids;     // [m, max_logprobs], -1 where unused
+  std::vector<float> score_top_logprobs;  // likewise
+
   void clear();
   void reserve(size_t num_results, bool has_alternatives);
+  void reserve_scores(size_t num_scored);
 };
 
 struct Stats {
   int64_t num_waiting = 0;
   int64_t num_running = 0;
   int64_t num_paused = 0;
+  int64_t num_held = 0;  // requests that run or wait, and lack a token mask for their next position
   int64_t blocks_total = 0;
   int64_t blocks_free = 0;
   int64_t blocks_fenced = 0;

@@ -28,6 +28,28 @@ void apply_init(const DeviceMirror& mirror, const RowInit& init, const int32_t* 
   list += sampling.num_logit_bias;
   std::memcpy(mirror.bias_values + row * kMaxLogitBias, list,
               static_cast<size_t>(sampling.num_logit_bias) * sizeof(float));
+  list += sampling.num_logit_bias;
+  std::copy_n(list, sampling.num_bad_words + sampling.num_bad_word_tokens, mirror.bad_words + row * kMaxBadWordEntries);
+}
+
+void apply_masks(const DeviceMirror& mirror, const uint8_t* packet) {
+  const auto& header = *reinterpret_cast<const PacketHeader*>(packet);
+  const auto* rows = section<int32_t>(packet, header.mask_rows_offset);
+  const auto* bits = section<uint32_t>(packet, header.mask_bits_offset);
+  for (int i = 0; i < header.num_masks; ++i) {
+    const int64_t begin = int64_t{rows[i]} * mirror.mask_words;
+    std::copy_n(bits + int64_t{i} * mirror.mask_words, mirror.mask_words, mirror.token_masks + begin);
+  }
+}
+
+void fill_scores(const StepInputs& inputs, const uint8_t* packet) {
+  const auto& header = *reinterpret_cast<const PacketHeader*>(packet);
+  const auto* scores = section<ScoredToken>(packet, header.scores_offset);
+  for (int i = 0; i < header.num_scored; ++i) {
+    inputs.score_tokens[i] = scores[i].token_index;
+    inputs.score_rows[i] = scores[i].row;
+    inputs.score_targets[i] = scores[i].target;
+  }
 }
 
 void apply_rewind(const DeviceMirror& mirror, const RowRewind& rewind) {
@@ -48,6 +70,7 @@ void apply_packet(const DeviceMirror& mirror, const uint8_t* packet, int max_liv
   }
   const auto* rewinds = section<RowRewind>(packet, header.rewinds_offset);
   for (int i = 0; i < header.num_rewinds; ++i) apply_rewind(mirror, rewinds[i]);
+  apply_masks(mirror, packet);
   std::copy_n(section<StepRow>(packet, header.rows_offset), std::min(header.num_rows, max_live), mirror.live);
 }
 
@@ -151,6 +174,7 @@ void begin_step(const BeginStepParams& params, Stream) {
       fill_row(params, row, prompt_tokens, i, begin);
     }
   }
+  if (has_packet) fill_scores(inputs, params.packet);
   if (has_packet && header->num_snapshots > 0) fill_snapshots(inputs, params.packet, params.num_rows);
 }
 

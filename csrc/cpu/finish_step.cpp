@@ -36,12 +36,13 @@ void finish_step(const FinishStepParams& params, Stream) {
   advance_rows(params);
 
   // Rows, then alternatives, each part at the place its capacity gives it.
-  const size_t capacity = static_cast<size_t>(params.ring_max_rows) * static_cast<size_t>(params.max_logprobs);
-  const size_t used = static_cast<size_t>(num_sampled) * static_cast<size_t>(params.max_logprobs);
+  const int num_results = num_sampled + params.num_scored;
+  const size_t capacity = static_cast<size_t>(params.ring_max_results) * static_cast<size_t>(params.max_logprobs);
+  const size_t used = static_cast<size_t>(num_results) * static_cast<size_t>(params.max_logprobs);
   uint8_t* rows = entry + sizeof(ResultHeader);
-  uint8_t* top_ids = rows + static_cast<size_t>(params.ring_max_rows) * sizeof(ResultRow);
+  uint8_t* top_ids = rows + static_cast<size_t>(params.ring_max_results) * sizeof(ResultRow);
   uint8_t* top_logprobs = top_ids + capacity * sizeof(int32_t);
-  std::memcpy(rows, params.results, static_cast<size_t>(num_sampled) * sizeof(ResultRow));
+  std::memcpy(rows, params.results, static_cast<size_t>(num_results) * sizeof(ResultRow));
   if (used > 0) {
     std::memcpy(top_ids, params.top_ids, used * sizeof(int32_t));
     std::memcpy(top_logprobs, params.top_logprobs, used * sizeof(float));
@@ -51,6 +52,7 @@ void finish_step(const FinishStepParams& params, Stream) {
   header->begin_ns = 0;
   header->end_ns = 0;
   header->num_sampled = num_sampled;
+  header->num_scored = params.num_scored;
   std::atomic_ref<int64_t>(header->step).store(step, std::memory_order_release);
 }
 

@@ -1,6 +1,6 @@
-// The sampler: one row of logits to one token, by the definition in docs/shapes.md's terms: bias, stop masking,
-// penalties, temperature, top_k, top_p, min_p, inverse CDF in vocabulary order. Sums of probabilities are of fp32 lanes
-// within a block and of doubles across blocks.
+// The sampler: one row of logits to one token, by the definition in docs/shapes.md's terms: bias, token mask, bad
+// words, stop masking, penalties, temperature, top_k, top_p, min_p, inverse CDF in vocabulary order. Sums of
+// probabilities are of fp32 lanes within a block and of doubles across blocks.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -31,6 +31,8 @@ struct Row {
 
   const int32_t* stop_ids() const { return params.mirror.stop_ids + int64_t{id} * kMaxStopIds; }
   const int32_t* history() const { return params.mirror.history + int64_t{id} * params.mirror.max_model_len; }
+  bool has_mask() const { return (sampling.flags & kHasTokenMask) != 0; }
+  bool reports_processed() const { return (sampling.flags & kProcessedLogprobs) != 0; }
 };
 
 struct Peak {
@@ -74,7 +76,28 @@ bool has_penalties(const RowSampling& sampling) {
 
 bool needs_adjusting(const Row& row) {
   const bool masks_stops = row.kv_len < row.sampling.min_total_len && row.sampling.num_stop_ids > 0;
-  return row.sampling.num_logit_bias > 0 || masks_stops || has_penalties(row.sampling);
+  return row.sampling.num_logit_bias > 0 || row.has_mask() || row.sampling.num_bad_words > 0 || masks_stops ||
+         has_penalties(row.sampling);
+}
+
+void drop_masked(const Row& row, float* values) {
+  const uint32_t* mask = row.params.mirror.token_masks + int64_t{row.id} * row.params.mirror.mask_words;
+  for (int64_t i = 0; i < row.vocab_size; ++i) {
+    values[i] = (mask[i / 32] >> (i % 32) & 1) != 0 ? values[i] : kMinusInfinity;
+  }
+}
+
+// A bad word's last token cannot follow the others of it.
+void drop_bad_words(const Row& row, float* values) {
+  const int32_t* ends = row.params.mirror.bad_words + int64_t{row.id} * kMaxBadWordEntries;
+  const int32_t* tokens = ends + row.sampling.num_bad_words;
+  for (int32_t i = 0; i < row.sampling.num_bad_words; ++i) {
+    const int32_t* word = tokens + (i == 0 ? 0 : ends[i - 1]);
+    const int32_t num_before = static_cast<int32_t>(tokens + ends[i] - word) - 1;
+    if (num_before > row.kv_len) continue;
+    if (!std::equal(word, word + num_before, row.history() + row.kv_len - num_before)) continue;
+    values[word[num_before]] = kMinusInfinity;
+  }
 }
 
 void penalise(const Row& row, float* values) {
@@ -97,13 +120,15 @@ void penalise(const Row& row, float* values) {
   }
 }
 
-// The logits after bias, stop masking and penalties.
+// The logits after bias, masking and penalties.
 void adjust(const Row& row, float* values) {
   const int64_t bias_begin = int64_t{row.id} * kMaxLogitBias;
   std::memcpy(values, row.logits, static_cast<size_t>(row.vocab_size) * sizeof(float));
   for (int32_t i = 0; i < row.sampling.num_logit_bias; ++i) {
     values[row.params.mirror.bias_ids[bias_begin + i]] += row.params.mirror.bias_values[bias_begin + i];
   }
+  if (row.has_mask()) drop_masked(row, values);
+  drop_bad_words(row, values);
   if (row.kv_len < row.sampling.min_total_len) {
     for (int32_t i = 0; i < row.sampling.num_stop_ids; ++i) values[row.stop_ids()[i]] = kMinusInfinity;
   }
@@ -245,38 +270,62 @@ int32_t choose_from(const Row& row, const float* values, const Peak& peak) {
   return is_greedy ? peak.id : draw(row, values, peak.value);
 }
 
-int32_t choose(const Row& row, const Peak& raw_peak) {
-  if (!needs_adjusting(row)) return choose_from(row, row.logits, raw_peak);
-  const std::unique_ptr<float[]> values(new float[static_cast<size_t>(row.vocab_size)]);
-  adjust(row, values.get());
-  return choose_from(row, values.get(), find_peak(values.get(), row.vocab_size));
-}
-
-// Log-probability, rank and alternatives, of the raw logits.
-void report(const Row& row, float peak, ResultRow& result) {
+// Log-probability and rank of result.token, and the best alternatives, by `values` whose largest is `peak`.
+void report(const Row& row, const float* values, float peak, int32_t num_alternatives, ResultRow& result) {
+  if (peak == kMinusInfinity) {  // nothing is left
+    result.rank = 1;
+    result.logprob = kMinusInfinity;
+    return;
+  }
   double total = 0.0;
   for (int64_t begin = 0; begin < row.vocab_size; begin += kBlock) {
     const int64_t end = std::min(begin + kBlock, row.vocab_size);
     F32 sum{};
-    for (int64_t i = begin; i < end; i += kLanes) sum += mass_part(row.logits + i, peak, end - i);
+    for (int64_t i = begin; i < end; i += kLanes) sum += mass_part(values + i, peak, end - i);
     total += reduce_add(sum);
   }
   const double log_total = std::log(total) + double{peak};
-  const float chosen = row.logits[result.token];
+  const float chosen = values[result.token];
   int32_t rank = 1;
-  for (int64_t i = 0; i < row.vocab_size; ++i) rank += row.logits[i] > chosen ? 1 : 0;
+  for (int64_t i = 0; i < row.vocab_size; ++i) rank += values[i] > chosen ? 1 : 0;
   result.rank = rank;
   result.logprob = static_cast<float>(double{chosen} - log_total);
 
-  const int64_t num_tops =
-      std::min({int64_t{row.sampling.num_logprobs}, int64_t{row.params.max_logprobs}, row.vocab_size});
+  const int64_t num_tops = std::min({int64_t{num_alternatives}, int64_t{row.params.max_logprobs}, row.vocab_size});
   if (num_tops <= 0) return;
   BestList best(num_tops);
-  best.collect(row.logits, row.vocab_size);
+  best.collect(values, row.vocab_size);
   for (int64_t i = 0; i < num_tops; ++i) {
     row.params.top_ids[row.index * row.params.max_logprobs + i] = best[i].id;
     row.params.top_logprobs[row.index * row.params.max_logprobs + i] =
         static_cast<float>(double{best[i].value} - log_total);
+  }
+}
+
+// By what is sampled from: `values` scaled by the temperature.
+void report_processed(const Row& row, const float* values, float peak, ResultRow& result) {
+  const float temperature = row.sampling.temperature == 0.0f ? 1.0f : row.sampling.temperature;
+  const std::unique_ptr<float[]> scaled(new float[static_cast<size_t>(row.vocab_size)]);
+  for (int64_t i = 0; i < row.vocab_size; ++i) scaled[i] = values[i] / temperature;
+  report(row, scaled.get(), peak / temperature, row.sampling.num_logprobs, result);
+}
+
+void choose_and_report(const Row& row, const Peak& raw_peak, ResultRow& result) {
+  std::unique_ptr<float[]> adjusted;
+  const float* values = row.logits;
+  Peak peak = raw_peak;
+  if (needs_adjusting(row)) {
+    adjusted.reset(new float[static_cast<size_t>(row.vocab_size)]);
+    adjust(row, adjusted.get());
+    values = adjusted.get();
+    peak = find_peak(values, row.vocab_size);
+  }
+  result.token = choose_from(row, values, peak);
+  if (row.sampling.num_logprobs < 0) return;
+  if (row.reports_processed()) {
+    report_processed(row, values, peak.value, result);
+  } else {
+    report(row, row.logits, raw_peak.value, row.sampling.num_logprobs, result);
   }
 }
 
@@ -303,13 +352,17 @@ void sample_row(const SampleParams& params, int64_t index) {
                 params.mirror.sampling[id],
                 params.logits + index * params.logits_stride,
                 params.vocab_size,
-                params.kv_lens[index]};
+                params.targets == nullptr ? params.kv_lens[index] : 0};
   const Peak peak = find_peak(row.logits, row.vocab_size);
   result.is_bad = peak.is_bad ? 1 : 0;
   if (peak.is_bad) return;
-  result.token = choose(row, peak);
+  if (params.targets != nullptr) {
+    result.token = params.targets[index];
+    report(row, row.logits, peak.value, row.sampling.num_prompt_logprobs, result);
+    return;
+  }
+  choose_and_report(row, peak, result);
   result.is_stopped = is_stopped(row, result.token) ? 1 : 0;
-  if (row.sampling.num_logprobs >= 0) report(row, peak.value, result);
 }
 
 }  // namespace

@@ -21,6 +21,9 @@ struct PacketView {
   const int32_t* prompt_tokens;
   const StateSnapshot* snapshots;
   const RowRewind* rewinds;
+  const int32_t* mask_rows;
+  const uint32_t* mask_bits;
+  const ScoredToken* scores;
 };
 
 __device__ PacketView view_packet(const uint8_t* packet) {
@@ -32,7 +35,10 @@ __device__ PacketView view_packet(const uint8_t* packet) {
           reinterpret_cast<const StepRow*>(packet + header->rows_offset),
           reinterpret_cast<const int32_t*>(packet + header->tokens_offset),
           reinterpret_cast<const StateSnapshot*>(packet + header->snapshots_offset),
-          reinterpret_cast<const RowRewind*>(packet + header->rewinds_offset)};
+          reinterpret_cast<const RowRewind*>(packet + header->rewinds_offset),
+          reinterpret_cast<const int32_t*>(packet + header->mask_rows_offset),
+          reinterpret_cast<const uint32_t*>(packet + header->mask_bits_offset),
+          reinterpret_cast<const ScoredToken*>(packet + header->scores_offset)};
 }
 
 // One warp resets a row's entries and copies its lists.
@@ -57,6 +63,28 @@ __device__ void apply_init(const DeviceMirror& mirror, const RowInit& init, cons
     mirror.bias_ids[bias_begin + i] = list[num_stop_ids + i];
     mirror.bias_values[bias_begin + i] = __int_as_float(list[num_stop_ids + num_bias + i]);
   }
+  const int32_t* bad_words = list + num_stop_ids + 2 * num_bias;
+  for (int i = lane; i < init.sampling.num_bad_words + init.sampling.num_bad_word_tokens; i += kWarpSize) {
+    mirror.bad_words[static_cast<int64_t>(row) * kMaxBadWordEntries + i] = bad_words[i];
+  }
+}
+
+// All threads on one mask after the other: a mask is some thousand words, and few rows bring one.
+__device__ void apply_masks(const DeviceMirror& mirror, const PacketView& packet) {
+  const int num_words = mirror.mask_words;
+  for (int i = 0; i < packet.header->num_masks; ++i) {
+    const uint32_t* bits = packet.mask_bits + static_cast<int64_t>(i) * num_words;
+    uint32_t* mask = mirror.token_masks + static_cast<int64_t>(packet.mask_rows[i]) * num_words;
+    for (int w = static_cast<int>(threadIdx.x); w < num_words; w += kThreads) mask[w] = bits[w];
+  }
+}
+
+__device__ void fill_scores(const StepInputs& inputs, const PacketView& packet) {
+  for (int i = static_cast<int>(threadIdx.x); i < packet.header->num_scored; i += kThreads) {
+    inputs.score_tokens[i] = packet.scores[i].token_index;
+    inputs.score_rows[i] = packet.scores[i].row;
+    inputs.score_targets[i] = packet.scores[i].target;
+  }
 }
 
 __device__ void apply_packet(const DeviceMirror& mirror, const PacketView& packet, int max_live) {
@@ -70,6 +98,7 @@ __device__ void apply_packet(const DeviceMirror& mirror, const PacketView& packe
     mirror.block_table[static_cast<int64_t>(grant.row) * mirror.max_blocks_per_row + grant.index] = grant.block;
   }
   for (int i = thread; i < min(header.num_rows, max_live); i += kThreads) mirror.live[i] = packet.rows[i];
+  apply_masks(mirror, packet);
   if (header.num_rewinds == 0) return;
   __syncthreads();  // a row that is admitted and rewound at once is reset first
   for (int i = thread; i < header.num_rewinds; i += kThreads) {
@@ -280,6 +309,7 @@ __global__ void __launch_bounds__(kThreads) begin_step_kernel(BeginStepParams pa
   derive_tokens(params, shape, packet.prompt_tokens);
   if (!shape.has_packet) return;
   write_history(params, shape, packet.prompt_tokens);
+  fill_scores(params.inputs, packet);
   if (packet.header->num_snapshots > 0) derive_snapshots(params, packet, scratch);
 }
 

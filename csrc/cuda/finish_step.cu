@@ -46,13 +46,14 @@ __global__ void __launch_bounds__(kThreads) finish_step_kernel(FinishStepParams 
 
   // The entry: rows, then alternatives, each part at the place its capacity gives it.
   constexpr int kRowWords = sizeof(ResultRow) / sizeof(int32_t);
-  const int64_t max_alternatives = static_cast<int64_t>(params.ring_max_rows) * params.max_logprobs;
+  const int64_t max_alternatives = static_cast<int64_t>(params.ring_max_results) * params.max_logprobs;
   uint8_t* rows = entry + sizeof(ResultHeader);
-  uint8_t* top_ids = rows + static_cast<int64_t>(params.ring_max_rows) * sizeof(ResultRow);
+  uint8_t* top_ids = rows + static_cast<int64_t>(params.ring_max_results) * sizeof(ResultRow);
   uint8_t* top_logprobs = top_ids + max_alternatives * sizeof(int32_t);
-  copy_words(params.results, rows, num_sampled * kRowWords);
-  copy_words(params.top_ids, top_ids, num_sampled * params.max_logprobs);
-  copy_words(params.top_logprobs, top_logprobs, num_sampled * params.max_logprobs);
+  const int num_results = num_sampled + params.num_scored;
+  copy_words(params.results, rows, num_results * kRowWords);
+  copy_words(params.top_ids, top_ids, num_results * params.max_logprobs);
+  copy_words(params.top_logprobs, top_logprobs, num_results * params.max_logprobs);
   __threadfence_system();
   __syncthreads();
   if (threadIdx.x != 0) return;
@@ -62,6 +63,7 @@ __global__ void __launch_bounds__(kThreads) finish_step_kernel(FinishStepParams 
   header->begin_ns = counter != nullptr ? counter->begin_ns : 0;
   header->end_ns = counter != nullptr ? device_clock_ns() : 0;
   header->num_sampled = num_sampled;
+  header->num_scored = params.num_scored;
   __threadfence_system();
   asm volatile("st.release.sys.s64 [%0], %1;" ::"l"(&header->step), "l"(step) : "memory");
 }

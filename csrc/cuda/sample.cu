@@ -5,6 +5,7 @@
 #include "cuda/common/philox.cuh"
 #include "cuda/ops.h"
 #include "cuda/sample_edit.cuh"
+#include "cuda/sample_report.cuh"
 
 namespace headway::cuda {
 namespace {
@@ -13,26 +14,6 @@ constexpr char kOp[] = "sample";
 constexpr int kSliceAlign = 128;    // so that a slice keeps the row's 16-byte alignment
 constexpr int kSliceTarget = 8192;  // a team grows until its slices are no larger, or it is full
 constexpr int kSmallTeamCapability = 8;
-
-__device__ __forceinline__ float infinity() {
-  return __int_as_float(0x7f800000);
-}
-
-struct Best {
-  float value;
-  int32_t id;
-};
-
-// Larger value first, then lower id.
-struct BetterOf {
-  __device__ Best operator()(const Best& a, const Best& b) const {
-    return b.value > a.value || (b.value == a.value && b.id < a.id) ? b : a;
-  }
-};
-
-struct SumU64 {
-  __device__ uint64_t operator()(uint64_t a, uint64_t b) const { return a + b; }
-};
 
 struct RawSummary {
   Best best;
@@ -45,17 +26,6 @@ struct BetterSummary {
   }
 };
 
-// Everything a row's team shares.
-struct RowJob {
-  int index;  // of the row in the step
-  int row;
-  int kv_len;
-  const float* logits;  // the whole row, raw
-  RowSampling sampling;
-  bool is_edited;
-  bool needs_slice;  // a second look at the logits
-};
-
 struct SampleMemory {
   TeamMemory team;
   SelectMemory select;
@@ -65,12 +35,13 @@ __device__ RowJob load_job(const SampleParams& params, int index) {
   RowJob job;
   job.index = index;
   job.row = params.rows[index];
-  job.kv_len = params.kv_lens[index];
+  job.kv_len = params.targets == nullptr ? params.kv_lens[index] : 0;
   job.logits = params.logits + index * params.logits_stride;
   job.sampling = params.mirror.sampling[job.row];
   const RowSampling& sampling = job.sampling;
-  job.is_edited = sampling.num_logit_bias > 0 || masks_stop_ids(sampling, job.kv_len) || has_penalties(sampling);
-  job.needs_slice = job.is_edited || sampling.temperature != 0.0f || sampling.num_logprobs >= 0;
+  job.is_edited = is_edited(sampling, job.kv_len);
+  job.needs_slice =
+      job.is_edited || sampling.temperature != 0.0f || sampling.num_logprobs >= 0 || params.targets != nullptr;
   return job;
 }
 
@@ -100,64 +71,17 @@ __device__ RawSummary read_slice(const float* source, const Slice& slice, bool i
   return summary;
 }
 
-__device__ Best best_of_slice(const Slice& slice, Best bound, bool is_bounded) {
-  Best best{-infinity(), INT32_MAX};
+__device__ void divide(const Slice& slice, float temperature) {
   for (int i = static_cast<int>(threadIdx.x); i < slice.size; i += kSampleThreads) {
-    const Best candidate{slice.values[i], slice.begin + i};
-    const bool is_worse = candidate.value < bound.value || (candidate.value == bound.value && candidate.id > bound.id);
-    if (!is_bounded || is_worse) best = BetterOf{}(best, candidate);
+    slice.values[i] = slice.values[i] / temperature;
   }
-  return best;
-}
-
-// What turns a raw logit into its log probability; the largest is kept apart for the sake of the last bits.
-struct LogNormaliser {
-  float largest;
-  float log_mass;  // of the sum of exp(logit - largest)
-
-  __device__ float logprob(float logit) const { return (logit - largest) - log_mass; }
-};
-
-__device__ LogNormaliser normaliser_of(Team& team, const Slice& slice, float largest) {
-  uint64_t sum = 0;
-  for (int i = static_cast<int>(threadIdx.x); i < slice.size; i += kSampleThreads) {
-    sum += mass_of(expf(slice.values[i] - largest));
-  }
-  sum = team.combine(sum, SumU64{});
-  return {largest, logf(static_cast<float>(sum) / kMassUnit)};
-}
-
-// The num_logprobs largest raw logits, best first. A thread keeps its own best and looks again when it was taken.
-__device__ void report_alternatives(Team& team, const SampleParams& params, const RowJob& job, const Slice& slice,
-                                    const LogNormaliser& normaliser) {
-  const int64_t out = static_cast<int64_t>(job.index) * params.max_logprobs;
-  const int wanted = min(min(job.sampling.num_logprobs, params.max_logprobs), params.vocab_size);
-  Best mine = best_of_slice(slice, {}, false);
-  for (int i = 0; i < wanted; ++i) {
-    const Best best = team.combine(mine, BetterOf{});
-    if (best.id == mine.id) mine = best_of_slice(slice, best, true);
-    if (team.rank() != 0 || threadIdx.x != 0) continue;
-    params.top_ids[out + i] = best.id;
-    params.top_logprobs[out + i] = normaliser.logprob(best.value);
-  }
-}
-
-// 1 + the number of raw logits above the token's.
-__device__ int rank_of(Team& team, const RowJob& job, const Slice& slice, float value) {
-  uint32_t above = 0;
-  for (int i = static_cast<int>(threadIdx.x); i < slice.size; i += kSampleThreads) {
-    above += job.logits[slice.begin + i] > value ? 1 : 0;
-  }
-  return 1 + static_cast<int>(team.combine(above, [](uint32_t a, uint32_t b) { return a + b; }));
-}
-
-// Logits -> exp((logit - largest) / temperature), 0 outside the top k.
-__device__ void make_probabilities(Team& team, SelectMemory& memory, const RowJob& job, const Slice& slice,
-                                   float largest, int vocab_size) {
-  const int thread = static_cast<int>(threadIdx.x);
-  const float temperature = job.sampling.temperature;
-  for (int i = thread; i < slice.size; i += kSampleThreads) slice.values[i] = slice.values[i] / temperature;
   __syncthreads();
+}
+
+// Logits, divided by the temperature -> exp(logit - top), 0 outside the top k.
+__device__ void make_probabilities(Team& team, SelectMemory& memory, const RowJob& job, const Slice& slice, float top,
+                                   int vocab_size) {
+  const int thread = static_cast<int>(threadIdx.x);
   uint32_t floor_bits = 0;
   if (job.sampling.top_k > 0 && job.sampling.top_k < vocab_size) {
     const auto top_k = static_cast<uint64_t>(job.sampling.top_k);
@@ -165,7 +89,6 @@ __device__ void make_probabilities(Team& team, SelectMemory& memory, const RowJo
     floor_bits = found.bits;
     if (found.tied > found.remaining) drop_late_ties(team, slice, found.bits, found.remaining, -infinity());
   }
-  const float top = largest / temperature;
   for (int i = thread; i < slice.size; i += kSampleThreads) {
     const float value = slice.values[i];
     slice.values[i] = ordered_bits(value) >= floor_bits ? expf(value - top) : 0.0f;
@@ -245,18 +168,36 @@ __device__ bool is_stop_id(const DeviceMirror& mirror, const RowJob& job, int to
   return false;
 }
 
+// Logprob and rank of a given token, by the model's own logits.
+__device__ int score_row(Team& team, const SampleParams& params, const RowJob& job, const Slice& slice, float largest,
+                         ResultRow& result) {
+  const int token = params.targets[job.index];
+  result.logprob = largest;
+  result.rank = 1;
+  if (largest == -infinity()) return token;
+  const LogNormaliser normaliser = normaliser_of(team, slice, largest);
+  report_alternatives<false>(team, params, job, slice, normaliser, job.sampling.num_prompt_logprobs);
+  const float value = job.logits[token];
+  result.logprob = normaliser.logprob(value);
+  result.rank = rank_of(team, slice.values, slice, value);
+  return token;
+}
+
 // Token, or -1 for unusable logits; the logprob parts of `result` are filled where asked for.
 __device__ int sample_row(Team& team, SampleMemory& memory, const SampleParams& params, const RowJob& job,
                           const Slice& slice, ResultRow& result) {
   const RowSampling& sampling = job.sampling;
   const RawSummary raw = team.combine(read_slice(job.logits + slice.begin, slice, job.needs_slice), BetterSummary{});
   if (raw.is_bad != 0) return -1;
+  if (params.targets != nullptr) return score_row(team, params, job, slice, raw.best.value, result);
 
+  // Where nothing is left, there is nothing to report but that.
   const bool has_logprobs = sampling.num_logprobs >= 0;
+  const bool is_processed = (sampling.flags & kProcessedLogprobs) != 0;
   LogNormaliser normaliser{};
-  if (has_logprobs) {
+  if (has_logprobs && !is_processed && raw.best.value > -infinity()) {
     normaliser = normaliser_of(team, slice, raw.best.value);
-    report_alternatives(team, params, job, slice, normaliser);
+    report_alternatives<false>(team, params, job, slice, normaliser, sampling.num_logprobs);
   }
 
   Best best = raw.best;
@@ -265,17 +206,29 @@ __device__ int sample_row(Team& team, SampleMemory& memory, const SampleParams& 
     best = team.combine(best_of_slice(slice, {}, false), BetterOf{});
   }
   int token = best.id;
-  if (sampling.temperature != 0.0f && best.value > -infinity()) {
-    make_probabilities(team, memory.select, job, slice, best.value, params.vocab_size);
+  const bool is_drawn = sampling.temperature != 0.0f && best.value > -infinity();
+  const float top = is_drawn ? best.value / sampling.temperature : best.value;
+  if (is_drawn) divide(slice, sampling.temperature);
+  if (has_logprobs && is_processed && top > -infinity()) {
+    normaliser = normaliser_of(team, slice, top);
+    report_alternatives<true>(team, params, job, slice, normaliser, sampling.num_logprobs);
+  }
+  if (is_drawn) {
+    make_probabilities(team, memory.select, job, slice, top, params.vocab_size);
     const float floor = probability_floor(team, memory.select, job, slice);
     const uint32_t uniform = philox_first_word(sampling.seed, static_cast<uint32_t>(job.kv_len)) >> 8;
     token = draw(team, slice, floor, uniform);
     if (token < 0) token = best.id;  // the temperature is so small that the quotients overflowed
   }
-  if (has_logprobs) {
+  if (has_logprobs && is_processed) {
+    const float value = value_of(team, slice, token);  // a probability where it was drawn
+    const bool is_left = top > -infinity();
+    result.logprob = !is_left ? -infinity() : is_drawn ? logf(value) - normaliser.log_mass : -normaliser.log_mass;
+    result.rank = token == best.id ? 1 : rank_of(team, slice.values, slice, value);
+  } else if (has_logprobs) {
     const float value = job.logits[token];
-    result.logprob = normaliser.logprob(value);
-    result.rank = token == raw.best.id ? 1 : rank_of(team, job, slice, value);
+    result.logprob = raw.best.value > -infinity() ? normaliser.logprob(value) : -infinity();
+    result.rank = token == raw.best.id ? 1 : rank_of(team, job.logits + slice.begin, slice, value);
   }
   return token;
 }
@@ -306,8 +259,8 @@ __global__ void __launch_bounds__(kSampleThreads) sample_kernel(SampleParams par
   if (job.row != kDummyRow) {
     const int token = sample_row(team, memory, params, job, slice, result);
     result.is_bad = token < 0 ? 1 : 0;
-    if (token >= 0) {
-      result.token = token;
+    if (token >= 0) result.token = token;
+    if (token >= 0 && params.targets == nullptr) {
       const bool is_end = job.kv_len >= job.sampling.min_total_len && is_stop_id(params.mirror, job, token);
       result.is_stopped = is_end || job.kv_len + 1 >= job.sampling.max_total_len ? 1 : 0;
     }

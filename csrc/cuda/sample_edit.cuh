@@ -1,5 +1,5 @@
-// What a request changes in its logits before a token is drawn: bias, masked stop ids, penalties. Each block edits its
-// slice of the vocabulary in place.
+// What a request changes in its logits before a token is drawn: bias, token mask, bad words, masked stop ids,
+// penalties. Each block edits its slice of the vocabulary in place.
 #pragma once
 
 #include "core/step_layout.h"
@@ -23,6 +23,38 @@ __device__ __forceinline__ bool has_penalties(const RowSampling& sampling) {
 
 __device__ __forceinline__ bool masks_stop_ids(const RowSampling& sampling, int kv_len) {
   return kv_len < sampling.min_total_len && sampling.num_stop_ids > 0;
+}
+
+__device__ __forceinline__ bool is_edited(const RowSampling& sampling, int kv_len) {
+  return sampling.num_logit_bias > 0 || (sampling.flags & kHasTokenMask) != 0 || sampling.num_bad_words > 0 ||
+         masks_stop_ids(sampling, kv_len) || has_penalties(sampling);
+}
+
+__device__ __forceinline__ void drop_token(const Slice& slice, int token) {
+  const int place = token - slice.begin;
+  if (place >= 0 && place < slice.size) slice.values[place] = -__int_as_float(0x7f800000);
+}
+
+__device__ inline void drop_masked(const Slice& slice, const uint32_t* mask) {
+  for (int i = static_cast<int>(threadIdx.x); i < slice.size; i += kSampleThreads) {
+    const int token = slice.begin + i;
+    if ((mask[token / 32] >> (token % 32) & 1) == 0) slice.values[i] = -__int_as_float(0x7f800000);
+  }
+}
+
+// A bad word's last token cannot follow the others of it.
+__device__ inline void drop_bad_words(const Slice& slice, const RowSampling& sampling, const int32_t* ends,
+                                      const RowText& text) {
+  const int32_t* tokens = ends + sampling.num_bad_words;
+  for (int i = static_cast<int>(threadIdx.x); i < sampling.num_bad_words; i += kSampleThreads) {
+    const int begin = i == 0 ? 0 : ends[i - 1];
+    const int num_before = ends[i] - begin - 1;
+    bool is_match = num_before <= text.kv_len;
+    for (int j = 0; is_match && j < num_before; ++j) {
+      is_match = tokens[begin + j] == text.history[text.kv_len - num_before + j];
+    }
+    if (is_match) drop_token(slice, tokens[begin + num_before]);
+  }
 }
 
 __device__ inline float penalise(float value, uint32_t seen, const RowSampling& sampling) {
@@ -67,17 +99,17 @@ __device__ inline void edit_logits(const Slice& slice, const DeviceMirror& mirro
     if (place >= 0 && place < slice.size) atomicAdd(&slice.values[place], bias_values[i]);
   }
   __syncthreads();
+  const RowText text{mirror.history + static_cast<int64_t>(row) * mirror.max_model_len, kv_len};
+  if ((sampling.flags & kHasTokenMask) != 0) {
+    drop_masked(slice, mirror.token_masks + static_cast<int64_t>(row) * mirror.mask_words);
+  }
+  drop_bad_words(slice, sampling, mirror.bad_words + static_cast<int64_t>(row) * kMaxBadWordEntries, text);
   if (masks_stop_ids(sampling, kv_len)) {
-    for (int i = thread; i < sampling.num_stop_ids; i += kSampleThreads) {
-      const int place = mirror.stop_ids[static_cast<int64_t>(row) * kMaxStopIds + i] - slice.begin;
-      if (place >= 0 && place < slice.size) slice.values[place] = -__int_as_float(0x7f800000);
-    }
-    __syncthreads();
+    const int32_t* stop_ids = mirror.stop_ids + static_cast<int64_t>(row) * kMaxStopIds;
+    for (int i = thread; i < sampling.num_stop_ids; i += kSampleThreads) drop_token(slice, stop_ids[i]);
   }
-  if (has_penalties(sampling)) {
-    const RowText text{mirror.history + static_cast<int64_t>(row) * mirror.max_model_len, kv_len};
-    apply_penalties(slice, sampling, text, counts);
-  }
+  __syncthreads();
+  if (has_penalties(sampling)) apply_penalties(slice, sampling, text, counts);
 }
 
 }  // namespace headway::cuda

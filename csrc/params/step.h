@@ -20,7 +20,9 @@ struct BeginStepParams {
   bool is_replayed = false;
 };
 
-// Sampler: logits to one token a row. Probabilities are those of the penalised, biased, temperature-scaled logits.
+// Sampler: logits to one token a row. Probabilities are those of the biased, masked, penalised, temperature-scaled
+// logits. With targets it samples nothing: the given tokens' log probabilities, of the model's own logits, are reported
+// instead, with RowSampling::num_prompt_logprobs alternatives.
 struct SampleParams {
   int32_t num_sampled;        // Rs
   int32_t vocab_size;         // V
@@ -28,7 +30,8 @@ struct SampleParams {
   const float* logits;        // [Rs, V] rows logits_stride apart; not modified
   int64_t logits_stride;
   const int32_t* rows;        // [Rs] row ids: the step's first Rs rows
-  const int32_t* kv_lens;     // [Rs] the position the sampled token will have
+  const int32_t* kv_lens;     // [Rs] the position the sampled token will have; unused with targets
+  const int32_t* targets;     // [Rs] tokens to score; null: sample
   DeviceMirror mirror;
   ResultRow* results;         // [Rs] device memory
   int32_t* top_ids;           // [Rs, K] device memory, -1 where unused
@@ -42,14 +45,15 @@ struct FinishStepParams {
   int32_t num_rows;           // R
   int32_t num_decode_rows;    // the first rows
   int32_t num_sampled;        // Rs
+  int32_t num_scored;         // results after those of the sampled rows
   int32_t max_logprobs;       // K
   DeviceMirror mirror;
   StepInputs inputs;
-  const ResultRow* results;   // [Rs]
-  const int32_t* top_ids;     // [Rs, K]
-  const float* top_logprobs;  // [Rs, K]
+  const ResultRow* results;   // [Rs + num_scored]
+  const int32_t* top_ids;     // [Rs + num_scored, K]
+  const float* top_logprobs;  // [Rs + num_scored, K]
   uint8_t* ring_entry;        // host memory the device can write: ResultHeader and what follows it
-  int32_t ring_max_rows;      // row capacity of the entry
+  int32_t ring_max_results;   // that the entry has room for
   // For a captured graph: > 0 makes ring_entry the first of that many entries, ring_entry_bytes apart; the step is then
   // mirror.counter's, and so is the entry, step % ring_num_entries.
   int32_t ring_num_entries = 0;

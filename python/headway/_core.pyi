@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 MAX_STOP_IDS: Final[int]
 MAX_LOGIT_BIAS: Final[int]
+MAX_BAD_WORD_ENTRIES: Final[int]
 PACKET_HEADER_BYTES: Final[int]
 RESULT_HEADER_BYTES: Final[int]
 ROW_SAMPLING_BYTES: Final[int]
@@ -44,6 +45,7 @@ class LedgerConfig:
         max_launch_depth: int = 0,  # steps in flight beyond the one the host waits for
         grant_ahead_blocks: int = 1,  # blocks granted before the boundary
         prompt_grid_tokens: int = 1,  # prompts are cut into steps at absolute multiples of it
+        max_scored_tokens: int = 0,  # prompt tokens of a step whose logprobs are reported; 0: none may ask
     ) -> None: ...
     max_rows: int
     num_blocks: int
@@ -56,6 +58,13 @@ class LedgerConfig:
     max_launch_depth: int
     grant_ahead_blocks: int
     prompt_grid_tokens: int
+    max_scored_tokens: int
+    @property
+    def max_results(self) -> int:
+        """Sampled rows and scored tokens of one step."""
+    @property
+    def mask_words(self) -> int:
+        """32-bit words of a token mask: one bit a token of the vocabulary."""
     @property
     def max_packet_snapshots(self) -> int:
         """States that one step's prompt chunks may leave."""
@@ -89,8 +98,13 @@ class SamplingSpec:
         frequency_penalty: float = 0.0,
         min_tokens: int = 0,
         num_logprobs: int = -1,
+        num_prompt_logprobs: int = -1,
+        has_processed_logprobs: bool = False,  # of what is sampled from, not of the model's logits
+        is_guided: bool = False,  # nothing is sampled before set_token_mask, at every position anew
         stop_ids: list[int] = ...,
         logit_bias: dict[int, float] = ...,
+        bad_words: list[list[int]] = ...,  # token sequences that are never completed
+        token_mask: npt.NDArray[np.uint32] = ...,  # [mask_words] what may be sampled; empty: anything
     ) -> None: ...
 
 class Plan:
@@ -104,6 +118,7 @@ class Plan:
     max_query_len: int  # tokens of the longest row of this step
     max_kv_len: int  # upper bound of the rows' KV length after this step
     num_snapshots: int  # states that prompt chunks leave beside the rows' own
+    num_scored: int  # prompt tokens whose logprobs are reported
     num_copies: int  # states to copy before the layers run
     packet_address: int  # 0: nothing new, no copy
     packet_bytes: int
@@ -122,6 +137,13 @@ class Commit:
     ranks: npt.NDArray[np.int32]  # [n]
     top_ids: npt.NDArray[np.int32]  # [n, max_logprobs] -1 where unused
     top_logprobs: npt.NDArray[np.float32]  # [n, max_logprobs]
+    # Prompt tokens that were scored: m of them, in the order of their positions for each request.
+    score_request_ids: npt.NDArray[np.int64]  # [m]
+    score_tokens: npt.NDArray[np.int32]  # [m]
+    score_logprobs: npt.NDArray[np.float32]  # [m]
+    score_ranks: npt.NDArray[np.int32]  # [m]
+    score_top_ids: npt.NDArray[np.int32]  # [m, max_logprobs] -1 where unused
+    score_top_logprobs: npt.NDArray[np.float32]  # [m, max_logprobs]
     begin_ns: int
     end_ns: int
 
@@ -129,6 +151,7 @@ class Stats:
     num_waiting: int
     num_running: int
     num_paused: int
+    num_held: int  # of the running and waiting ones, those that lack a token mask for their next position
     blocks_total: int
     blocks_free: int
     blocks_fenced: int
@@ -177,6 +200,13 @@ class Ledger:
 
     def finish(self, request_id: int, num_output_tokens: int) -> bool:
         """The host's own stop (a stop string): keeps the first num_output_tokens outputs and ends the request."""
+
+    def set_token_mask(self, request_id: int, num_tokens: int, mask: npt.NDArray[np.uint32]) -> bool:
+        """What a guided request may sample after num_tokens tokens: bit v % 32 of word v / 32 stands for token v.
+
+        False when it is over, not guided or has another length. Raises RequestError for a mask of another size or one
+        that allows nothing.
+        """
 
     def pause(self, request_id: int) -> bool:
         """Stops planning the request; it keeps its row, blocks and slot.

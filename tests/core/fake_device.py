@@ -22,17 +22,21 @@ HEADER = np.dtype(
     [("step", "i8")]
     + [(name, "i4") for name in ("num_rows", "num_decode_rows", "num_sampled", "num_tokens")]
     + [(name, "i4") for name in ("num_inits", "num_words", "num_grants", "num_prompt_tokens")]
-    + [(name, "i4") for name in ("num_snapshots", "num_copies", "num_rewinds")]
+    + [(name, "i4") for name in ("num_snapshots", "num_copies", "num_rewinds", "num_masks", "num_scored")]
     + [(name, "u4") for name in ("inits", "words", "grants", "rows", "tokens")]
-    + [(name, "u4") for name in ("snapshots", "copies", "rewinds", "num_bytes")]
-    + [("reserved", "i4", (2,))]
+    + [
+        (name, "u4")
+        for name in ("snapshots", "copies", "rewinds", "mask_rows", "mask_bits", "scores", "num_bytes")
+    ]
+    + [("reserved", "i4")]
 )
 SAMPLING = np.dtype(
     [("seed", "u8"), ("temperature", "f4"), ("top_p", "f4"), ("min_p", "f4"), ("top_k", "i4")]
     + [(name, "f4") for name in ("repetition_penalty", "presence_penalty", "frequency_penalty")]
     + [(name, "i4") for name in ("prompt_len", "min_total_len", "max_total_len")]
     + [(name, "i4") for name in ("num_stop_ids", "num_logit_bias", "num_logprobs")]
-    + [("reserved", "i4", (2,))],
+    + [(name, "i4") for name in ("num_prompt_logprobs", "num_bad_words", "num_bad_word_tokens", "flags")]
+    + [("reserved", "i4")],
     align=True,
 )
 ROW_INIT = np.dtype(
@@ -45,8 +49,10 @@ STEP_ROW = np.dtype(
 STATE_SNAPSHOT = np.dtype([(name, "i4") for name in ("row_index", "position", "slot", "reserved")])
 STATE_COPY = np.dtype([(name, "i4") for name in ("src_slot", "dst_slot", "position", "reserved")])
 ROW_REWIND = np.dtype([(name, "i4") for name in ("row", "num_computed", "last_token", "reserved")])
+SCORED_TOKEN = np.dtype([(name, "i4") for name in ("token_index", "row", "target", "reserved")])
 RESULT_HEADER = np.dtype(
-    [("step", "i8"), ("begin_ns", "i8"), ("end_ns", "i8"), ("num_sampled", "i4"), ("reserved", "i4", (9,))]
+    [(name, "i8") for name in ("step", "begin_ns", "end_ns")]
+    + [("num_sampled", "i4"), ("num_scored", "i4"), ("reserved", "i4", (8,))]
 )
 RESULT_ROW = np.dtype(
     [("row", "i4"), ("token", "i4"), ("logprob", "f4")]
@@ -86,6 +92,8 @@ class Packet:
         self.snapshots = self._section(raw, "snapshots", "num_snapshots", STATE_SNAPSHOT)
         self.copies = self._section(raw, "copies", "num_copies", STATE_COPY)
         self.rewinds = self._section(raw, "rewinds", "num_rewinds", ROW_REWIND)
+        self.mask_rows = self._section(raw, "mask_rows", "num_masks", np.dtype("i4"))
+        self.scores = self._section(raw, "scores", "num_scored", SCORED_TOKEN)
 
     def _section(self, raw: npt.NDArray[np.uint8], name: str, count: str, dtype: np.dtype) -> np.ndarray:
         begin = int(self.header[name])
@@ -241,9 +249,9 @@ class FakeDevice:
     def _publish(self, plan: _core.Plan, results: np.ndarray) -> None:
         config = self.config
         entry = bytes_at(plan.result_address, config.result_entry_bytes)
-        rows_end = RESULT_HEADER.itemsize + config.max_rows * RESULT_ROW.itemsize
+        rows_end = RESULT_HEADER.itemsize + config.max_results * RESULT_ROW.itemsize
         entry[RESULT_HEADER.itemsize : rows_end].view(RESULT_ROW)[: len(results)] = results
-        num_cells = config.max_rows * config.max_logprobs
+        num_cells = config.max_results * config.max_logprobs
         top_ids = entry[rows_end : rows_end + 4 * num_cells].view(np.int32)
         top_ids[:] = np.arange(num_cells)
         top_logprobs = entry[rows_end + 4 * num_cells : rows_end + 8 * num_cells].view(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from headway.ops.layout import (
     ROW_INIT,
     ROW_REWIND,
     ROW_SAMPLING,
+    SCORED_TOKEN,
     STATE_COPY,
     STATE_SNAPSHOT,
     STEP_ROW,
@@ -36,6 +38,13 @@ class Init:
     sampling: dict[str, float] = field(default_factory=dict)
     stop_ids: list[int] = field(default_factory=list)
     bias: dict[int, float] = field(default_factory=dict)
+    bad_words: list[list[int]] = field(default_factory=list)
+
+    @property
+    def bad_word_entries(self) -> list[int]:
+        """Where each ends, then the tokens of all."""
+        ends = itertools.accumulate(map(len, self.bad_words))
+        return [*ends, *itertools.chain.from_iterable(self.bad_words)]
 
 
 @dataclass
@@ -51,7 +60,7 @@ class Packet:
     """What the host says in one step; rows are (row, start, prompt tokens), None for a decode row.
 
     `restores` is by row; snapshots are (row index, position, slot), copies (from slot, to slot, position), rewinds
-    (row, tokens computed, next input).
+    (row, tokens computed, next input), masks by row, scores (token index, row, next token).
     """
 
     step: int
@@ -63,6 +72,8 @@ class Packet:
     snapshots: list[tuple[int, int, int]] = field(default_factory=list)
     copies: list[tuple[int, int, int]] = field(default_factory=list)
     rewinds: list[tuple[int, int, int]] = field(default_factory=list)
+    masks: dict[int, list[int]] = field(default_factory=dict)
+    scores: list[tuple[int, int, int]] = field(default_factory=list)
 
     @property
     def num_decode_rows(self) -> int:
@@ -87,7 +98,7 @@ class Packet:
             record["row"], record["slot"], record["words_begin"] = init.row, init.slot, len(words)
             record["sampling"] = sampling_record(init)
             values = np.array(list(init.bias.values()), np.float32).view(np.int32)
-            words += [*init.stop_ids, *init.bias.keys(), *values.tolist()]
+            words += [*init.stop_ids, *init.bias.keys(), *values.tolist(), *init.bad_word_entries]
         rows, tokens = self._pack_rows()
         return self._join(
             {
@@ -99,6 +110,9 @@ class Packet:
                 "snapshots": np.array([(*entry, 0) for entry in self.snapshots], STATE_SNAPSHOT),
                 "copies": np.array([(*entry, 0) for entry in self.copies], STATE_COPY),
                 "rewinds": np.array([(*entry, 0) for entry in self.rewinds], ROW_REWIND),
+                "mask_rows": np.array(list(self.masks), np.int32),
+                "mask_bits": np.array(list(self.masks.values()), np.uint32),
+                "scores": np.array([(*entry, 0) for entry in self.scores], SCORED_TOKEN),
             }
         )
 
@@ -122,12 +136,15 @@ class Packet:
             header[f"{name}_offset"] = len(body)
             body += section.tobytes()
             body += bytes(-len(body) % 16)
-            if name != "rows":
-                header["num_prompt_tokens" if name == "tokens" else f"num_{name}"] = len(section)
+            if name not in ("rows", "mask_bits"):
+                header[_COUNTS.get(name, f"num_{name}")] = len(section)
         header["step"], header["num_bytes"] = self.step, len(body)
         for name, count in self.counts().items():
             header[name] = count
         return np.frombuffer(header.tobytes() + bytes(body[PACKET_HEADER.itemsize :]), np.uint8)
+
+
+_COUNTS = {"tokens": "num_prompt_tokens", "mask_rows": "num_masks", "scores": "num_scored"}
 
 
 def sampling_record(init: Init) -> npt.NDArray[Any]:
@@ -135,6 +152,10 @@ def sampling_record(init: Init) -> npt.NDArray[Any]:
     for name, value in {**NEUTRAL, **init.sampling}.items():
         record[name] = value
     record["num_stop_ids"], record["num_logit_bias"] = len(init.stop_ids), len(init.bias)
+    record["num_bad_words"], record["num_bad_word_tokens"] = (
+        len(init.bad_words),
+        sum(map(len, init.bad_words)),
+    )
     return record
 
 
@@ -146,6 +167,8 @@ def allocate(device: str, **changes: int) -> ops.StepBuffers:
         "max_step_tokens": 80,
         "max_logprobs": 5,
         "max_snapshots": 12,
+        "vocab_size": 1 << 13,
+        "max_scored_tokens": 6,
     }
     return ops.StepBuffers.allocate(**{**sizes, **changes}, device=device)
 

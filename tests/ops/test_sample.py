@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 from headway import ops
 from headway.ops import reference
-from headway.ops.layout import ROW_SAMPLING
+from headway.ops.layout import HAS_TOKEN_MASK, PROCESSED_LOGPROBS, RESULT_ROW, ROW_SAMPLING
 from headway.ops.reference.sample import philox_uniform
 from tests.inputs import normal
 from tests.ops.packets import Init, allocate, copy_to, result_rows, sampling_record
@@ -42,6 +43,19 @@ OPTIONS = {
     },
     "logprobs": {"temperature": 1.0, "num_logprobs": 3},
     "own_logprob": {"num_logprobs": 0},
+    "masked": {"flags": HAS_TOKEN_MASK},
+    "masked_all": {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "num_logprobs": 3, "flags": HAS_TOKEN_MASK},
+    "processed_greedy": {"num_logprobs": 4, "repetition_penalty": 1.5, "flags": PROCESSED_LOGPROBS},
+    "processed": {"temperature": 0.6, "num_logprobs": 5, "flags": PROCESSED_LOGPROBS | HAS_TOKEN_MASK},
+    "processed_filtered": {
+        "temperature": 1.4,
+        "top_k": 30,
+        "top_p": 0.9,
+        "min_p": 0.01,
+        "frequency_penalty": 0.5,
+        "num_logprobs": 2,
+        "flags": PROCESSED_LOGPROBS,
+    },
 }
 MAX_MODEL_LEN = 64
 
@@ -52,6 +66,8 @@ def set_row(buffers: ops.StepBuffers, index: int, init: Init, kv_len: int) -> No
     buffers.mirror.stop_ids[init.row, : len(init.stop_ids)] = torch.tensor(init.stop_ids, dtype=torch.int32)
     buffers.mirror.bias_ids[init.row, : len(init.bias)] = torch.tensor(list(init.bias), dtype=torch.int32)
     buffers.mirror.bias_values[init.row, : len(init.bias)] = torch.tensor(list(init.bias.values()))
+    entries = init.bad_word_entries
+    buffers.mirror.bad_words[init.row, : len(entries)] = torch.tensor(entries, dtype=torch.int32)
     buffers.inputs.rows[index] = init.row
     buffers.inputs.kv_lens[index] = kv_len
 
@@ -72,13 +88,34 @@ def random_rows(options: dict[str, float], vocab_size: int, num_rows: int, seed:
         }
         stops = rng.sample(range(vocab_size), rng.randrange(0, min(vocab_size, 60)))
         bias = {rng.randrange(vocab_size): rng.uniform(-3, 3) for _ in range(rng.choice([0, 3]))}
-        set_row(buffers, index, Init(row, 0, {**limits, **options}, stops, bias), kv_len)
         tokens = [
             rng.choice(common) if rng.random() < 0.5 else rng.randrange(vocab_size) for _ in range(kv_len)
         ]
+        words = random_bad_words(rng, tokens, vocab_size)
+        set_row(buffers, index, Init(row, 0, {**limits, **options}, stops, bias, words), kv_len)
+        buffers.mirror.token_masks[row] = torch.from_numpy(random_mask(rng, vocab_size))
         buffers.mirror.history[row, :kv_len] = torch.tensor(tokens, dtype=torch.int32)
         buffers.mirror.history[row, kv_len:] = -(1 << 30)  # must not be read
     return buffers
+
+
+def random_bad_words(rng: random.Random, tokens: list[int], vocab_size: int) -> list[list[int]]:
+    """Some whose beginning the text ends with, some that come close, some longer than the text."""
+    words = []
+    for _ in range(rng.choice([0, 0, 2, 40])):
+        num_before = rng.randrange(min(len(tokens), 5) + 1)
+        word = [*tokens[len(tokens) - num_before :], rng.randrange(vocab_size)]
+        if rng.random() < 0.3:
+            word[rng.randrange(len(word))] = rng.randrange(vocab_size)
+        words.append(word if rng.random() < 0.9 else tokens + tokens + word)
+    return [word for word in words if len(word) < 20]
+
+
+def random_mask(rng: random.Random, vocab_size: int) -> npt.NDArray[np.int32]:
+    """[2**13 / 32] bits beyond the vocabulary are set at random too."""
+    bits = np.array([rng.random() < 0.4 for _ in range(1 << 13)])
+    bits[rng.randrange(vocab_size)] = True
+    return np.packbits(bits, bitorder="little").view(np.int32)
 
 
 def assert_same_results(actual: ops.StepBuffers, expected: ops.StepBuffers, count: int) -> None:
@@ -163,6 +200,55 @@ def test_when_nothing_is_left_the_lowest_id_is_taken(options, device):
     rows = result_rows(buffers, count)
     assert rows["token"].tolist() == [0, 0]
     assert rows["is_bad"].tolist() == [0, 0]
+
+
+def test_nothing_of_a_mask_is_sampled(device):
+    """All but one token masked: that one, whatever else is asked for, down to a logit of -inf elsewhere."""
+    vocab_size, count = 1000, 8
+    buffers = allocate("cpu", max_rows=count + 1)
+    for index in range(count):
+        options = {"temperature": index % 2, "flags": HAS_TOKEN_MASK, "top_p": 0.5}
+        set_row(buffers, index, Init(index + 1, 0, options, bias={5: 100.0}), kv_len=3)
+        buffers.mirror.token_masks[index + 1] = 0
+        buffers.mirror.token_masks[index + 1, 31] = 1 << index
+    buffers = copy_to(buffers, device)
+    ops.sample(buffers, normal(count, vocab_size, scale=10.0).to(device))
+    assert result_rows(buffers, count)["token"].tolist() == [31 * 32 + index for index in range(count)]
+
+
+@pytest.mark.parametrize("vocab_size", [7, 67, 4099])
+@pytest.mark.parametrize("num_alternatives", [0, 3])
+def test_scores_against_the_definition(vocab_size, num_alternatives, device):
+    """In two parts, behind the results of sampled rows, which stay as they are."""
+    num_sampled, count = 3, 6
+    expected = random_rows({"num_prompt_logprobs": num_alternatives}, vocab_size, 8, seed=4)
+    expected.inputs.score_rows[:] = torch.tensor([2, 2, 5, 5, 5, 7])
+    expected.inputs.score_targets[:] = torch.tensor([0, 6, 1, 2, vocab_size - 1, 3])
+    expected.results.rows.fill_(9)
+    actual = copy_to(expected, device)
+    logits = normal(count, vocab_size, scale=2.5)
+    logits[4, 1] = float("inf")
+    for begin, end in ((0, 4), (4, 6)):
+        part = logits[begin:end]
+        reference.score_ref(expected, part, first_score=begin, num_sampled=num_sampled)
+        ops.score(actual, part.to(device), first_score=begin, num_sampled=num_sampled)
+    assert_same_results(actual, expected, num_sampled + count)
+    scored = result_rows(expected, num_sampled + count)[num_sampled:]
+    assert scored["is_bad"].tolist() == [0, 0, 0, 0, 1, 0]
+    assert scored["token"][0] == 0
+    assert result_rows(actual, num_sampled).tobytes() == bytes([9]) * num_sampled * RESULT_ROW.itemsize
+
+
+def test_the_best_alternative_and_the_chosen_token_have_the_same_bits(device):
+    """What clients compare to see whether a token was the most likely one."""
+    for options in (OPTIONS["logprobs"], OPTIONS["processed"], OPTIONS["processed_greedy"]):
+        buffers = copy_to(random_rows(options, 300, 24, seed=8), device)
+        ops.sample(buffers, normal(24, 300, scale=6.0).to(device))
+        rows, tops = result_rows(buffers, 24), buffers.results
+        ids, logprobs = tops.top_ids[:24].cpu().numpy(), tops.top_logprobs[:24].cpu().numpy()
+        places = ids == rows["token"][:, None]
+        assert places.any()
+        assert (logprobs[places] == np.repeat(rows["logprob"], places.sum(1))).all()
 
 
 def test_the_dummy_row_samples_nothing(device):

@@ -15,7 +15,7 @@ from headway.ops.layout import RESULT_ROW, STEP_COUNTER
 from tests.compare import assert_bit_equal
 from tests.ops.packets import Entry, Init, Packet, Restore, allocate, begin, copy_to
 
-RING_ROWS = 8
+RING_ROWS, RING_RESULTS = 8, 14
 
 
 def assert_same(actual: ops.StepBuffers, expected: ops.StepBuffers, counts: dict[str, int]) -> None:
@@ -29,8 +29,9 @@ def assert_same(actual: ops.StepBuffers, expected: ops.StepBuffers, counts: dict
             assert_bit_equal(got, want, f"mirror.{field.name}")
     used = {"token_ids": "num_tokens", "positions": "num_tokens", "token_rows": "num_tokens"}
     used |= {"sample_tokens": "num_sampled"}
+    used |= dict.fromkeys(("score_tokens", "score_rows", "score_targets"), "num_scored")
     used |= {"snapshot_positions": "num_kept_snapshots", "snapshot_slots": "num_kept_snapshots"}
-    counts = {"num_snapshots": 0, **counts}
+    counts = {"num_snapshots": 0, "num_scored": 0, **counts}
     num_starts = counts["num_rows"] + 1 if counts["num_snapshots"] else 0
     counts["num_kept_snapshots"] = int(expected.inputs.snapshot_starts[num_starts - 1]) if num_starts else 0
     for field in dataclasses.fields(expected.inputs):
@@ -44,7 +45,14 @@ def assert_same(actual: ops.StepBuffers, expected: ops.StepBuffers, counts: dict
 def admission() -> Packet:
     """Two prompts, one of them with every list filled."""
     inits = [
-        Init(3, 5, {"seed": 2**63 + 7, "temperature": 0.5, "prompt_len": 4}, [9, 8], {11: -1.5, 4: 2.0}),
+        Init(
+            3,
+            5,
+            {"seed": 2**63 + 7, "temperature": 0.5, "prompt_len": 4},
+            [9, 8],
+            {11: -1.5, 4: 2.0},
+            [[7], [5, 6, 7]],
+        ),
         Init(1, 2),
     ]
     rows = [(3, 0, [10, 11, 12, 13]), (1, 0, [20, 21, 22])]
@@ -111,7 +119,7 @@ def assert_same_after(packet: Packet, device: str) -> ops.StepBuffers:
 
 
 def all_counts(packet: Packet) -> dict[str, int]:
-    return packet.counts() | {"num_snapshots": len(packet.snapshots)}
+    return packet.counts() | {"num_snapshots": len(packet.snapshots), "num_scored": len(packet.scores)}
 
 
 def test_a_chunk_continues_from_the_slot_it_names_and_only_that_step(device):
@@ -161,7 +169,8 @@ def test_a_rewind_sets_what_the_next_step_begins_with(device):
 def fill_results(buffers: ops.StepBuffers, rng: random.Random) -> None:
     rows = buffers.results.rows.numpy().view(RESULT_ROW)[:, 0]
     for index, record in enumerate(rows):
-        record["row"], record["token"] = int(buffers.inputs.rows[index]), rng.randrange(50)
+        row = int(buffers.inputs.rows[index]) if index < len(buffers.inputs.rows) else 0
+        record["row"], record["token"] = row, rng.randrange(50)
         record["logprob"], record["rank"] = -rng.random(), rng.randrange(1, 9)
         record["is_stopped"] = rng.random() < 0.3
     buffers.results.top_ids.copy_(torch.randint(-1, 50, buffers.results.top_ids.shape))
@@ -176,7 +185,9 @@ def random_packet(rng: random.Random, step: int, known: dict[int, int]) -> Packe
         if row in known or rng.random() < 0.5 or len(decodes) + len(chunks) >= RING_ROWS:
             continue
         stops = [rng.randrange(50) for _ in range(rng.randrange(4))]
-        inits.append(Init(row, rng.randrange(1, 9), {"seed": rng.getrandbits(64)}, stops, {3: rng.random()}))
+        words = [[rng.randrange(50) for _ in range(rng.randrange(1, 4))] for _ in range(rng.randrange(3))]
+        sampling = {"seed": rng.getrandbits(64)}
+        inits.append(Init(row, rng.randrange(1, 9), sampling, stops, {3: rng.random()}, words))
         start = rng.choice([0, 0, 0, rng.randrange(1, 9)])
         chunks.append((row, start, [rng.randrange(50) for _ in range(rng.randrange(1, 9))]))
         grants.append((row, rng.randrange(4), rng.randrange(1, 30)))
@@ -189,7 +200,7 @@ def random_packet(rng: random.Random, step: int, known: dict[int, int]) -> Packe
 
 
 def add_news_of_states(rng: random.Random, packet: Packet) -> None:
-    """Slots to continue from, history, snapshots, copies and rewinds, in no sensible relation to each other."""
+    """Slots to continue from, history, snapshots, copies, rewinds, masks and scores, in no sensible relation."""
     for index, (row, start, tokens) in enumerate(packet.rows):
         if tokens is None:
             if rng.random() < 0.1:
@@ -204,6 +215,10 @@ def add_news_of_states(rng: random.Random, packet: Packet) -> None:
     del packet.snapshots[12:]
     for _ in range(rng.randrange(4)):
         packet.copies.append((rng.randrange(1, 30), rng.randrange(1, 30), rng.randrange(60)))
+    for row in rng.sample(range(1, 9), rng.randrange(3)):
+        packet.masks[row] = [rng.getrandbits(32) for _ in range(256)]
+    for _ in range(rng.randrange(6)):
+        packet.scores.append((rng.randrange(40), rng.randrange(1, 9), rng.randrange(50)))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -234,15 +249,16 @@ def test_traces_of_steps(seed, device):
 def finish_both(expected: ops.StepBuffers, actual: ops.StepBuffers, step: int, packet: Packet) -> None:
     entries = []
     for finish_step, buffers in ((reference.finish_step_ref, expected), (ops.finish_step, actual)):
-        entry = Entry(RING_ROWS, buffers.max_logprobs)
+        entry = Entry(RING_RESULTS, buffers.max_logprobs)
         finish_step(
             buffers,
             step=step,
             num_rows=len(packet.rows),
             num_decode_rows=packet.num_decode_rows,
             num_sampled=packet.num_sampled,
+            num_scored=len(packet.scores),
             result_address=entry.address,
-            ring_max_rows=RING_ROWS,
+            ring_max_results=RING_RESULTS,
         )
         entries.append(entry)
     if actual.mirror.slot.is_cuda:
@@ -251,6 +267,7 @@ def finish_both(expected: ops.StepBuffers, actual: ops.StepBuffers, step: int, p
     want, got = entries
     assert got.header["step"] == want.header["step"] == step
     assert got.header["num_sampled"] == packet.num_sampled
+    assert got.header["num_scored"] == len(packet.scores)
     for name, section in want.sections(packet.num_sampled).items():
         np.testing.assert_array_equal(got.sections(packet.num_sampled)[name], section, err_msg=name)
 
@@ -262,7 +279,13 @@ def test_counts_beyond_the_buffers_are_refused(device):
         ops.begin_step(buffers, num_rows=1, num_tokens=81, **counts)
     with pytest.raises(ValueError, match="num_rows 9"):
         ops.begin_step(buffers, num_rows=9, num_tokens=9, **counts)
-    with pytest.raises(ValueError, match="num_sampled must be at most 2, got 3"):
+    with pytest.raises(ValueError, match="at most 2 together, got 3 and 0"):
         ops.finish_step(
-            buffers, step=1, num_rows=3, num_decode_rows=3, num_sampled=3, result_address=0, ring_max_rows=2
+            buffers,
+            step=1,
+            num_rows=3,
+            num_decode_rows=3,
+            num_sampled=3,
+            result_address=0,
+            ring_max_results=2,
         )

@@ -181,8 +181,8 @@ ResultRow FakeDevice::sample(int32_t row_id) {
 
 void FakeDevice::publish(const Plan& plan, const std::vector<ResultRow>& results) {
   auto* rows = reinterpret_cast<ResultRow*>(plan.result + sizeof(ResultHeader));
-  auto* top_ids = reinterpret_cast<int32_t*>(rows + config_.max_rows);
-  auto* top_logprobs = reinterpret_cast<float*>(top_ids + config_.max_rows * config_.max_logprobs);
+  auto* top_ids = reinterpret_cast<int32_t*>(rows + config_.max_results());
+  auto* top_logprobs = reinterpret_cast<float*>(top_ids + config_.max_results() * config_.max_logprobs);
   for (size_t i = 0; i < results.size(); ++i) {
     rows[i] = results[i];
     if (tamper) tamper(rows[i]);

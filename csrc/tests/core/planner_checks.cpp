@@ -237,6 +237,7 @@ CHECK_CASE(long_lists_are_spread_over_packets) {
   SamplingSpec spec;
   for (int32_t i = 0; i < kMaxStopIds; ++i) spec.stop_ids.push_back(i);
   for (int32_t i = 0; i < kMaxLogitBias; ++i) spec.logit_bias.emplace_back(i, 1.0f);
+  spec.bad_words = {std::vector<int32_t>(kMaxBadWordEntries - 1, 7)};
   spec.min_tokens = 1;
   for (int32_t i = 0; i < 100; ++i) rig.add({999}, 1, spec);
   rig.launch();

@@ -27,10 +27,11 @@ Device::Device(const LedgerConfig& config, bool has_replays)
   const int64_t num_tokens = std::max(config.max_step_tokens, config.max_rows);
   const auto ints = [this](int64_t count) { return int_buffers_.emplace_back(count, 0).data(); };
   bias_values_.resize(num_rows * kMaxLogitBias);
+  token_masks_.resize(num_rows * config.mask_words());
   mirror_ = {.max_rows = config.max_rows + 1,
              .max_blocks_per_row = config.max_blocks_per_row(),
              .max_model_len = config.max_model_len,
-             .num_live = 0,
+             .mask_words = config.mask_words(),
              .last_token = ints(num_rows),
              .num_computed = ints(num_rows),
              .state_base = ints(num_rows),
@@ -42,6 +43,8 @@ Device::Device(const LedgerConfig& config, bool has_replays)
              .stop_ids = ints(num_rows * kMaxStopIds),
              .bias_ids = ints(num_rows * kMaxLogitBias),
              .bias_values = bias_values_.data(),
+             .bad_words = ints(num_rows * kMaxBadWordEntries),
+             .token_masks = token_masks_.data(),
              .live = live_.data(),
              .counter = has_replays ? &counter_ : nullptr};
   inputs_ = {.token_ids = ints(num_tokens),
@@ -57,7 +60,10 @@ Device::Device(const LedgerConfig& config, bool has_replays)
              .sample_tokens = ints(num_rows),
              .snapshot_starts = ints(num_rows + 1),
              .snapshot_positions = ints(config.max_packet_snapshots()),
-             .snapshot_slots = ints(config.max_packet_snapshots())};
+             .snapshot_slots = ints(config.max_packet_snapshots()),
+             .score_tokens = nullptr,
+             .score_rows = nullptr,
+             .score_targets = nullptr};
 }
 
 bool Device::advance() {
@@ -221,6 +227,7 @@ void Device::finish(const Plan& plan) {
                              .num_rows = plan.num_rows,
                              .num_decode_rows = plan.num_decode_rows,
                              .num_sampled = plan.num_sampled,
+                             .num_scored = 0,
                              .max_logprobs = config_.max_logprobs,
                              .mirror = mirror_,
                              .inputs = inputs_,
@@ -228,7 +235,7 @@ void Device::finish(const Plan& plan) {
                              .top_ids = top_ids_.data(),
                              .top_logprobs = top_logprobs_.data(),
                              .ring_entry = plan.result,
-                             .ring_max_rows = config_.max_rows};
+                             .ring_max_results = config_.max_results()};
   if (is_replayed(plan)) {
     params.step = 0;
     params.num_rows = params.num_decode_rows = params.num_sampled = config_.max_rows;

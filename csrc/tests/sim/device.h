@@ -79,6 +79,7 @@ class Device {
   int32_t num_live_ = 0;  // rows of the newest packet
   std::vector<std::vector<int32_t>> int_buffers_;  // behind mirror_ and inputs_
   std::vector<float> bias_values_;
+  std::vector<uint32_t> token_masks_;
   std::vector<RowSampling> sampling_;
   std::vector<StepRow> live_;
   std::vector<ResultRow> results_;

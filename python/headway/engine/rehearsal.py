@@ -15,7 +15,7 @@ from headway.models.caches import ModelCaches
 from headway.ops import StepBuffers
 
 MAX_REHEARSAL_S = 1.0
-Compute = Callable[[StepBatch], None]
+Compute = Callable[[StepBatch], object]
 
 
 def prompt_sizes(max_tokens: int) -> tuple[int, ...]:

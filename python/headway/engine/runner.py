@@ -66,6 +66,8 @@ class Runner:
             max_step_tokens=config.max_step_tokens,
             max_logprobs=config.max_logprobs,
             max_snapshots=config.max_packet_snapshots,
+            max_scored_tokens=config.max_scored_tokens,
+            vocab_size=config.vocab_size,
             device=device,
         )
         self.staging: Staging = stage(config, device)
@@ -144,15 +146,18 @@ class Runner:
             num_sampled=plan.num_sampled,
             num_tokens=plan.num_tokens,
         )
-        self._compute(self._batch(plan))
+        hidden = self._compute(self._batch(plan))
+        if plan.num_scored:
+            self._score(hidden, plan.num_scored, plan.num_sampled)
         ops.finish_step(
             self._buffers,
             step=plan.step,
             num_rows=plan.num_rows,
             num_decode_rows=plan.num_decode_rows,
             num_sampled=plan.num_sampled,
+            num_scored=plan.num_scored,
             result_address=plan.result_address,
-            ring_max_rows=self._config.max_rows,
+            ring_max_results=self._config.max_results,
         )
 
     def _run_decode(self, num_rows: int) -> None:
@@ -166,7 +171,7 @@ class Runner:
             num_decode_rows=num_rows,
             num_sampled=num_rows,
             result_address=self._result_ring_address,
-            ring_max_rows=self._config.max_rows,
+            ring_max_results=self._config.max_results,
             ring_num_entries=self._config.max_launch_depth + 1,
             ring_entry_bytes=self._config.result_entry_bytes,
         )
@@ -186,7 +191,7 @@ class Runner:
             num_decode_rows=num_rows,
             num_sampled=num_rows,
             result_address=nowhere.data_ptr(),
-            ring_max_rows=self._config.max_rows,
+            ring_max_results=self._config.max_results,
         )
         counter.copy_(kept)
 
@@ -201,10 +206,19 @@ class Runner:
             is_replayed=is_replayed,
         )
 
-    def _compute(self, batch: StepBatch) -> None:
+    def _compute(self, batch: StepBatch) -> torch.Tensor:
+        """hidden [T, C]"""
         hidden = self._model.forward(batch, self._caches)
         if batch.num_sampled:
             ops.sample(self._buffers, self._model.logits(_sampled_rows(hidden, batch)))
+        return hidden
+
+    def _score(self, hidden: torch.Tensor, num_scored: int, num_sampled: int) -> None:
+        """Log-probabilities of prompt tokens, as many logits at a time as a step may sample anyway."""
+        for begin in range(0, num_scored, self._config.max_rows):
+            end = min(begin + self._config.max_rows, num_scored)
+            rows = hidden.index_select(0, self._buffers.inputs.score_tokens[begin:end])
+            ops.score(self._buffers, self._model.logits(rows), first_score=begin, num_sampled=num_sampled)
 
     def _ring_of(self, plan: Plan) -> int:
         """The first entry of the ring that the ledger keeps itself."""

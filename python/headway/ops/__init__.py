@@ -13,8 +13,9 @@ from headway.ops.moe import moe_experts, route
 from headway.ops.norm import add_rms_norm, gated_rms_norm, rms_norm
 from headway.ops.pointwise import activation
 from headway.ops.records import ActivationKind, Routing, ScoreKind, Snapshots
+from headway.ops.sample import sample, score
 from headway.ops.state import copy_states
-from headway.ops.step import StepBuffers, begin_step, finish_step, sample
+from headway.ops.step import StepBuffers, begin_step, finish_step
 
 __all__ = [
     "ActivationKind",
@@ -40,6 +41,7 @@ __all__ = [
     "rotary",
     "route",
     "sample",
+    "score",
     "set_num_threads",
     "ssm_scan",
 ]

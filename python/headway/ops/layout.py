@@ -8,6 +8,9 @@ import numpy as np
 
 MAX_STOP_IDS: Final = 64
 MAX_LOGIT_BIAS: Final = 512
+MAX_BAD_WORD_ENTRIES: Final = 1024
+HAS_TOKEN_MASK: Final = 1
+PROCESSED_LOGPROBS: Final = 2
 
 ROW_SAMPLING: Final = np.dtype(
     [
@@ -25,8 +28,11 @@ ROW_SAMPLING: Final = np.dtype(
         ("num_stop_ids", np.int32),
         ("num_logit_bias", np.int32),
         ("num_logprobs", np.int32),
-        ("reserved", np.int32, (2,)),
-        ("padding", np.int32),  # the struct is 8-byte aligned
+        ("num_prompt_logprobs", np.int32),
+        ("num_bad_words", np.int32),
+        ("num_bad_word_tokens", np.int32),
+        ("flags", np.int32),
+        ("reserved", np.int32),
     ]
 )
 
@@ -44,6 +50,8 @@ PACKET_HEADER: Final = np.dtype(
         ("num_snapshots", np.int32),
         ("num_copies", np.int32),
         ("num_rewinds", np.int32),
+        ("num_masks", np.int32),
+        ("num_scored", np.int32),
         ("inits_offset", np.uint32),
         ("words_offset", np.uint32),
         ("grants_offset", np.uint32),
@@ -52,8 +60,11 @@ PACKET_HEADER: Final = np.dtype(
         ("snapshots_offset", np.uint32),
         ("copies_offset", np.uint32),
         ("rewinds_offset", np.uint32),
+        ("mask_rows_offset", np.uint32),
+        ("mask_bits_offset", np.uint32),
+        ("scores_offset", np.uint32),
         ("num_bytes", np.uint32),
-        ("reserved", np.int32, (2,)),
+        ("reserved", np.int32),
     ]
 )
 
@@ -92,6 +103,10 @@ ROW_REWIND: Final = np.dtype(
     [("row", np.int32), ("num_computed", np.int32), ("last_token", np.int32), ("reserved", np.int32)]
 )
 
+SCORED_TOKEN: Final = np.dtype(
+    [("token_index", np.int32), ("row", np.int32), ("target", np.int32), ("reserved", np.int32)]
+)
+
 RESULT_ROW: Final = np.dtype(
     [
         ("row", np.int32),
@@ -109,7 +124,8 @@ RESULT_HEADER: Final = np.dtype(
         ("begin_ns", np.int64),
         ("end_ns", np.int64),
         ("num_sampled", np.int32),
-        ("reserved", np.int32, (9,)),
+        ("num_scored", np.int32),
+        ("reserved", np.int32, (8,)),
     ]
 )
 

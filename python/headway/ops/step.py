@@ -7,14 +7,14 @@ packet. The records are those of csrc/core/step_layout.h; `ops.layout` has them 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import cache, cached_property
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from headway.ops.backend import target_of
-from headway.ops.checks import check_inner_dense, check_same_dtype
 from headway.ops.layout import (
+    MAX_BAD_WORD_ENTRIES,
     MAX_LOGIT_BIAS,
     MAX_STOP_IDS,
     RESULT_ROW,
@@ -35,12 +35,14 @@ class StepMirror:
     stopped: Tensor  # [max_rows]
     block_table: Tensor  # [max_rows, max_blocks_per_row]
     history: Tensor  # [max_rows, max_model_len]
-    sampling: Tensor  # [max_rows, 72] uint8: RowSampling
+    sampling: Tensor  # [max_rows, 80] uint8: RowSampling
     stop_ids: Tensor  # [max_rows, MAX_STOP_IDS]
     bias_ids: Tensor  # [max_rows, MAX_LOGIT_BIAS]
     bias_values: Tensor  # [max_rows, MAX_LOGIT_BIAS] float32
     live: Tensor  # [max_rows, 6]: StepRow
     counter: Tensor  # [24] uint8: StepCounter
+    bad_words: Tensor  # [max_rows, MAX_BAD_WORD_ENTRIES] ends, then tokens
+    token_masks: Tensor  # [max_rows, ceil(V / 32)] bits
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,9 @@ class StepInputs:
     snapshot_starts: Tensor  # [max_rows + 1]
     snapshot_positions: Tensor  # [max_snapshots]
     snapshot_slots: Tensor  # [max_snapshots]
+    score_tokens: Tensor  # [max_scored_tokens] index into the step's tokens
+    score_rows: Tensor  # [max_scored_tokens] row ids
+    score_targets: Tensor  # [max_scored_tokens] the token that follows
 
     @classmethod
     def allocate(
@@ -68,6 +73,7 @@ class StepInputs:
         max_rows: int,
         max_step_tokens: int,
         max_snapshots: int,
+        max_scored_tokens: int,
         device: torch.device | str,
     ) -> StepInputs:
         """Zeros."""
@@ -90,16 +96,19 @@ class StepInputs:
             snapshot_starts=zeros(max_rows + 1),
             snapshot_positions=zeros(max_snapshots),
             snapshot_slots=zeros(max_snapshots),
+            score_tokens=zeros(max_scored_tokens),
+            score_rows=zeros(max_scored_tokens),
+            score_targets=zeros(max_scored_tokens),
         )
 
 
 @dataclass(frozen=True)
 class StepResults:
-    """What sample leaves for finish_step, in device memory."""
+    """What sample and score leave for finish_step, in device memory: sampled rows first, scored tokens after them."""
 
-    rows: Tensor  # [max_rows, 24] uint8: ResultRow
-    top_ids: Tensor  # [max_rows, max_logprobs] int32
-    top_logprobs: Tensor  # [max_rows, max_logprobs] float32
+    rows: Tensor  # [max_rows + max_scored_tokens, 24] uint8: ResultRow
+    top_ids: Tensor  # [max_rows + max_scored_tokens, max_logprobs] int32
+    top_logprobs: Tensor  # [max_rows + max_scored_tokens, max_logprobs] float32
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,8 @@ class StepBuffers:
         max_step_tokens: int,
         max_logprobs: int,
         max_snapshots: int = 0,
+        vocab_size: int,
+        max_scored_tokens: int = 0,
         device: torch.device | str,
     ) -> StepBuffers:
         """Zeroed buffers. max_rows counts the dummy row; at least one block a row is kept for models without KV."""
@@ -140,12 +151,15 @@ class StepBuffers:
             bias_values=zeros(max_rows, MAX_LOGIT_BIAS, dtype=torch.float32),
             live=zeros(max_rows, STEP_ROW.itemsize // 4),
             counter=zeros(STEP_COUNTER.itemsize, dtype=torch.uint8),
+            bad_words=zeros(max_rows, MAX_BAD_WORD_ENTRIES),
+            token_masks=zeros(max_rows, (vocab_size + 31) // 32),
         )
-        inputs = StepInputs.allocate(max_rows, max_step_tokens, max_snapshots, device)
+        inputs = StepInputs.allocate(max_rows, max_step_tokens, max_snapshots, max_scored_tokens, device)
+        max_results = max_rows + max_scored_tokens
         results = StepResults(
-            rows=zeros(max_rows, RESULT_ROW.itemsize, dtype=torch.uint8),
-            top_ids=zeros(max_rows, max_logprobs),
-            top_logprobs=zeros(max_rows, max_logprobs, dtype=torch.float32),
+            rows=zeros(max_results, RESULT_ROW.itemsize, dtype=torch.uint8),
+            top_ids=zeros(max_results, max_logprobs),
+            top_logprobs=zeros(max_results, max_logprobs, dtype=torch.float32),
         )
         return StepBuffers(mirror, inputs, results)
 
@@ -168,7 +182,7 @@ class StepBuffers:
 
     @cached_property
     def mirror_arguments(self) -> tuple[int, ...]:
-        """DeviceMirror, in the order of its fields."""
+        """DeviceMirror, as csrc/bind/step.cpp takes it."""
         mirror = self.mirror
         return (
             self.max_rows,
@@ -187,6 +201,9 @@ class StepBuffers:
             mirror.bias_values.data_ptr(),
             mirror.live.data_ptr(),
             mirror.counter.data_ptr(),
+            mirror.bad_words.data_ptr(),
+            mirror.token_masks.data_ptr(),
+            mirror.token_masks.shape[1],
         )
 
     @cached_property
@@ -208,6 +225,9 @@ class StepBuffers:
             inputs.snapshot_starts.data_ptr(),
             inputs.snapshot_positions.data_ptr(),
             inputs.snapshot_slots.data_ptr(),
+            inputs.score_tokens.data_ptr(),
+            inputs.score_rows.data_ptr(),
+            inputs.score_targets.data_ptr(),
         )
 
     @cached_property
@@ -269,43 +289,6 @@ def begin_step(
     )
 
 
-def sample(buffers: StepBuffers, logits: Tensor) -> None:
-    """Samples one token for each of the step's first Rs rows; the results stay on the device.
-
-    Args:
-        buffers: results are updated; the mirror's sampling parameters, history and lists are read.
-        logits: [Rs, V] float32, rows may be strided; not modified.
-    """
-    num_sampled, vocab_size = logits.shape
-    check_same_dtype("sample", "logits", logits, torch.float32)
-    check_inner_dense("sample", "logits", logits)
-    if num_sampled > buffers.max_rows:
-        raise ValueError(f"sample: logits must have at most {buffers.max_rows} rows, got {num_sampled}")
-    kernels, stream = target_of(logits)
-    scratch = (
-        torch.empty_like(logits) if logits.is_cuda and not _keeps_rows_on_chip(logits.get_device()) else None
-    )
-    kernels.sample(
-        num_sampled,
-        vocab_size,
-        buffers.max_logprobs,
-        logits.data_ptr(),
-        logits.stride(0),
-        buffers.inputs.rows.data_ptr(),
-        buffers.inputs.kv_lens.data_ptr(),
-        buffers.mirror_arguments,
-        *buffers.result_arguments,
-        0 if scratch is None else scratch.data_ptr(),
-        stream,
-    )
-
-
-@cache
-def _keeps_rows_on_chip(device_index: int) -> bool:
-    """Whether a row of logits fits the shared memory of a cluster; older GPUs sample through a scratch copy."""
-    return torch.cuda.get_device_capability(device_index) >= (9, 0)
-
-
 def finish_step(
     buffers: StepBuffers,
     *,
@@ -314,7 +297,8 @@ def finish_step(
     num_decode_rows: int,
     num_sampled: int,
     result_address: int,
-    ring_max_rows: int,
+    ring_max_results: int,
+    num_scored: int = 0,
     ring_num_entries: int = 0,
     ring_entry_bytes: int = 0,
 ) -> None:
@@ -327,25 +311,30 @@ def finish_step(
         num_decode_rows: the first rows, which decode.
         num_sampled: Rs.
         result_address: of the ring entry, in host memory the device can write.
-        ring_max_rows: rows an entry has room for.
+        ring_max_results: an entry has room for.
+        num_scored: results after those of the sampled rows.
         ring_num_entries: above 0 for arguments that stay the same from step to step: result_address is then that of the
             first of so many entries, and the step, its entry and its number of sampled rows come from the counter.
         ring_entry_bytes: from one entry to the next.
     """
-    if num_sampled > ring_max_rows:
-        raise ValueError(f"finish_step: num_sampled must be at most {ring_max_rows}, got {num_sampled}")
+    if num_sampled + num_scored > ring_max_results:
+        raise ValueError(
+            f"finish_step: num_sampled and num_scored must be at most {ring_max_results} together, "
+            f"got {num_sampled} and {num_scored}"
+        )
     kernels, stream = target_of(buffers.mirror.slot)
     kernels.finish_step(
         step,
         num_rows,
         num_decode_rows,
         num_sampled,
+        num_scored,
         buffers.max_logprobs,
         buffers.mirror_arguments,
         buffers.input_arguments,
         *buffers.result_arguments,
         result_address,
-        ring_max_rows,
+        ring_max_results,
         ring_num_entries,
         ring_entry_bytes,
         stream,

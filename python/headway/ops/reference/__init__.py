@@ -5,7 +5,7 @@ from headway.ops.reference.linear import linear_ref
 from headway.ops.reference.mamba import causal_conv1d_ref, mamba_decode_ref, ssm_scan_ref
 from headway.ops.reference.moe import activation_ref, moe_experts_ref, route_ref
 from headway.ops.reference.norm import add_rms_norm_ref, gated_rms_norm_ref, rms_norm_ref
-from headway.ops.reference.sample import sample_ref
+from headway.ops.reference.sample import sample_ref, score_ref
 from headway.ops.reference.state import copy_states_ref
 from headway.ops.reference.step import begin_step_ref, finish_step_ref
 
@@ -26,5 +26,6 @@ __all__ = [
     "rotary_ref",
     "route_ref",
     "sample_ref",
+    "score_ref",
     "ssm_scan_ref",
 ]

@@ -5,13 +5,14 @@ Philox4x32-10: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from headway.ops.layout import RESULT_ROW, ROW_SAMPLING
+from headway.ops.layout import HAS_TOKEN_MASK, PROCESSED_LOGPROBS, RESULT_ROW, ROW_SAMPLING
 from headway.ops.step import StepBuffers
 
 Floats = npt.NDArray[np.float64]
@@ -62,16 +63,44 @@ def _sample_row(buffers: StepBuffers, index: int, row: int, raw: Floats, results
     result["token"] = token
     result["is_stopped"] = is_end or kv_len + 1 >= params["max_total_len"]
     if params["num_logprobs"] >= 0:
-        _report(buffers, index, int(params["num_logprobs"]), raw, result)
+        is_processed = params["flags"] & PROCESSED_LOGPROBS
+        reported = values / (float(params["temperature"]) or 1.0) if is_processed else raw
+        _report(buffers, index, int(params["num_logprobs"]), reported, result)
+
+
+def score_ref(buffers: StepBuffers, logits: Tensor, *, first_score: int, num_sampled: int) -> None:
+    """See `ops.score`."""
+    results = buffers.results.rows.numpy().view(RESULT_ROW)[:, 0]
+    for place in range(logits.shape[0]):
+        score, raw = first_score + place, logits[place].double().numpy()
+        index, row = num_sampled + score, int(buffers.inputs.score_rows[score])
+        results[index] = np.zeros((), RESULT_ROW)
+        buffers.results.top_ids[index] = -1
+        buffers.results.top_logprobs[index] = 0.0
+        results[index]["row"] = row
+        results[index]["is_bad"] = np.isnan(raw).any() or np.isposinf(raw).any()
+        if not results[index]["is_bad"]:
+            params = buffers.mirror.sampling.numpy().view(ROW_SAMPLING)[row, 0]
+            results[index]["token"] = buffers.inputs.score_targets[score]
+            _report(buffers, index, int(params["num_prompt_logprobs"]), raw, results[index : index + 1])
 
 
 def adjusted_logits(buffers: StepBuffers, row: int, kv_len: int, raw: Floats) -> Floats:
-    """Bias, then stop-id masking, then penalties."""
+    """Bias, then what may not be sampled, then penalties."""
     mirror = buffers.mirror
     params = mirror.sampling.numpy().view(ROW_SAMPLING)[row, 0]
     values = raw.copy()
     num_bias = params["num_logit_bias"]
     np.add.at(values, mirror.bias_ids.numpy()[row, :num_bias], mirror.bias_values.numpy()[row, :num_bias])
+    if params["flags"] & HAS_TOKEN_MASK:
+        bits = np.unpackbits(mirror.token_masks.numpy()[row].view(np.uint8), bitorder="little")
+        values[bits[: len(values)] == 0] = -np.inf
+    for word in bad_words_of(buffers, row):
+        if (
+            mirror.history[row, :kv_len].tolist()[kv_len - len(word) + 1 :] == word[:-1]
+            and kv_len >= len(word) - 1
+        ):
+            values[word[-1]] = -np.inf
     if kv_len < params["min_total_len"]:
         values[mirror.stop_ids.numpy()[row, : params["num_stop_ids"]]] = -np.inf
     history = mirror.history.numpy()[row, :kv_len]
@@ -81,6 +110,14 @@ def adjusted_logits(buffers: StepBuffers, row: int, kv_len: int, raw: Floats) ->
     counts = np.bincount(history[params["prompt_len"] :], minlength=len(raw))
     values -= params["frequency_penalty"] * counts + params["presence_penalty"] * (counts > 0)
     return values
+
+
+def bad_words_of(buffers: StepBuffers, row: int) -> list[list[int]]:
+    """Token sequences that may not be completed."""
+    params = buffers.mirror.sampling.numpy().view(ROW_SAMPLING)[row, 0]
+    entries, num_words = buffers.mirror.bad_words[row].tolist(), int(params["num_bad_words"])
+    ends, tokens = [0, *entries[:num_words]], entries[num_words:]
+    return [tokens[begin:end] for begin, end in pairwise(ends)]
 
 
 def choose(values: Floats, params: npt.NDArray[Any], uniform: float) -> int:
@@ -105,8 +142,12 @@ def choose(values: Floats, params: npt.NDArray[Any], uniform: float) -> int:
 
 
 def _report(buffers: StepBuffers, index: int, num_tops: int, raw: Floats, result: npt.NDArray[Any]) -> None:
-    logprobs = raw - raw.max() - np.log(np.exp(raw - raw.max()).sum())
+    """By the logits in `raw`; where nothing is left of them, nothing but a log-probability of -inf."""
     token = int(result["token"][0])
+    if np.isneginf(raw).all() and num_tops >= 0:
+        result["logprob"], result["rank"] = -np.inf, 1
+        return
+    logprobs = raw - raw.max() - np.log(np.exp(raw - raw.max()).sum())
     result["logprob"] = logprobs[token]
     result["rank"] = 1 + int((raw > raw[token]).sum())
     best = np.lexsort((np.arange(len(raw)), -raw))[:num_tops]

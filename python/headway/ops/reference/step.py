@@ -16,6 +16,7 @@ from headway.ops.layout import (
     ROW_INIT,
     ROW_REWIND,
     ROW_SAMPLING,
+    SCORED_TOKEN,
     STATE_SNAPSHOT,
     STEP_COUNTER,
     STEP_ROW,
@@ -34,6 +35,9 @@ class _Packet(NamedTuple):
     prompt_tokens: npt.NDArray[np.int32]
     snapshots: Records
     rewinds: Records
+    mask_rows: npt.NDArray[np.int32]
+    mask_bits: npt.NDArray[np.int32]  # [num_masks, mask_words]
+    scores: Records
 
 
 def begin_step_ref(
@@ -51,7 +55,7 @@ def begin_step_ref(
     prompt_tokens, snapshots = np.zeros(0, np.int32), np.zeros(0, STATE_SNAPSHOT)
     counter["step"] += 1
     if packet_address:
-        packet = _read_packet(packet_address)
+        packet = _read_packet(packet_address, buffers.mirror.token_masks.shape[1])
         counter["step"] = packet.step
         _apply(buffers, packet)
         live[: len(packet.rows)] = packet.rows
@@ -84,7 +88,7 @@ def begin_step_ref(
     inputs.sample_tokens.numpy()[:num_sampled] = query_start[1 : num_sampled + 1] - 1
 
 
-def _read_packet(address: int) -> _Packet:
+def _read_packet(address: int, mask_words: int) -> _Packet:
     header = np.frombuffer(_host_bytes(address, PACKET_HEADER.itemsize), PACKET_HEADER)[0]
     raw = _host_bytes(address, int(header["num_bytes"]))
 
@@ -100,6 +104,9 @@ def _read_packet(address: int) -> _Packet:
         prompt_tokens=section(np.int32, "num_prompt_tokens", "tokens_offset"),
         snapshots=section(STATE_SNAPSHOT, "num_snapshots", "snapshots_offset"),
         rewinds=section(ROW_REWIND, "num_rewinds", "rewinds_offset"),
+        mask_rows=section(np.int32, "num_masks", "mask_rows_offset"),
+        mask_bits=section((np.int32, mask_words), "num_masks", "mask_bits_offset"),
+        scores=section(SCORED_TOKEN, "num_scored", "scores_offset"),
     )
 
 
@@ -125,8 +132,17 @@ def _apply(buffers: StepBuffers, packet: _Packet) -> None:
         mirror.bias_ids.numpy()[row, :num_bias] = words[num_stop : num_stop + num_bias]
         values = words[num_stop + num_bias : num_stop + 2 * num_bias]
         mirror.bias_values.numpy()[row, :num_bias] = values.view(np.float32)
+        num_entries = int(init["sampling"]["num_bad_words"] + init["sampling"]["num_bad_word_tokens"])
+        mirror.bad_words.numpy()[row, :num_entries] = words[num_stop + 2 * num_bias :][:num_entries]
     for grant in packet.grants:
         mirror.block_table[int(grant["row"]), int(grant["index"])] = int(grant["block"])
+    mirror.token_masks.numpy()[packet.mask_rows] = packet.mask_bits
+    for column, name in (
+        (buffers.inputs.score_tokens, "token_index"),
+        (buffers.inputs.score_rows, "row"),
+        (buffers.inputs.score_targets, "target"),
+    ):
+        column.numpy()[: len(packet.scores)] = packet.scores[name]
     for rewind in packet.rewinds:
         row = int(rewind["row"])
         mirror.num_computed[row] = int(rewind["num_computed"])
@@ -193,7 +209,8 @@ def finish_step_ref(
     num_decode_rows: int,
     num_sampled: int,
     result_address: int,
-    ring_max_rows: int,
+    ring_max_results: int,
+    num_scored: int = 0,
 ) -> None:
     """See `ops.finish_step`."""
     mirror, inputs, results = buffers.mirror, buffers.inputs, buffers.results
@@ -208,17 +225,18 @@ def finish_step_ref(
             mirror.last_token[row] = int(sampled[index]["token"])
             mirror.stopped[row] = int(sampled[index]["is_stopped"])
     max_logprobs = buffers.max_logprobs
-    tops = ring_max_rows * max_logprobs
-    num_bytes = RESULT_HEADER.itemsize + ring_max_rows * RESULT_ROW.itemsize + 8 * tops
+    num_results = num_sampled + num_scored
+    tops = ring_max_results * max_logprobs
+    num_bytes = RESULT_HEADER.itemsize + ring_max_results * RESULT_ROW.itemsize + 8 * tops
     entry = np.frombuffer(_host_bytes(result_address, num_bytes), np.uint8)
     header = entry[: RESULT_HEADER.itemsize].view(RESULT_HEADER)
     body = entry[RESULT_HEADER.itemsize :]
-    rows_bytes = ring_max_rows * RESULT_ROW.itemsize
-    body[:rows_bytes].view(RESULT_ROW)[:num_sampled] = sampled[:num_sampled]
-    used = num_sampled * max_logprobs
+    rows_bytes = ring_max_results * RESULT_ROW.itemsize
+    body[:rows_bytes].view(RESULT_ROW)[:num_results] = sampled[:num_results]
+    used = num_results * max_logprobs
     top_ids = body[rows_bytes : rows_bytes + 4 * tops].view(np.int32)
     top_logprobs = body[rows_bytes + 4 * tops :].view(np.float32)
-    top_ids[:used] = results.top_ids.numpy()[:num_sampled].ravel()
-    top_logprobs[:used] = results.top_logprobs.numpy()[:num_sampled].ravel()
-    header["num_sampled"] = num_sampled
+    top_ids[:used] = results.top_ids.numpy()[:num_results].ravel()
+    top_logprobs[:used] = results.top_logprobs.numpy()[:num_results].ravel()
+    header["num_sampled"], header["num_scored"] = num_sampled, num_scored
     header["step"] = step
