@@ -17,6 +17,19 @@ TokenIds = Annotated[list[TokenId], msgspec.Meta(max_length=2**16)]
 Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARS)]
 
 
+# Taken and not read: they change no answer here.
+IGNORED_FIELDS = (
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "session_id",
+)
+
+
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     """What a stream carries beside its text."""
 
@@ -75,7 +88,7 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     cache_salt: Name | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
-    # Taken and not read: they change no answer here.
+    # IGNORED_FIELDS
     user: Any = None
     metadata: Any = None
     store: Any = None
