@@ -31,7 +31,7 @@ install = $(PY) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"
 NATIVE_SOURCES := CMakeLists.txt $(shell find cmake csrc -type f)
 CLANG_FORMAT := find csrc bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs clang-format
 
-.PHONY: help demo test test-long test-gpu bench lint format clean
+.PHONY: help demo test test-long test-clients test-gpu bench lint format clean
 .DEFAULT_GOAL := help
 
 help: ## what there is to make
@@ -41,10 +41,13 @@ demo: $(STAMPS)/package ## a streamed completion of the shipped model: make demo
 	@$(PY) -m headway generate --echo -- '$(subst ','\'',$(PROMPT))'
 
 test: $(STAMPS)/test-tools ## every test that needs no GPU
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m "not gpu and not long"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m "not gpu and not long and not clients"
 
 test-long: $(STAMPS)/test-tools ## fuzzers and mutants at full length
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m long --timeout 3600
+
+test-clients: $(STAMPS)/client-tools ## lm-eval and guidellm against a live server
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m clients
 
 test-gpu: $(STAMPS)/test-tools ## what needs a GPU, and every test that runs on each device present
 	$(PY) -m pytest -m gpu
@@ -111,6 +114,12 @@ endif
 $(STAMPS)/test-tools: $(STAMPS)/package
 ifneq ($(strip $(VENV)),)
 	@$(call install,p["project"]["optional-dependencies"]["test"] + p["project"]["optional-dependencies"]["serve"])
+endif
+	@touch $@
+
+$(STAMPS)/client-tools: $(STAMPS)/test-tools
+ifneq ($(strip $(VENV)),)
+	@$(call install,[*p["project"]["optional-dependencies"]["eval"], "$(TORCH)"])
 endif
 	@touch $@
 

@@ -78,6 +78,14 @@ class HeadwayServer(uvicorn.Server):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Says where it listens once it does."""
+        await super().startup(sockets)
+        for sock in sockets or ():
+            host, port = sock.getsockname()[:2]
+            shown_host = f"[{host}]" if ":" in host else host
+            logger.info("serving %s at http://%s:%d", ", ".join(self.state.names), shown_host, port)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signal, between any two instructions: only posts to the loop."""
         assert self._loop is not None
@@ -111,9 +119,6 @@ async def serve(client: EngineClient, settings: ServerSettings, sock: socket.soc
     """Answers until a signal or the engine's death. Closes the engine and returns the process's exit code."""
     state = ServerState(client, settings)
     server = HeadwayServer(state)
-    host, port = sock.getsockname()[:2]
-    shown_host = f"[{host}]" if ":" in host else host
-    logger.info("serving %s at http://%s:%d", ", ".join(state.names), shown_host, port)
     try:
         await server.serve([sock])
     finally:
