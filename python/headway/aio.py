@@ -252,4 +252,5 @@ def _engine_output(ticket: Ticket, delta: Delta) -> EngineOutput:
         finish_reason=delta.finish_reason,
         stop_reason=delta.stop_reason,
         metrics=delta.metrics,
+        prompt_logprobs=ticket.take_prompt_logprobs() if delta.index == 0 else None,
     )

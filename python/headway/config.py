@@ -130,6 +130,14 @@ class EngineConfig:
         tier="advanced",
         help="compare the device's rows with the host's after every step, waiting for the device: to hunt bugs",
     )
+    logprobs_mode: str = setting(
+        "raw",
+        kind="str",
+        choices=("raw", "processed"),
+        tier="advanced",
+        help="logprobs of sampled tokens are of the model's logits, or of those after bias, masks, penalties and "
+        "temperature",
+    )
     nvtx: bool = setting(
         False, kind="bool", tier="advanced", help="NVTX ranges around the stages of a step; nothing on a CPU"
     )

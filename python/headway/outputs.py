@@ -81,6 +81,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     metrics: RequestMetrics
+    prompt_logprobs: PromptLogprobs | None = None  # when asked for; complete with the first output
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,13 @@ from headway.fields import nearest, refuse_values, setting
 
 T = TypeVar("T")
 
+# What other engines take and this one does not, and why.
+_NOT_HERE = {
+    "logits_processors": "tokens are chosen on the device; see logit_bias, allowed_token_ids, bad_words",
+    "best_of": "n completions are returned, all of them",
+    "use_beam_search": "there is no beam search",
+}
+
 GREEDY_BELOW = 1e-5
 MIN_TEMPERATURE = 0.01  # positive temperatures below are raised to it: logits / t must stay finite
 MAX_BIAS = 100.0
@@ -74,7 +81,11 @@ class SamplingParams:
         help="drops tokens less likely than this share of the most likely one",
     )
     seed: int | None = setting(
-        None, kind="int", low=0, high=2**64 - 1, help="of this request; unset: drawn from the engine's seed"
+        None,
+        kind="int",
+        low=-1,
+        high=2**64 - 1,
+        help="of this request; unset or -1: drawn from the engine's seed",
     )
     max_tokens: int | None = setting(
         16,
@@ -109,15 +120,40 @@ class SamplingParams:
     logprobs: int | None = setting(
         None,
         kind="int",
-        low=0,
+        low=-1,
         high=1024,
-        help="top alternatives to report beside the chosen token; None: none at all",
+        help="top alternatives to report beside the chosen token; -1: the whole vocabulary; None: none at all",
+    )
+    prompt_logprobs: int | None = setting(
+        None,
+        kind="int",
+        low=-1,
+        high=1024,
+        help="the same for each token of the prompt but the first, by the model's own logits",
+    )
+    allowed_token_ids: Sequence[int] | None = setting(
+        None, kind="list", help="nothing but these tokens is sampled"
+    )
+    bad_words: Sequence[str | Sequence[int]] | None = setting(
+        None,
+        kind="list",
+        help="texts or token sequences that are never completed, be it in the prompt that they begin",
     )
     logit_bias: Mapping[int, float] | None = setting(
         None, kind="dict", help="token id -> number in [-100, 100] added to its logit"
     )
     detokenize: bool = setting(True, kind="bool", help="produce text; False returns token ids alone")
     skip_special_tokens: bool = setting(True, kind="bool", help="leave special tokens out of the text")
+    spaces_between_special_tokens: bool = setting(
+        True, kind="bool", help="keep what a decoder puts between special tokens that follow each other"
+    )
+    truncate_prompt_tokens: int | None = setting(
+        None,
+        kind="int",
+        low=-1,
+        high=2**31 - 1,
+        help="keep this many tokens of the prompt, the last ones; -1: as many as the model's length allows",
+    )
     include_stop_str_in_output: bool = setting(
         False, kind="bool", help="keep the stop string or token in the text"
     )
@@ -132,6 +168,8 @@ class SamplingParams:
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         known = {f.name for f in fields(cls)}
         for name, value in kwargs.items():
+            if name in _NOT_HERE:
+                raise RequestError(name, value, "left out: " + _NOT_HERE[name])
             if name not in known:
                 hint = nearest(name, known)
                 raise RequestError(name, value, "a known sampling parameter", hint=hint)
@@ -141,6 +179,11 @@ class SamplingParams:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))  # normalising construction, not later mutation
         refuse_values(self, RequestError)
+        if self.seed == -1:
+            object.__setattr__(self, "seed", None)
+        if self.truncate_prompt_tokens == 0:
+            raise RequestError("truncate_prompt_tokens", 0, "at least 1, or -1")
+        self._check_choice()
         self._check_stops()
         self._check_bias()
         self._check_pairs()
@@ -152,6 +195,17 @@ class SamplingParams:
         for token in self.stop_token_ids or ():
             if not is_int(token) or not 0 <= token < 2**31:
                 raise RequestError("stop_token_ids", token, "token ids of at least 0")
+
+    def _check_choice(self) -> None:
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise RequestError("allowed_token_ids", self.allowed_token_ids, "at least one token id")
+        for token in self.allowed_token_ids or ():
+            if not is_int(token) or not 0 <= token < 2**31:
+                raise RequestError("allowed_token_ids", token, "token ids of at least 0")
+        for word in self.bad_words or ():
+            is_tokens = isinstance(word, (list, tuple)) and all(is_int(token) for token in word)
+            if not word or not (isinstance(word, str) or is_tokens):
+                raise RequestError("bad_words", word, "non-empty strings or lists of token ids")
 
     def _check_bias(self) -> None:
         for token, bias in (self.logit_bias or {}).items():

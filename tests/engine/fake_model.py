@@ -77,6 +77,7 @@ class FakeModel:
 
     fail_at: int = -1
     before_step: object = None
+    has_all_logits: bool = False  # at every token, as scoring a prompt needs them
     step_sizes: list[int] = field(default_factory=list)
     sampled: dict[int, np.ndarray] = field(default_factory=dict)
 
@@ -117,13 +118,10 @@ class FakeModel:
             if position + 1 in wanted:
                 caches.state[wanted[position + 1]] = state
             caches.keys[table[position // block_size], position % block_size] = token
-        if end > begin:
-            keys = [
-                int(caches.keys[table[p // block_size], p % block_size]) for p in range(start + end - begin)
-            ]
-            handle = len(self.sampled)
-            self.sampled[handle] = logits_of(state, keys)
-            hidden[end - 1, 0] = handle
+            if place == end - 1 or self.has_all_logits:
+                keys = [int(caches.keys[table[p // block_size], p % block_size]) for p in range(position + 1)]
+                hidden[place, 0] = len(self.sampled)
+                self.sampled[len(self.sampled)] = logits_of(state, keys)
         caches.state[int(batch.write_slots[row])] = state
 
 
@@ -147,10 +145,12 @@ def make_engine(
     max_model_len: int = 64,
     max_step_tokens: int = 32,
     launch_depth: int = 0,
+    max_scored_tokens: int = 6,
     row_buckets: Sequence[int] = (),
     seed: int = 0,
     fail_at: int = -1,
     before_step: object = None,
+    has_all_logits: bool = False,
     **engine_options: object,
 ) -> Harness:
     """An engine over the fake model, without tokenizer."""
@@ -165,8 +165,9 @@ def make_engine(
         vocab_size=VOCAB_SIZE,
         max_logprobs=5,
         max_launch_depth=launch_depth,
+        max_scored_tokens=max_scored_tokens,
     )
-    model = FakeModel(fail_at=fail_at, before_step=before_step)
+    model = FakeModel(fail_at=fail_at, before_step=before_step, has_all_logits=has_all_logits)
     caches = FakeCaches(
         keys=torch.full((num_blocks + 1, block_size), -1, dtype=torch.int64),
         state=torch.full((num_slots + 1,), -1, dtype=torch.int64),
@@ -178,6 +179,7 @@ def make_engine(
         max_logprobs=5,
         max_stop_ids=_core.MAX_STOP_IDS,
         max_logit_bias=_core.MAX_LOGIT_BIAS,
+        max_bad_word_entries=_core.MAX_BAD_WORD_ENTRIES,
         eos_token_ids=(EOS,),
     )
     staging = runner.staging

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -119,3 +120,23 @@ def _byte_id(tokenizer: Tokenizer, byte: int) -> int:
     if tokenizer.is_byte_level:
         return next(i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == bytes([byte]))
     return next(i for i in range(tokenizer.vocab_size) if tokenizer.id_to_token(i) == f"<0x{byte:02X}>")
+
+
+def test_special_tokens_side_by_side_may_be_joined() -> None:
+    """A WordPiece decoder puts a space between any two tokens."""
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]")
+    )
+    backend.add_special_tokens(["<x>", "<y>"])
+    backend.decoder = tokenizers.decoders.WordPiece()
+    tokenizer = Tokenizer(backend)
+    x, y = backend.token_to_id("<x>"), backend.token_to_id("<y>")
+
+    def text(is_spaced: bool) -> str:
+        detokenizer = IncrementalDetokenizer(
+            tokenizer, [1], skip_special_tokens=False, spaces_between_special_tokens=is_spaced
+        )
+        return "".join([*(detokenizer.append(i) for i in (x, y, 1, x, 2)), detokenizer.finish()])
+
+    assert text(True) == " <x> <y> a <x> b"
+    assert text(False) == " <x><y> a <x> b"

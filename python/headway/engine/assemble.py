@@ -6,6 +6,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from headway.models.loader import load_model
 from headway.models.registry import read_model_config
 from headway.ops.backend import target_of
 from headway.ops.mamba import scan_grid_tokens
+from headway.request import SamplingParams
 from headway.sampling.defaults import GenerationDefaults, read_generation_defaults
 from headway.sampling.limits import RequestLimits
 from headway.text import ChatTemplate, IncrementalDetokenizer, Tokenizer
@@ -33,6 +35,7 @@ from headway.text import ChatTemplate, IncrementalDetokenizer, Tokenizer
 logger = logging.getLogger("headway")
 DEFAULT_LAUNCH_DEPTH = {"cpu": 0, "cuda": 1}  # on a CPU running ahead takes the cores that kernels need
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MAX_SCORED_TOKENS = 512  # prompt tokens of a step whose log-probabilities are reported
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
@@ -113,6 +116,8 @@ def make_engine(
         seed=config.seed,
         make_detokenizer=_detokenizer_factory(tokenizer),
         decode_token=_token_decoder(tokenizer),
+        encode=None if tokenizer is None else partial(tokenizer.encode, add_special_tokens=False),
+        has_processed_logprobs=config.logprobs_mode == "processed",
     )
     if config.check_mirror:
         engine.stages = with_mirror_checks(engine.stages, engine.ledger, runner.read_mirror)
@@ -233,6 +238,7 @@ def ledger_settings(
         max_logprobs=config.max_logprobs,
         max_launch_depth=DEFAULT_LAUNCH_DEPTH[device_type] if depth is None else depth,
         prompt_grid_tokens=grid,
+        max_scored_tokens=max(grid, min(MAX_SCORED_TOKENS, memory.max_step_tokens)),
     )
 
 
@@ -252,16 +258,22 @@ def request_limits(
         max_logprobs=config.max_logprobs,
         max_stop_ids=core.MAX_STOP_IDS,
         max_logit_bias=core.MAX_LOGIT_BIAS,
+        max_bad_word_entries=core.MAX_BAD_WORD_ENTRIES,
         eos_token_ids=tuple(sorted(token for token in ends if token < model.vocab_size)),
     )
 
 
 def _detokenizer_factory(
     tokenizer: Tokenizer | None,
-) -> Callable[[Sequence[int], bool], Detokenizer] | None:
+) -> Callable[[Sequence[int], SamplingParams], Detokenizer] | None:
     if tokenizer is None:
         return None
-    return lambda prompt_ids, skip_special: IncrementalDetokenizer(tokenizer, prompt_ids, skip_special)
+    return lambda prompt_ids, params: IncrementalDetokenizer(
+        tokenizer,
+        prompt_ids,
+        params.skip_special_tokens,
+        spaces_between_special_tokens=params.spaces_between_special_tokens,
+    )
 
 
 def _token_decoder(tokenizer: Tokenizer | None) -> Callable[[int], str] | None:

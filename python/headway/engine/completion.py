@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from headway.errors import RequestError
-from headway.outputs import CompletionOutput, Delta, RequestMetrics, RequestOutput, TokenLogprobs
+from headway.outputs import (
+    CompletionOutput,
+    Delta,
+    PromptLogprobs,
+    RequestMetrics,
+    RequestOutput,
+    TokenLogprobs,
+)
 from headway.request import SamplingParams
 from headway.sampling.stop import StopMatcher
 
@@ -175,6 +182,11 @@ class Request:
     params: SamplingParams
     arrival_s: float
     completions: list[Completion] = field(default_factory=list)
+    prompt_logprobs: PromptLogprobs | None = None  # one entry for each prompt token, as far as they have come
+
+    def __post_init__(self) -> None:
+        if self.params.prompt_logprobs is not None:
+            self.prompt_logprobs = [None]
 
     @property
     def is_finished(self) -> bool:
@@ -203,4 +215,5 @@ class Request:
             outputs=[completion.output() for completion in self.completions],
             finished=self.is_finished,
             metrics=self.metrics(),
+            prompt_logprobs=self.prompt_logprobs,
         )

@@ -17,7 +17,7 @@ from headway.engine.completion import Completion, Request
 from headway.engine.engine import CheckedRequest, Engine
 from headway.engine.meter import StepMeter
 from headway.errors import EngineDeadError, HeadwayError, OverloadedError, RequestError
-from headway.outputs import Delta, RequestOutput
+from headway.outputs import Delta, PromptLogprobs, RequestOutput
 from headway.request import RequestOutputKind, SamplingParams
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Ticket:
         self.checked = checked
         self.has_news = asyncio.Event()
         self.is_left = False
+        self._has_taken_prompt_logprobs = False
         self.is_over = False  # its last delta was taken
         self.request: Request | None = None  # once queued
         self.unread: list[Completion] = []  # whose last delta has not been taken
@@ -47,6 +48,11 @@ class Ticket:
     def queued(self) -> Request:
         assert self.request is not None
         return self.request
+
+    def take_prompt_logprobs(self) -> PromptLogprobs | None:
+        """Once, with the first output of the first completion: they are complete by then."""
+        taken, self._has_taken_prompt_logprobs = self._has_taken_prompt_logprobs, True
+        return None if taken else self.queued.prompt_logprobs
 
     def wants_news(self) -> bool:
         is_patient = self.params.output_kind == RequestOutputKind.FINAL_ONLY

@@ -17,6 +17,7 @@ from headway.engine.output import OutputProcessor
 from headway.engine.stages import Stages
 from headway.errors import EngineDeadError, IntegrityError, RequestError
 from headway.request import SamplingParams, is_int
+from headway.sampling.bad_words import bad_word_tokens
 from headway.sampling.limits import RequestLimits
 from headway.sampling.seeds import SeedSource, completion_seed
 
@@ -44,6 +45,7 @@ class CheckedRequest:
     token_ids: npt.NDArray[np.int32]  # [n]
     params: SamplingParams
     priority: int  # lower runs first
+    bad_words: list[list[int]]  # token sequences
 
 
 class Engine:
@@ -59,8 +61,10 @@ class Engine:
         limits: RequestLimits,
         *,
         seed: int = 0,
-        make_detokenizer: Callable[[Sequence[int], bool], Detokenizer] | None = None,
+        make_detokenizer: Callable[[Sequence[int], SamplingParams], Detokenizer] | None = None,
         decode_token: Callable[[int], str] | None = None,
+        encode: Callable[[str], list[int]] | None = None,
+        has_processed_logprobs: bool = False,
     ) -> None:
         self.limits = limits
         self.ledger = ledger
@@ -68,6 +72,8 @@ class Engine:
         self._outputs = OutputProcessor(ledger.finish, ledger.abort, decode_token)
         self._seeds = SeedSource(seed)
         self._make_detokenizer = make_detokenizer
+        self._encode = encode
+        self._has_processed_logprobs = has_processed_logprobs
         self.stages = Stages(ledger.plan, runner.launch, runner.wait, ledger.commit, self._outputs.apply)
         self._fault: BaseException | None = None
         self._is_closed = False
@@ -103,9 +109,10 @@ class Engine:
         if not is_int(priority) or not -(2**31) <= priority < 2**31:
             raise RequestError("priority", priority, "an integer in [-2**31, 2**31)", hint="lower runs first")
         self.limits.check_params(params)
-        return CheckedRequest(
-            request_id, prompt_index, prompt, self.limits.check_prompt(token_ids), params, priority
-        )
+        tokens = self.limits.check_prompt(token_ids, params.truncate_prompt_tokens)
+        bad_words = bad_word_tokens(params.bad_words or (), self._encode)
+        self.limits.check_bad_words(bad_words)
+        return CheckedRequest(request_id, prompt_index, prompt, tokens, params, priority, bad_words)
 
     def submit(self, checked: CheckedRequest) -> Request:
         """Queues a request's n completions, or none of them. Raises CapacityError if it can never fit."""
@@ -169,7 +176,7 @@ class Engine:
         completion = Completion(request, index, self._detokenizer_of(request))
         max_new_tokens = self.limits.max_new_tokens(len(prompt), params)
         completion.ledger_id = self.ledger.add(
-            prompt, self._spec(params, seed), max_new_tokens=max_new_tokens, priority=checked.priority
+            prompt, self._spec(checked, index, seed), max_new_tokens=max_new_tokens, priority=checked.priority
         )
         request.completions.append(completion)
         self._outputs.add(completion)
@@ -177,9 +184,12 @@ class Engine:
     def _detokenizer_of(self, request: Request) -> Detokenizer | None:
         if self._make_detokenizer is None or not request.params.detokenize:
             return None
-        return self._make_detokenizer(request.prompt_token_ids, request.params.skip_special_tokens)
+        return self._make_detokenizer(request.prompt_token_ids, request.params)
 
-    def _spec(self, params: SamplingParams, seed: int) -> SamplingSpec:
+    def _spec(self, checked: CheckedRequest, index: int, seed: int) -> SamplingSpec:
+        """Of n completions the first reports the prompt's log-probabilities."""
+        params, limits = checked.params, self.limits
+        asked = params.prompt_logprobs if index == 0 else None
         return core.SamplingSpec(
             seed=seed,
             temperature=params.effective_temperature,
@@ -190,9 +200,13 @@ class Engine:
             presence_penalty=params.presence_penalty,
             frequency_penalty=params.frequency_penalty,
             min_tokens=params.min_tokens,
-            num_logprobs=-1 if params.logprobs is None else params.logprobs,
-            stop_ids=self.limits.stop_ids(params),
+            num_logprobs=limits.num_logprobs("logprobs", params.logprobs),
+            num_prompt_logprobs=limits.num_logprobs("prompt_logprobs", asked),
+            has_processed_logprobs=self._has_processed_logprobs,
+            stop_ids=limits.stop_ids(params),
             logit_bias=dict(params.logit_bias or {}),
+            bad_words=checked.bad_words,
+            token_mask=limits.token_mask(params.allowed_token_ids),
         )
 
     def _idle(self) -> list[Completion]:

@@ -53,6 +53,8 @@ class OutputProcessor:
 
     def apply(self, commit: Commit, now_s: float) -> list[Completion]:
         """Hands each token of a commit to its completion; returns the completions that changed."""
+        if len(commit.score_tokens):
+            self._add_prompt_logprobs(commit)
         changed: list[Completion] = []
         going_on = core.NOT_FINISHED
         columns = zip(
@@ -111,8 +113,27 @@ class OutputProcessor:
         elif reason != core.NOT_FINISHED:
             self._end(completion, _REASONS[reason], _stop_reason(completion, stop_token), now_s)
 
+    def _add_prompt_logprobs(self, commit: Commit) -> None:
+        columns = zip(
+            commit.score_request_ids.tolist(),
+            commit.score_tokens.tolist(),
+            commit.score_logprobs.tolist(),
+            commit.score_ranks.tolist(),
+            commit.score_top_ids.tolist(),
+            commit.score_top_logprobs.tolist(),
+            strict=True,
+        )
+        for ledger_id, token, logprob, rank, top_ids, top_logprobs in columns:
+            completion = self._live.get(ledger_id)
+            if completion is None or completion.request.prompt_logprobs is None:
+                continue
+            decode = self._decode_token if completion.request.params.detokenize else None
+            entry = position_logprobs(token, logprob, rank, top_ids, top_logprobs, decode)
+            completion.request.prompt_logprobs.append(entry)
+
     def _add_logprobs(self, completion: Completion, token: int, commit: Commit, place: int) -> None:
-        num_top = completion.request.params.logprobs or 0
+        asked = completion.request.params.logprobs or 0
+        num_top = commit.top_ids.shape[1] if asked == -1 else asked
         entry = position_logprobs(
             token,
             float(commit.logprobs[place]),

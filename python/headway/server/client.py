@@ -53,7 +53,8 @@ class EngineOutput:
         logprobs: one dictionary per new token; None when not asked for.
         finish_reason: "stop", "length", "abort" or "error" on the last output of the completion, else None.
         stop_reason: the stop string or stop token id that ended it; None for the model's end token.
-        prompt_logprobs: on the request's first output, when asked for: one entry per prompt token, the first is None.
+        prompt_logprobs: on the first output of completion 0, when asked for: one entry per prompt token, the first is
+            None.
         metrics: on the last output of the completion.
     """
 

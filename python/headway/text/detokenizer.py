@@ -26,9 +26,16 @@ class IncrementalDetokenizer:
     """Feeds tokens one by one; `append` and `finish` return new text, possibly empty."""
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = (), skip_special_tokens: bool = True
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int] = (),
+        skip_special_tokens: bool = True,
+        *,
+        spaces_between_special_tokens: bool = True,
     ) -> None:
         self._tokenizer = tokenizer
+        self._joined_ids = frozenset() if spaces_between_special_tokens else tokenizer.special_ids
+        self._last_id = -1
         self._skipped_ids = tokenizer.special_ids if skip_special_tokens else frozenset()
         context = [i for i in prompt_ids[-_MAX_CONTEXT_TOKENS:] if self._is_text(i)]
         self._stream: _Stream = (
@@ -37,7 +44,12 @@ class IncrementalDetokenizer:
 
     def append(self, token_id: int) -> str:
         """The text that token_id completes."""
-        return self._stream.append(token_id) if self._is_text(token_id) else ""
+        if not self._is_text(token_id):
+            return ""
+        text = self._stream.append(token_id)
+        is_joined = token_id in self._joined_ids and self._last_id in self._joined_ids
+        self._last_id = token_id
+        return text.lstrip(" ") if is_joined else text
 
     def finish(self) -> str:
         """What is still held: a character that was cut short comes out as U+FFFD, as decode() writes it."""
