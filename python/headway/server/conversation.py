@@ -12,7 +12,7 @@ from headway.server.errors import bad_request
 from headway.server.generation import PromptTokens
 from headway.server.schemas.chat import ContentPart, Conversation, Message, Tool, ToolCall
 from headway.server.state import ServerState
-from headway.text import ChatTemplate
+from headway.text import ChatTemplate, Literals
 from headway.text.chat_template import RESERVED_NAMES
 
 
@@ -27,7 +27,10 @@ async def render_conversation(
     """kwargs: template arguments beside those of the request. Raises ApiError or RequestError."""
     template = need_template(state)
     tokenizer = state.need_tokenizer("messages")
-    messages = [_template_message(message, index) for index, message in enumerate(fields.messages)]
+    literals = Literals(tokenizer)
+    messages = [
+        _hidden(literals, state, _template_message(message, i)) for i, message in enumerate(fields.messages)
+    ]
     continues = bool(fields.continue_final_message)
     opens = not continues if fields.add_generation_prompt is None else fields.add_generation_prompt
     arguments = {**(fields.chat_template_kwargs or {}), **(kwargs or {})}
@@ -35,15 +38,22 @@ async def render_conversation(
     def render() -> PromptTokens:
         text = template.render(
             messages,
-            tools=tools,
+            tools=literals.hide(tools),  # type: ignore[arg-type]  # a list stays a list
             add_generation_prompt=opens,
             continue_final_message=continues,
             **arguments,
         )
-        return PromptTokens(text, tokenizer.encode(text, add_special_tokens))
+        encoded = literals.encode(text, add_special_tokens=add_special_tokens)
+        return PromptTokens(encoded.text, encoded.token_ids)
 
     num_chars = sum(len(message["content"]) for message in messages) + 200 * len(tools or ())
     return await state.on_thread(num_chars, render)
+
+
+def _hidden(literals: Literals, state: ServerState, message: dict[str, Any]) -> dict[str, Any]:
+    """Tags that the model itself writes stay what they are in its own turns: templates look for them."""
+    kept = state.output_format.tags if message["role"] == "assistant" else ()
+    return {key: literals.hide(value, kept) for key, value in message.items()}
 
 
 def need_template(state: ServerState) -> ChatTemplate:

@@ -2,6 +2,7 @@
 
 from headway.text.chat_template import ChatTemplate
 from headway.text.detokenizer import IncrementalDetokenizer
+from headway.text.literals import Literals
 from headway.text.tokenizer import Tokenizer
 
-__all__ = ["ChatTemplate", "IncrementalDetokenizer", "Tokenizer"]
+__all__ = ["ChatTemplate", "IncrementalDetokenizer", "Literals", "Tokenizer"]

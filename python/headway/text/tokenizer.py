@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -83,6 +84,32 @@ class Tokenizer:
             return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
         except (TypeError, UnicodeEncodeError) as error:
             raise RequestError("text", text, "a string of valid Unicode, without lone surrogates") from error
+
+    def encode_literally(self, text: str) -> list[int]:
+        """Token ids of text in which the spelling of a special token is text like any other.
+
+        A vocabulary whose plain pieces hold the spelling as well is asked for one character at a time.
+        """
+        token_ids = self._encode_plain(text)
+        if self.special_ids.isdisjoint(token_ids):
+            return token_ids
+        return [token_id for char in text for token_id in self._encode_plain(char)]
+
+    def _encode_plain(self, text: str) -> list[int]:
+        return list(self._literal_backend.encode(text, add_special_tokens=False).ids)
+
+    @cached_property
+    def _literal_backend(self) -> tokenizers.Tokenizer:
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.encode_special_tokens = True
+        return backend
+
+    @cached_property
+    def special_pattern(self) -> re.Pattern[str] | None:
+        """Finds spellings of special tokens; None where the vocabulary has none."""
+        spellings = [token for i in self.special_ids if (token := self.id_to_token(i))]
+        longest_first = sorted(spellings, key=lambda token: (-len(token), token))
+        return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token_ids; bytes that are not UTF-8 become U+FFFD, ids without a token nothing."""
