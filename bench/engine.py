@@ -1,12 +1,15 @@
-"""Times the engine end to end with random weights: decode step, first token, prefill, arrivals, a mixed run, idle time.
+"""Times an engine end to end: decode step, first token, prefill, arrivals, a mixed run; of Headway also its idle time.
 
 Shapes and method are those usual for comparing engines: a decode step is (time of 136 new tokens - time of 8) / 128 for
 prompts of 128 tokens, best of two; prefill is 16 prompts of 4096 tokens and one new token; the mixed run is 256 prompts
-of 1024 tokens and 256 new ones; arrivals are 64 running requests and a new prompt of 512 tokens every 5 steps. Idle
-time is what lies between the end of a step and the begin of the next on the device's own clock. The report is written
-after every part: a run that is cut short keeps what it has.
+of 1024 tokens and 256 new ones; arrivals (Headway alone) are 64 running requests and a new prompt of 512 tokens every 5
+steps. Idle time is what lies between the end of a step and the begin of the next on the device's own clock. Weights are
+random unless the model is a folder with weights: for a mixture of experts only a shared checkpoint compares engines
+(`bench/random_checkpoint.py`). The report is written after every part: a run that is cut short keeps what it has.
 
 usage: python -m bench.engine small --out small.json [--parts decode ttft] [--batches 1 8] [--launch-depth 2] [--eager]
+       python -m bench.engine small --side vllm --out small_vllm.json       (where vLLM is installed)
+       python -m bench.engine_table small.json small_vllm.json              (both beside each other)
 """
 
 from __future__ import annotations
@@ -15,25 +18,19 @@ import argparse
 import json
 import random
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from headway import __version__
-from headway.llm import LLM
-from headway.request import SamplingParams
+from bench.sides import SIDES, Clock, HeadwaySide, OutOfTimeError, Side, SideOptions
 
-MODELS = Path(__file__).parent / "models"
-ALIASES = {"nano9b": "nemotron-nano-9b-v2", "nano30b": "nemotron-3-nano-30b-a3b"}
+if TYPE_CHECKING:
+    from headway.engine.timeline import Timeline
+
 PROMPT_LEN, SHORT_LEN, LONG_LEN = 128, 8, 136
 NUM_STEADY_STEPS = 120  # of a long run: the last ones, when all rows decode
-
-
-class OutOfTimeError(Exception):
-    """The run has used up --time-limit."""
 
 
 class Bench:
@@ -42,33 +39,34 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.draws = random.Random(0)
-        self.begin_s = time.perf_counter()
-        self.llm = LLM(
-            model_path(args.model),
-            load_format=args.load_format,
-            device=args.device,
-            dtype=args.dtype,
-            max_model_len=args.max_model_len,
-            max_num_seqs=args.max_num_seqs,
-            gpu_memory_utilization=0.85,
-            launch_depth=args.launch_depth,
-            enforce_eager=args.eager,
+        self.clock = Clock(args.time_limit)
+        self.side: Side = SIDES[args.side](
+            SideOptions(
+                model=args.model,
+                load_format=args.load_format,
+                max_model_len=args.max_model_len,
+                max_num_seqs=args.max_num_seqs,
+                device=args.device,
+                dtype=args.dtype,
+                has_prefix_cache=args.prefix_cache,
+                launch_depth=args.launch_depth,
+                is_eager=args.eager,
+            )
         )
-        self.engine = self.llm._engine
-        self.report = self._describe(time.perf_counter() - self.begin_s)
-        self.trace = self.llm.trace_steps()
+        self.report = self._describe(self.clock.elapsed_s)
+        self.trace = self.side.llm.trace_steps() if isinstance(self.side, HeadwaySide) else None
 
     def run(self) -> None:
         self.generate(1, 128, 1)
-        self.report["start_to_first_token_s"] = round(time.perf_counter() - self.begin_s, 2)
+        self.report["start_to_first_token_s"] = round(self.clock.elapsed_s, 2)
         self.generate(4, 64, 16)
         for part in self.args.parts:
-            begin_s = time.perf_counter()
+            begin_s = self.clock.elapsed_s
             try:
                 self.report |= PARTS[part](self)
             except OutOfTimeError:
                 self.report["cut_short"].append(part)
-            self.report["part_s"][part] = round(time.perf_counter() - begin_s, 1)
+            self.report["part_s"][part] = round(self.clock.elapsed_s - begin_s, 1)
             self.write()
 
     def write(self) -> None:
@@ -79,29 +77,32 @@ class Bench:
     def generate(self, batch: int, prompt_len: int, num_new: int) -> float:
         """Seconds from the call to the last token of the batch."""
         prompts = [self.prompt(prompt_len) for _ in range(batch)]
-        self.trace.clear()
-        begin_s = time.perf_counter()
-        outputs = self.llm.generate(prompts, greedy(num_new), on_step=lambda _: self.check_time())
-        elapsed_s = time.perf_counter() - begin_s
-        assert all(len(output.outputs[0].token_ids) == num_new for output in outputs)
+        if self.trace is not None:
+            self.trace.clear()
+        begin_s = self.clock.elapsed_s
+        lengths = self.side.generate(prompts, num_new, self.clock.check)
+        elapsed_s = self.clock.elapsed_s - begin_s
+        assert lengths == [num_new] * batch
         return elapsed_s
 
     def prompt(self, num_tokens: int) -> list[int]:
-        return [self.draws.randrange(10, self.llm.vocab_size - 10) for _ in range(num_tokens)]
+        return [self.draws.randrange(10, self.side.vocab_size - 10) for _ in range(num_tokens)]
 
-    def check_time(self) -> None:
-        if time.perf_counter() - self.begin_s > self.args.time_limit:
-            raise OutOfTimeError
+    def figures(
+        self, name: str, select: Callable[[Timeline], Timeline] = lambda whole: whole
+    ) -> dict[str, Any]:
+        """What the device's clock says of the steps of the last `generate`; nothing for a peer."""
+        if self.trace is None:
+            return {}
+        return {name: select(self.trace.timeline()).figures().asdict()}
 
     def _describe(self, startup_s: float) -> dict[str, Any]:
-        runner: Any = self.engine._runner
         return {
             "model": self.args.model,
-            "engine": f"headway {__version__}",
+            "load_format": self.args.load_format,
             "torch": torch.__version__,
             "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            **self.llm.describe(),
-            "graphs": [] if runner.graphs is None else runner.graphs.captured,
+            **self.side.describe(),
             "startup_s": round(startup_s, 2),
             "cut_short": [],
             "part_s": {},
@@ -114,22 +115,21 @@ def decode(bench: Bench) -> dict[str, Any]:
         bench.generate(batch, 64, 4)
         short_s = min(bench.generate(batch, PROMPT_LEN, SHORT_LEN) for _ in range(2))
         long_s = min(bench.generate(batch, PROMPT_LEN, LONG_LEN) for _ in range(2))
-        timeline = bench.trace.timeline()
-        steady = timeline.window(len(timeline) - NUM_STEADY_STEPS, len(timeline) - 1)
         result[f"decode_step_ms_b{batch}"] = round((long_s - short_s) / (LONG_LEN - SHORT_LEN) * 1e3, 4)
-        result[f"decode_b{batch}"] = steady.figures().asdict()
+        result |= bench.figures(f"decode_b{batch}", last_steps)
         bench.report |= result
         bench.write()
     return result
 
 
+def last_steps(timeline: Timeline) -> Timeline:
+    return timeline.window(len(timeline) - NUM_STEADY_STEPS, len(timeline) - 1)
+
+
 def prefill(bench: Bench) -> dict[str, Any]:
     bench.generate(4, 2048, 1)
     elapsed_s = min(bench.generate(16, 4096, 1) for _ in range(2))
-    return {
-        "prefill_tok_s": round(16 * 4096 / elapsed_s),
-        "prefill": bench.trace.timeline().figures().asdict(),
-    }
+    return {"prefill_tok_s": round(16 * 4096 / elapsed_s), **bench.figures("prefill")}
 
 
 def first_token(bench: Bench) -> dict[str, Any]:
@@ -140,37 +140,38 @@ def first_token(bench: Bench) -> dict[str, Any]:
 
 def arrivals(bench: Bench) -> dict[str, Any]:
     """64 requests of 320 new tokens each, evenly spread over their lives, so one ends when one comes."""
+    if not isinstance(bench.side, HeadwaySide):
+        return {}
     num_running, interval, prompt_len = 64, 5, 512
     life = num_running * interval
+    llm = bench.side.llm
+    engine = llm._engine
 
     def submit(num_new: int) -> None:
-        engine = bench.engine
         engine.submit(engine.check("", 0, None, bench.prompt(prompt_len), greedy(num_new)))
 
     for index in range(num_running):
         submit((index + 1) * interval)
-    for _ in range(num_running * prompt_len // bench.llm.memory_report().max_step_tokens + 2):
-        bench.engine.step()
+    for _ in range(num_running * prompt_len // llm.memory_report().max_step_tokens + 2):
+        engine.step()
+    assert bench.trace is not None
     bench.trace.clear()
     for step in range(40 * interval):
         if step % interval == 0:
             submit(life)
-        bench.engine.step()
-        bench.check_time()
-    summary = bench.trace.timeline().figures().asdict()
-    for completion in bench.engine._outputs.live:
-        bench.engine.abort(completion.request)
-    while bench.engine.ledger.num_in_flight:
-        bench.engine.step()
-    return {"arrivals": summary}
+        engine.step()
+        bench.clock.check()
+    summary = bench.figures("arrivals")
+    for completion in engine._outputs.live:
+        engine.abort(completion.request)
+    while engine.ledger.num_in_flight:
+        engine.step()
+    return summary
 
 
 def mixed(bench: Bench) -> dict[str, Any]:
     elapsed_s = bench.generate(256, 1024, 256)
-    return {
-        "mixed_out_tok_s": round(256 * 256 / elapsed_s),
-        "mixed": bench.trace.timeline().figures().asdict(),
-    }
+    return {"mixed_out_tok_s": round(256 * 256 / elapsed_s), **bench.figures("mixed")}
 
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
@@ -182,14 +183,10 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 }
 
 
-def greedy(num_new: int) -> SamplingParams:
+def greedy(num_new: int) -> Any:
+    from headway.request import SamplingParams
+
     return SamplingParams(temperature=0.0, max_tokens=num_new, ignore_eos=True, detokenize=False)
-
-
-def model_path(name: str) -> str:
-    """A file of bench/models by name, or any checkpoint folder."""
-    known = MODELS / f"{ALIASES.get(name, name)}.json"
-    return str(known) if known.is_file() else name
 
 
 def main() -> None:
@@ -199,10 +196,14 @@ def main() -> None:
     parser.add_argument(
         "model", help="a file of bench/models (small, nano9b, nano30b) or a checkpoint folder"
     )
+    parser.add_argument("--side", choices=SIDES, default="headway")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 256])
     parser.add_argument("--launch-depth", type=int, default=None)
+    parser.add_argument(
+        "--prefix-cache", action="store_true", help="keep a prefix cache, which nothing here hits"
+    )
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
@@ -214,7 +215,7 @@ def main() -> None:
     bench.run()
     bench.write()
     print(json.dumps(bench.report))
-    bench.llm.close()
+    bench.side.close()
 
 
 if __name__ == "__main__":
