@@ -10,6 +10,7 @@
 
 #if HEADWAY_IS_CUDA
 #include "bind/mamba_decode.h"
+#include "bind/route_hidden.h"
 #include "cuda/runtime.h"
 #else
 #include "bind/linear.h"
@@ -263,6 +264,7 @@ void bind_kernels(py::module_& module) {
 #if HEADWAY_IS_CUDA
 void bind_backend(py::module_& module) {
   bind_mamba_decode(module);
+  bind_route_hidden(module);
   module.def("device_count", &cuda::device_count);
   module.def("driver_version", &cuda::driver_version);
   module.def("pinned_alloc",

@@ -25,6 +25,7 @@ int64_t paged_attention_workspace_bytes(const PagedAttentionParams& params);
 void paged_attention(const PagedAttentionParams& params, Stream stream);
 void activation(const ActivationParams& params, Stream stream);
 void route(const RouteParams& params, Stream stream);
+void route_hidden(const RouteHiddenParams& params, Stream stream);
 // Up to 256 tokens of bfloat16 or float16.
 void moe_experts(const MoeExpertsParams& params, Stream stream);
 void begin_step(const BeginStepParams& params, Stream stream);

@@ -38,6 +38,19 @@ struct RouteParams {
   int32_t* expert_ids;        // [T, K] best first
 };
 
+// Router and choice of few tokens in one launch: logits = weight x in fp32, then as RouteParams says; choice.logits is
+// unused.
+struct RouteHiddenParams {
+  RouteParams choice;
+  int32_t hidden;             // C
+  const void* x;              // [T, C] dtype, rows x_stride apart
+  int64_t x_stride;
+  const float* weight;        // [E, C]
+  float* logits;              // [T, E]
+  int32_t* num_done;          // [1] zero before and after: blocks that have written their logits
+  DType dtype;
+};
+
 // The experts of few tokens: out = sum over a token's experts of weight * W_out act(W_in x), in order of expert id.
 // Made for steps bound by reading the weights: each touched expert's are read once.
 struct MoeExpertsParams {

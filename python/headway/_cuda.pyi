@@ -192,6 +192,28 @@ def route(
     stream: int,
     /,
 ) -> None: ...
+def route_hidden(
+    num_tokens: int,
+    hidden: int,
+    num_experts: int,
+    top_k: int,
+    num_groups: int,
+    topk_group: int,
+    score: int,
+    normalise: bool,
+    scale: float,
+    x: int,
+    x_stride: int,
+    weight: int,
+    logits: int,
+    num_done: int,
+    bias: int,
+    weights: int,
+    expert_ids: int,
+    dtype: int,
+    stream: int,
+    /,
+) -> None: ...
 def mamba_decode(
     num_rows: int,
     num_heads: int,

@@ -58,6 +58,40 @@ def test_route_of_a_token_alone_is_bit_equal(case, device):
         assert_bit_equal(alone.expert_ids, together.expert_ids[token : token + 1], "expert ids")
 
 
+def num_done():
+    return torch.zeros(1, dtype=torch.int32, device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_tokens", [0, 1, 2, 7, 8, 9, 16])
+@pytest.mark.parametrize(("columns", "num_experts", "top_k"), [(2688, 128, 6), (64, 8, 2), (1536, 62, 3)])
+def test_route_hidden(num_tokens, columns, num_experts, top_k, dtype):
+    """Router and choice in one launch: the weights of the choice follow from the logits, near ties aside."""
+    hidden = normal(num_tokens, columns + 8).to(dtype)[:, :columns]
+    router, bias = normal(num_experts, columns) / columns**0.5, normal(num_experts) * 0.1
+    how = {"score": "sigmoid", "bias": bias, "scale": 2.5}
+    logits = hidden.double() @ router.double().T
+    expected = reference.route_ref(logits.float(), top_k, **how)
+    given = on_device({"hidden": hidden, "router": router, **how}, "cuda")
+    actual = ops.route_hidden(given.pop("hidden"), given.pop("router"), top_k, num_done(), **given)
+    biased = (logits.sigmoid() + bias).gather(1, actual.expert_ids.cpu().long())
+    assert_close(
+        biased, (logits.sigmoid() + bias).gather(1, expected.expert_ids.long()), "scores", tolerance=1e-5
+    )
+    chosen = logits.sigmoid().gather(1, actual.expert_ids.cpu().long())
+    assert_close(actual.weights.cpu(), 2.5 * chosen / chosen.sum(1, keepdim=True), "weights", tolerance=1e-5)
+
+
+@pytest.mark.gpu
+def test_route_hidden_of_a_token_alone_is_bit_equal(dtype):
+    hidden, router = normal(15, 256).to(dtype).cuda(), normal(40, 256).cuda()
+    together = ops.route_hidden(hidden, router, 4, num_done())
+    for token in range(15):
+        alone = ops.route_hidden(hidden[token : token + 1], router, 4, num_done())
+        assert_bit_equal(alone.weights, together.weights[token : token + 1], "weights")
+        assert_bit_equal(alone.expert_ids, together.expert_ids[token : token + 1], "expert ids")
+
+
 @pytest.mark.parametrize("case", MOE_CASES.values(), ids=MOE_CASES)
 def test_moe_experts(case, dtype, device):
     arguments = moe_arguments(case, dtype)

@@ -9,10 +9,11 @@ from headway.ops.backend import set_num_threads
 from headway.ops.linear import PackedMatrix, linear, pack_linear
 from headway.ops.mamba import causal_conv1d, ssm_scan
 from headway.ops.mamba_decode import mamba_decode
-from headway.ops.moe import moe_experts, route
+from headway.ops.moe import moe_experts
 from headway.ops.norm import add_rms_norm, gated_rms_norm, rms_norm
 from headway.ops.pointwise import activation
 from headway.ops.records import ActivationKind, Routing, ScoreKind, Snapshots
+from headway.ops.routing import fits_route_hidden, route, route_hidden
 from headway.ops.sample import sample, score
 from headway.ops.state import copy_states
 from headway.ops.step import StepBuffers, begin_step, finish_step
@@ -30,6 +31,7 @@ __all__ = [
     "causal_conv1d",
     "copy_states",
     "finish_step",
+    "fits_route_hidden",
     "gated_rms_norm",
     "kv_write",
     "linear",
@@ -40,6 +42,7 @@ __all__ = [
     "rms_norm",
     "rotary",
     "route",
+    "route_hidden",
     "sample",
     "score",
     "set_num_threads",

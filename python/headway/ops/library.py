@@ -15,10 +15,11 @@ from torch import Tensor
 
 from headway.ops.attention import kv_write, paged_attention, rotary
 from headway.ops.mamba import causal_conv1d, ssm_scan
-from headway.ops.moe import moe_experts, route
+from headway.ops.moe import moe_experts
 from headway.ops.norm import add_rms_norm, gated_rms_norm, rms_norm
 from headway.ops.pointwise import activation
 from headway.ops.records import ActivationKind, Routing, ScoreKind, Snapshots
+from headway.ops.routing import route
 
 _ROWS: Final = "Tensor query_start, Tensor row_start, Tensor read_slots, Tensor write_slots"
 _SNAPSHOTS: Final = "Tensor? snapshot_starts, Tensor? snapshot_positions, Tensor? snapshot_slots"

@@ -1,4 +1,4 @@
-"""Routing, and the experts' matrix products.
+"""The experts' matrix products.
 
 On a CPU the experts are one kernel whose results do not depend on a token's batch mates; on a GPU they are two kernels
 for small batches and torch's grouped products for others.
@@ -15,76 +15,13 @@ from headway.ops.checks import (
     check_inner_dense,
     check_same_dtype,
     check_shape,
-    check_vector,
     dtype_code,
 )
 from headway.ops.experts import fits_small_batch, small_batch_experts
 from headway.ops.pointwise import activation as activate
-from headway.ops.records import ACTIVATION_CODES, SCORE_CODES, ActivationKind, Routing, ScoreKind
+from headway.ops.records import ACTIVATION_CODES, ActivationKind, Routing
 
 MAX_GATHERED_BYTES = 64 * 2**20  # of weights copied for a product that torch does not group
-
-
-def route(
-    logits: Tensor,
-    top_k: int,
-    *,
-    score: ScoreKind = "softmax",
-    bias: Tensor | None = None,
-    normalise: bool = True,
-    scale: float = 1.0,
-    num_groups: int = 1,
-    topk_group: int = 1,
-) -> Routing:
-    """Chooses top_k experts per token; ties go to the lower id.
-
-    Args:
-        logits: [T, E] float32, contiguous.
-        top_k: K experts a token.
-        score: softmax or sigmoid of the logits.
-        bias: [E] float32; steers the choice, not the weights.
-        normalise: weights sum to 1 over the chosen.
-        scale: factor of the weights, applied last.
-        num_groups: groups the experts fall into; 1 = none.
-        topk_group: groups that compete, by the sum of their two best biased scores.
-
-    Returns:
-        weights [T, K] float32 and expert ids [T, K] int32, best first.
-    """
-    op = "route"
-    num_tokens, num_experts = logits.shape
-    check_dense(op, "logits", logits)
-    check_same_dtype(op, "logits", logits, torch.float32)
-    if bias is not None:
-        check_vector(op, "bias", bias, num_experts, "E")
-        check_same_dtype(op, "bias", bias, torch.float32)
-    if num_experts % num_groups or not 1 <= topk_group <= num_groups:
-        raise ValueError(
-            f"{op}: num_groups must divide E = {num_experts} and topk_group lie in 1..num_groups, got "
-            f"num_groups {num_groups}, topk_group {topk_group}"
-        )
-    num_competing = num_experts // num_groups * topk_group
-    if not 1 <= top_k <= num_competing:
-        raise ValueError(f"{op}: top_k must lie in 1..{num_competing}, the experts that compete, got {top_k}")
-    weights = torch.empty((num_tokens, top_k), dtype=torch.float32, device=logits.device)
-    expert_ids = torch.empty((num_tokens, top_k), dtype=torch.int32, device=logits.device)
-    kernels, stream = target_of(logits)
-    kernels.route(
-        num_tokens,
-        num_experts,
-        top_k,
-        num_groups,
-        topk_group,
-        SCORE_CODES[score],
-        normalise,
-        scale,
-        logits.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        weights.data_ptr(),
-        expert_ids.data_ptr(),
-        stream,
-    )
-    return Routing(weights, expert_ids)
 
 
 def moe_experts(
