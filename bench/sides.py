@@ -77,7 +77,6 @@ class HeadwaySide:
             gpu_memory_utilization=0.85,
             launch_depth=options.launch_depth,
             enforce_eager=options.is_eager,
-            enable_prefix_caching=options.has_prefix_cache,
         )
         self.vocab_size = self.llm.vocab_size
 
@@ -146,7 +145,6 @@ class VllmSide:
                 max_model_len=options.max_model_len,
                 max_num_seqs=options.max_num_seqs,
                 gpu_memory_utilization=0.85,
-                enable_prefix_caching=options.has_prefix_cache,
                 disable_log_stats=True,
             )
         finally:
