@@ -95,9 +95,10 @@ TokenArray output_tokens(LockedLedger& ledger, int64_t request_id) {
 }
 
 int64_t add_request(LockedLedger& ledger, const TokenArray& prompt, const SamplingSpec& sampling,
-                    int32_t max_new_tokens, int32_t priority) {
+                    int32_t max_new_tokens, int32_t priority, const std::string& salt, bool uses_cache) {
   const auto tokens = as_span(prompt);
-  return ledger.with([&](Ledger& core) { return core.add(tokens, sampling, max_new_tokens, priority); });
+  return ledger.with(
+      [&](Ledger& core) { return core.add(tokens, sampling, max_new_tokens, priority, salt, uses_cache); });
 }
 
 // One request id in, whether anything changed out.
@@ -139,6 +140,7 @@ void bind_ledger(py::module_& module) {
       .def(py::init<const LedgerConfig&, uintptr_t, uintptr_t>(), "config"_a, "packet_ring_address"_a = 0,
            "result_ring_address"_a = 0, "Addresses: 64-byte aligned memory that outlives the ledger; 0: its own.")
       .def("add", &add_request, "prompt"_a, "sampling"_a, py::kw_only(), "max_new_tokens"_a, "priority"_a = 0,
+           "salt"_a = py::bytes(), "uses_cache"_a = true,
            "Queues a request and returns its id. Raises CapacityError if it can never fit, RequestError on bad ids.")
       .def(
           "plan", [](LockedLedger& ledger) { return ledger.with([](Ledger& core) { return core.plan(); }); },
@@ -169,7 +171,12 @@ void bind_ledger(py::module_& module) {
       .def(
           "check_mirror", &check_mirror, "mirror"_a,
           "Raises IntegrityError naming the first field of the mirror that is not as the host has it. Addresses are of "
-          "a copy in host memory, of a device that has run every launched step.");
+          "a copy in host memory, of a device that has run every launched step.")
+      .def("prefix_stats", get(&Ledger::prefix_stats))
+      .def(
+          "reset_prefix_cache",
+          [](LockedLedger& ledger) { ledger.with([](Ledger& core) { core.reset_prefix_cache(); }); },
+          "No later request finds what is cached now, or what running ones compute.");
 }
 
 void bind_checks(py::module_& module) {

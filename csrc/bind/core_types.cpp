@@ -75,7 +75,8 @@ SamplingSpec make_spec(uint64_t seed, float temperature, float top_p, float min_
 LedgerConfig make_config(int32_t max_rows, int32_t num_blocks, int32_t block_size, int32_t num_slots,
                          int32_t max_model_len, int32_t max_step_tokens, int32_t vocab_size, int32_t max_logprobs,
                          int32_t max_launch_depth, int32_t grant_ahead_blocks, int32_t prompt_grid_tokens,
-                         int32_t max_scored_tokens) {
+                         int32_t max_scored_tokens, bool use_prefix_cache, int32_t max_snapshots,
+                         int32_t snapshot_stride_tokens, bool weighs_snapshot_cost, bool caches_outputs) {
   const LedgerConfig config{.max_rows = max_rows,
                             .num_blocks = num_blocks,
                             .block_size = block_size,
@@ -87,7 +88,12 @@ LedgerConfig make_config(int32_t max_rows, int32_t num_blocks, int32_t block_siz
                             .max_launch_depth = max_launch_depth,
                             .grant_ahead_blocks = grant_ahead_blocks,
                             .prompt_grid_tokens = prompt_grid_tokens,
-                            .max_scored_tokens = max_scored_tokens};
+                            .max_scored_tokens = max_scored_tokens,
+                            .use_prefix_cache = use_prefix_cache,
+                            .max_snapshots = max_snapshots,
+                            .snapshot_stride_tokens = snapshot_stride_tokens,
+                            .weighs_snapshot_cost = weighs_snapshot_cost,
+                            .caches_outputs = caches_outputs};
   config.validate();
   return config;
 }
@@ -118,6 +124,8 @@ void bind_config(py::module_& module) {
       .def(py::init(&make_config), py::kw_only(), "max_rows"_a, "num_blocks"_a, "block_size"_a, "num_slots"_a,
            "max_model_len"_a, "max_step_tokens"_a, "vocab_size"_a, "max_logprobs"_a, "max_launch_depth"_a = 0,
            "grant_ahead_blocks"_a = 1, "prompt_grid_tokens"_a = 1, "max_scored_tokens"_a = 0,
+           "grant_ahead_blocks"_a = 1, "prompt_grid_tokens"_a = 1, "use_prefix_cache"_a = false, "max_snapshots"_a = 0,
+           "snapshot_stride_tokens"_a = 0, "weighs_snapshot_cost"_a = false, "caches_outputs"_a = true,
            "Raises RequestError naming the first size that is out of range.")
       .def_readonly("max_rows", &LedgerConfig::max_rows, "Requests that hold a row at once.")
       .def_readonly("num_blocks", &LedgerConfig::num_blocks, "KV blocks; 0 for a model without attention.")
@@ -130,6 +138,15 @@ void bind_config(py::module_& module) {
       .def_readonly("max_launch_depth", &LedgerConfig::max_launch_depth, "Steps in flight beyond the awaited one.")
       .def_readonly("grant_ahead_blocks", &LedgerConfig::grant_ahead_blocks, "Blocks granted before the boundary.")
       .def_readonly("prompt_grid_tokens", &LedgerConfig::prompt_grid_tokens, "Where prompts are cut into steps.")
+      .def_readonly("use_prefix_cache", &LedgerConfig::use_prefix_cache)
+      .def_readonly("max_snapshots", &LedgerConfig::max_snapshots, "Of the slots, those that cached states may hold.")
+      .def_readonly("snapshot_stride_tokens", &LedgerConfig::snapshot_stride_tokens,
+                    "A prompt's state is also kept at each multiple of it; 0: never.")
+      .def_readonly("weighs_snapshot_cost", &LedgerConfig::weighs_snapshot_cost,
+                    "Of the oldest snapshots the one that spares the fewest tokens is evicted.")
+      .def_readonly("caches_outputs", &LedgerConfig::caches_outputs, "What a request leaves includes its outputs.")
+      .def_property_readonly("prefix_unit_tokens", &LedgerConfig::prefix_unit_tokens,
+                             "Prefixes are cached at multiples of it; no shorter one is.")
       .def_property_readonly("max_packet_snapshots", &LedgerConfig::max_packet_snapshots,
                              "States that one step's prompt chunks may leave.")
       .def_property_readonly("max_packet_copies", &LedgerConfig::max_packet_copies, "States that one step may copy.")
@@ -188,6 +205,8 @@ void bind_commit(py::module_& module) {
       .def_property_readonly("tokens", column(&CommitRecord::tokens), "[n] int32, -1 for FINISH_ERROR")
       .def_property_readonly("finish_reasons", column(&CommitRecord::finish_reasons), "[n] int32")
       .def_property_readonly("stop_tokens", column(&CommitRecord::stop_tokens), "[n] int32, -1 if none")
+      .def_property_readonly("cached_tokens", column(&CommitRecord::cached_tokens),
+                             "[n] int32, of the request's prompt, those found in the prefix cache")
       .def_property_readonly("logprobs", column(&CommitRecord::logprobs), "[n] float32")
       .def_property_readonly("ranks", column(&CommitRecord::ranks), "[n] int32, 1 = most likely")
       .def_property_readonly("top_ids", table(&CommitRecord::top_ids, -1), "[n, max_logprobs] int32, -1 unused")
@@ -219,6 +238,26 @@ void bind_stats(py::module_& module) {
       .def_readonly("num_finished", &Stats::num_finished);
 }
 
+void bind_prefix_stats(py::module_& module) {
+  py::class_<PrefixStats>(module, "PrefixStats", "What the prefix cache holds and did, at one moment.")
+      .def_readonly("num_lookups", &PrefixStats::num_lookups)
+      .def_readonly("num_hits", &PrefixStats::num_hits)
+      .def_readonly("num_prompt_tokens", &PrefixStats::num_prompt_tokens)
+      .def_readonly("num_cached_tokens", &PrefixStats::num_cached_tokens)
+      .def_readonly("num_waits", &PrefixStats::num_waits)
+      .def_readonly("num_too_short", &PrefixStats::num_too_short)
+      .def_readonly("num_pending", &PrefixStats::num_pending)
+      .def_readonly("num_without_snapshot", &PrefixStats::num_without_snapshot)
+      .def_readonly("num_other_salt", &PrefixStats::num_other_salt)
+      .def_readonly("num_without_kv", &PrefixStats::num_without_kv)
+      .def_readonly("num_blocks", &PrefixStats::num_blocks)
+      .def_readonly("num_evictable_blocks", &PrefixStats::num_evictable_blocks)
+      .def_readonly("num_snapshots", &PrefixStats::num_snapshots)
+      .def_readonly("num_snapshots_taken", &PrefixStats::num_snapshots_taken)
+      .def_readonly("num_evicted_blocks", &PrefixStats::num_evicted_blocks)
+      .def_readonly("num_evicted_snapshots", &PrefixStats::num_evicted_snapshots);
+}
+
 }  // namespace
 
 void bind_core_types(py::module_& module) {
@@ -228,6 +267,7 @@ void bind_core_types(py::module_& module) {
   bind_plan(module);
   bind_commit(module);
   bind_stats(module);
+  bind_prefix_stats(module);
 }
 
 }  // namespace headway

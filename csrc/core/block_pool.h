@@ -1,4 +1,5 @@
-// KV blocks: reference counts over fenced ids. A block belongs to as many block tables as its count says.
+// KV blocks: reference counts over fenced ids. A block belongs to as many block tables, and to the prefix tree, as its
+// count says.
 #pragma once
 
 #include <cstdint>
@@ -20,9 +21,15 @@ class BlockPool {
     return block;
   }
 
+  // One more holder of a block that has one.
+  void share(int32_t block) {
+    require_integrity(ref_counts_[block] > 0, "a block was shared that nobody holds");
+    ++ref_counts_[block];
+  }
+
   // last_step: the last launched step of the table that gives the block back.
   void release(int32_t block, int64_t last_step) {
-    require_integrity(ref_counts_[block] > 0, "a block was released that no table holds");
+    require_integrity(ref_counts_[block] > 0, "a block was released that nobody holds");
     if (--ref_counts_[block] == 0) ids_.release(block, last_step);
   }
 

@@ -1,6 +1,6 @@
 // The invariants of the ledger, by name. A broken one is our own bug, never bad input.
 //
-//   I1  a block's reference count is the number of block tables that hold it
+//   I1  a block's reference count is the number of block tables that hold it, and one more if the prefix tree does
 //   I2  free + live + fenced is the total, for blocks, slots and rows
 //   I3  no id is twice in a free list; free, live and fenced ids are disjoint
 //   I6  results are accepted from committed steps only: what a request knows is its prompt and its delivered outputs
@@ -8,10 +8,10 @@
 //   I8  no request holds a dummy
 //   I9  a ring entry belongs to one step in flight
 //   I10 a request ends once, and its outputs are those delivered; its positions only increase
-//   I11 when all is over and retired, nothing is live or fenced
+//   I11 when all is over and retired, nothing is live or fenced but what the prefix tree holds, and it can spare all
 //   I12 what the device is to be told of a rewound row is where the host believes the row to be
 //
-// I4 and I5 speak of cached prefixes; they come with those.
+// I4, I5 and more of I6 speak of cached prefixes: prefix_check.cpp.
 #include <string>
 
 #include "core/error.h"
@@ -27,6 +27,7 @@ void Ledger::check_integrity() const {
   check_rows();
   check_in_flight();
   check_requests();
+  cache_.check_integrity();
   if (num_unfinished_ == 0 && clock_.num_in_flight() == 0) check_drained();
 }
 
@@ -39,8 +40,12 @@ void Ledger::check_blocks() const {
       ++num_tables[block];
     }
   }
+  const PrefixTree& tree = cache_.tree();
+  for (int32_t node = 1; node <= tree.max_nodes(); ++node)
+    num_tables[tree.node(node).block] += tree.node(node).num_tokens > 0;
+  num_tables[kDummyBlock] = 0;
   for (int32_t block = 1; block <= config_.num_blocks; ++block) {
-    require_integrity(num_tables[block] == blocks_.ref_count(block), "I1: a block's count is not its block tables'");
+    require_integrity(num_tables[block] == blocks_.ref_count(block), "I1: a block's count is not its holders'");
     const bool is_live = blocks_.ids().state(block) == FencedPool::State::kLive;
     require_integrity(is_live == (num_tables[block] > 0), "I1: a block is held by nobody, or free and held");
   }
@@ -69,7 +74,8 @@ void Ledger::check_rows() const {
                           rewind.last_token == request->tokens.at(rewind.num_computed),
                       "I12: a row is rewound to another place than the host has it at");
   }
-  require_integrity(num_slots == slots_.ids().num_live(), "I2: a slot is held by no row, or by two");
+  num_slots += cache_.tree().num_snapshots() + cache_.num_planned_snapshots();
+  require_integrity(num_slots == slots_.ids().num_live(), "I2: a slot is held by nobody, or by two");
   require_integrity(num_held == static_cast<int64_t>(rows_.running().size() + rows_.paused().size()),
                     "I10: a row is neither running nor paused");
 }
@@ -106,10 +112,12 @@ void Ledger::check_requests() const {
   int64_t num_unfinished = 0;
   int64_t num_paused = 0;
   int64_t num_waiting = 0;
+  int64_t num_salted = 0;
   for (const auto& [id, request] : requests_) {
     num_unfinished += !request->is_finished();
     num_paused += request->state == RequestState::kPaused;
     num_waiting += request->state == RequestState::kWaiting;
+    num_salted += request->root != 0;
     require_integrity(request->id == id, "I10: a request is filed under another id");
     require_integrity(request->num_outputs() == request->num_delivered, "I6: outputs are not those delivered");
     require_integrity(request->num_tokens() <= request->max_total_len, "I10: a request is longer than its limit");
@@ -123,12 +131,18 @@ void Ledger::check_requests() const {
   }
   require_integrity(num_unfinished == num_unfinished_ && num_paused == num_paused_ && num_waiting == waiting_.size(),
                     "I10: requests are miscounted");
+  require_integrity(num_salted == cache_.tree().num_root_users(), "I4: a root is kept for a request that is over");
   require_integrity(requests_.size() == finished_.size() + num_unfinished, "I10: a request ended twice or not at all");
 }
 
 void Ledger::check_drained() const {
-  for (const FencedPool* pool : {&blocks_.ids(), &slots_.ids(), &rows_.ids()}) {
-    require_integrity(pool->num_free() == pool->num_total(), "I11: nothing runs, but memory is held");
+  const PrefixTree& tree = cache_.tree();
+  require_integrity(tree.num_unpinned() == tree.num_nodes(), "I11: nothing runs, but cached blocks are held");
+  const int32_t num_kept[] = {cache_.num_evictable_blocks(), tree.num_snapshots(), 0};
+  const FencedPool* pools[] = {&blocks_.ids(), &slots_.ids(), &rows_.ids()};
+  for (size_t i = 0; i < std::size(pools); ++i) {
+    require_integrity(pools[i]->num_free() + num_kept[i] == pools[i]->num_total(),
+                      "I11: nothing runs, but memory is held");
   }
 }
 

@@ -20,8 +20,9 @@ Ledger::Ledger(const LedgerConfig& config, uint8_t* packet_ring, uint8_t* result
     : config_(validated(config)),
       blocks_(config_, clock_),
       slots_(config_, clock_),
-      rows_(config_, clock_, blocks_, slots_),
-      planner_(config_, clock_, rows_, blocks_, waiting_),
+      rows_(config_, clock_, blocks_),
+      cache_(config_, clock_, blocks_, slots_, rows_),
+      planner_(config_, clock_, rows_, blocks_, cache_, waiting_),
       packets_("packet_ring_address", packet_ring, config_.packet_entry_bytes(), config_.max_in_flight()),
       results_(config_, result_ring),
       records_(config_.max_in_flight()) {
@@ -32,8 +33,8 @@ Ledger::Ledger(const LedgerConfig& config, uint8_t* packet_ring, uint8_t* result
   }
 }
 
-int64_t Ledger::add(std::span<const int32_t> prompt, const SamplingSpec& spec, int32_t max_new_tokens,
-                    int32_t priority) {
+int64_t Ledger::add(std::span<const int32_t> prompt, const SamplingSpec& spec, int32_t max_new_tokens, int32_t priority,
+                    std::string_view salt, bool uses_cache) {
   validate_request(config_, prompt, spec, max_new_tokens);
   auto owned = std::make_unique<Request>();
   fill_request(config_, prompt, spec, max_new_tokens, *owned);
@@ -44,7 +45,9 @@ int64_t Ledger::add(std::span<const int32_t> prompt, const SamplingSpec& spec, i
   Request& request = *requests_.emplace(next_id_, std::move(owned)).first->second;
   try {
     waiting_.push_new(request);
+    cache_.open(request, salt, uses_cache && spec.num_prompt_logprobs < 0);
   } catch (...) {
+    if (waiting_.contains(request)) waiting_.remove(request);
     requests_.erase(next_id_);
     throw;
   }
@@ -119,6 +122,7 @@ bool Ledger::commit(CommitRecord& changes) {
     Request& request = *step_record.scored[i];
     if (!request.is_finished()) accept_score(request, results, step_record.num_sampled + i, changes);
   }
+  publish(step_record, results);
   for (int32_t i = 0; i < step_record.num_sampled; ++i) {
     Request& request = *step_record.requests[i];
     // Void: it was over, or was rewound, before this step's results came.
@@ -154,6 +158,17 @@ void Ledger::accept_score(Request& request, const ResultView& results, int32_t i
   changes.score_top_logprobs.insert(changes.score_top_logprobs.end(), logprobs, logprobs + num_columns);
 }
 
+// Before its results are accepted: a request that ends with this step still holds the row whose blocks are published.
+void Ledger::publish(const StepRecord& step_record, const ResultView& results) {
+  if (!cache_.is_on()) return;
+  for (int32_t i = 0; i < step_record.num_sampled; ++i) {
+    Request& request = *step_record.requests[i];
+    const bool is_void = request.is_finished() || step_record.step <= request.void_step;
+    if (results.rows[i].is_bad != 0 && !is_void) cache_.retract(request);
+  }
+  cache_.publish(step_record.step);
+}
+
 // The host repeats the device's arithmetic; where they differ, one of them is wrong.
 void Ledger::accept(Request& request, const ResultRow& result, CommitRecord& changes) {
   if (result.is_bad != 0) {
@@ -167,7 +182,11 @@ void Ledger::accept(Request& request, const ResultRow& result, CommitRecord& cha
                     "host and device disagree on whether a row has stopped");
   request.tokens.push_back(result.token);
   ++request.num_delivered;
-  if (reason != FinishReason::kNotFinished) end(request, reason);
+  if (reason != FinishReason::kNotFinished) {
+    // The device has stopped the row by itself: later steps have not touched its state.
+    cache_.donate(request, cache_.committed_len(request), true);
+    end(request, reason);
+  }
   report(request, result, changes);
 }
 
@@ -178,6 +197,7 @@ void Ledger::report(const Request& request, const ResultRow& result, CommitRecor
   changes.tokens.push_back(is_bad ? -1 : result.token);
   changes.finish_reasons.push_back(static_cast<int32_t>(request.finish_reason));
   changes.stop_tokens.push_back(is_stop ? result.token : -1);
+  changes.cached_tokens.push_back(request.num_cached_tokens);
   changes.logprobs.push_back(result.logprob);
   changes.ranks.push_back(result.rank);
 }
@@ -201,13 +221,15 @@ void Ledger::retire(int64_t step) {
   blocks_.retire(step);
   slots_.retire(step);
   rows_.retire(step);
+  cache_.retire(step);
 }
 
 // Its memory and its record wait for the last launched step that names it; results until then are void.
 void Ledger::end(Request& request, FinishReason reason) {
   if (request.state == RequestState::kWaiting) waiting_.remove(request);
   if (request.state == RequestState::kPaused) --num_paused_;
-  if (request.row != kDummyRow) rows_.release(request.row);
+  if (request.row != kDummyRow) cache_.release(request.row);
+  cache_.close(request);
   request.state = RequestState::kFinished;
   request.finish_reason = reason;
   finished_.push_back(&request);
@@ -238,7 +260,11 @@ bool Ledger::finish(int64_t request_id, int32_t num_output_tokens) {
     throw RequestError("num_output_tokens", num_output_tokens,
                        "in [0, " + std::to_string(request->num_outputs()) + "]");
   }
+  const int32_t num_kept = request->prompt_len + num_output_tokens;
+  const int32_t num_computed = std::min(num_kept, cache_.committed_len(*request));
+  const bool has_exact_state = request->row != kDummyRow && rows_.launched_len(request->row) == num_computed;
   cut(*request, num_output_tokens);
+  cache_.donate(*request, num_computed, has_exact_state);
   end(*request, FinishReason::kStop);
   return true;
 }
@@ -246,12 +272,15 @@ bool Ledger::finish(int64_t request_id, int32_t num_output_tokens) {
 void Ledger::cut(Request& request, int32_t num_outputs) {
   request.tokens.resize(request.prompt_len + num_outputs);
   request.num_delivered = num_outputs;
+  request.match_version = -1;
 }
 
 bool Ledger::rewind(int64_t request_id, int32_t num_positions) {
   Request* request = find_unfinished(request_id);
   if (request == nullptr) return false;
   require_reachable(*request, num_positions);
+  // Blocks that others may share are not written again: the request goes on from them in a row of its own.
+  if (cache_.is_cached_beyond(*request, request->num_tokens() - num_positions)) planner_.evict(request->row);
   if (request->row != kDummyRow) rows_.rewind(request->row, request->num_tokens() - num_positions);
   cut(*request, request->num_outputs() - num_positions);
   request->void_step = clock_.launched;

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -36,7 +37,9 @@ class Ledger {
   Ledger& operator=(const Ledger&) = delete;
 
   // Queues a request and returns its id. Throws RequestError or CapacityError and then changes nothing.
-  int64_t add(std::span<const int32_t> prompt, const SamplingSpec& spec, int32_t max_new_tokens, int32_t priority = 0);
+  // The prefix cache shows the request only what others left under the same salt, and nothing if it opts out.
+  int64_t add(std::span<const int32_t> prompt, const SamplingSpec& spec, int32_t max_new_tokens, int32_t priority = 0,
+              std::string_view salt = {}, bool uses_cache = true);
 
   // Plans and accounts for the next step; nothing when none can run or max_in_flight are launched.
   std::optional<Plan> plan();
@@ -65,6 +68,8 @@ class Ledger {
   int64_t num_in_flight() const { return clock_.num_in_flight(); }
   bool has_unfinished() const { return num_unfinished_ > 0; }
   Stats stats() const;
+  PrefixStats prefix_stats() const { return cache_.stats(); }
+  void reset_prefix_cache() { cache_.reset(); }  // no later request finds what is cached or computed now
   void check_integrity() const;  // throws IntegrityError naming the first broken invariant
   // Throws IntegrityError naming the first field that is not as the host has it. `mirror` is in host memory, of a
   // device that has run every launched step.
@@ -75,6 +80,7 @@ class Ledger {
   const RowTable& rows() const { return rows_; }
   const BlockPool& blocks() const { return blocks_; }
   const SlotPool& slots() const { return slots_; }
+  const PrefixCache& prefix_cache() const { return cache_; }
   const Planner& planner() const { return planner_; }
   const Request* find(int64_t request_id) const;
   const StepRecord& record(int64_t step) const { return records_[step % config_.max_in_flight()]; }
@@ -88,6 +94,7 @@ class Ledger {
   void report_alternatives(const StepRecord& record, const ResultView& results, int32_t index, CommitRecord& changes);
   void require_reachable(const Request& request, int32_t num_positions) const;
   void cut(Request& request, int32_t num_outputs);
+  void publish(const StepRecord& record, const ResultView& results);
   void end(Request& request, FinishReason reason);
   void retire(int64_t step);
   void forget_finished();
@@ -108,6 +115,7 @@ class Ledger {
   BlockPool blocks_;
   SlotPool slots_;
   RowTable rows_;
+  PrefixCache cache_;
   WaitingQueue waiting_;
   Planner planner_;
   EntryRing packets_;

@@ -80,8 +80,9 @@ void Ledger::check_mirror_place(const DeviceMirror& mirror, int32_t row) const {
   require_equal("num_computed", row, mirror.num_computed[row], num_computed);
   require_equal("stopped", row, mirror.stopped[row], expected.is_stopped);
   require_equal("last_token", row, mirror.last_token[row], is_decoding ? expected.tokens.back() : 0);
-  require_list("history", row, mirror.history + int64_t{row} * mirror.max_model_len, expected.tokens.data(),
-               num_computed);
+  const int32_t begin = cache_.history_start(row);
+  require_list("history", row, mirror.history + int64_t{row} * mirror.max_model_len + begin,
+               expected.tokens.data() + begin, num_computed - begin);
 }
 
 // What stays from admission on, and the blocks granted since.

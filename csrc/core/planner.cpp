@@ -5,6 +5,8 @@
 namespace headway {
 namespace {
 
+constexpr int32_t kMaxPassed = 16;  // requests that may wait for a running prompt while later ones are admitted
+
 // Whether a row may be evicted for `needy`: it must not run before it. Among equals a paused row gives way to any.
 bool gives_way_to(const Request& victim, const Request& needy) {
   if (victim.priority != needy.priority) return victim.priority > needy.priority;
@@ -33,12 +35,13 @@ void StepDraft::clear(int64_t new_step) {
   scores.clear();
   scored.clear();
   num_decode_rows = num_sampled = num_tokens = num_words = num_prompt_tokens = max_query_len = max_kv_len = 0;
+  num_shared_blocks = num_history = 0;
   has_news = false;
 }
 
 Planner::Planner(const LedgerConfig& config, const StepClock& clock, RowTable& rows, BlockPool& blocks,
-                 WaitingQueue& waiting)
-    : config_(config), clock_(clock), rows_(rows), blocks_(blocks), waiting_(waiting) {
+                 PrefixCache& cache, WaitingQueue& waiting)
+    : config_(config), clock_(clock), rows_(rows), blocks_(blocks), cache_(cache), waiting_(waiting) {
   draft_.rows.reserve(config.max_rows);
   draft_.requests.reserve(config.max_rows);
   draft_.admitted.reserve(config.max_rows);
@@ -62,6 +65,7 @@ const StepDraft& Planner::draft(int64_t step) {
   admit_waiting();
   order_rows();
   draft_.rewinds = rows_.rewinds();
+  if (!draft_.rows.empty()) cache_.note_step(draft_, waiting_);
   draft_.has_news = !draft_.grants.empty() || !draft_.copies.empty() || !draft_.rewinds.empty() ||
                     !draft_.masks.empty() || !repeats_device_rows();
   if (draft_.has_news && !draft_.rows.empty()) {
@@ -105,23 +109,34 @@ void Planner::plan_prompts() {
 }
 
 // First come, first served: a head that does not fit, or a running prompt that found no room in this step, holds back
-// those behind it, so none of them can starve it. Who lacks a token mask holds back nobody.
+// those behind it, so none of them can starve it. Who lacks a token mask, or waits for what a running prompt is about
+// to leave in the cache, holds back nobody.
 void Planner::admit_waiting() {
-  const auto can_sample = [](const Request& request) { return !request.is_held_at(request.num_tokens()); };
-  while (tokens_left() > 0) {
-    Request* const head = waiting_.first(can_sample);
-    if (head == nullptr) return;
-    Request& request = *head;
+  int32_t num_passed = 0;
+  const WaitingSet& waiting = waiting_.requests();
+  for (auto next = waiting.begin(); next != waiting.end() && tokens_left() > 0 && num_passed < kMaxPassed;) {
+    Request& request = **next++;
+    if (request.is_held_at(request.num_tokens())) continue;
     if (held_prompt_ != nullptr && RunsBefore{}(held_prompt_, &request)) return;
-    if (cut_chunk(0, limit_to_scores(request, 0, tokens_left()), request.num_tokens()) == 0) return;
+    if (!rows_.has_room() && draft_.num_tokens > 0) return;
+    const PrefixMatch& match = cache_.find(request);
+    const bool is_passed = cache_.awaits_running(request, match);
+    num_passed += is_passed;
+    if (is_passed) continue;
+    const int32_t num_wanted = limit_to_scores(request, match.start, tokens_left());
+    if (cut_chunk(match.start, num_wanted, request.num_tokens() - match.start) == 0) return;
     if (!fits(request) && !displace_for(request)) return;
-    waiting_.remove(request);
-    const int32_t row = rows_.admit(request);
-    draft_.admitted.push_back(row);
-    draft_.num_words += request.num_words();
-    add_chunk(row);
-    promised_blocks_ += blocks_to_finish_prompt(row);
+    admit(request);
   }
+}
+
+void Planner::admit(Request& request) {
+  waiting_.remove(request);
+  const int32_t row = cache_.admit(request, draft_);
+  draft_.admitted.push_back(row);
+  draft_.num_words += request.num_words();
+  add_chunk(row);
+  promised_blocks_ += blocks_to_finish_prompt(row);
 }
 
 // As much of the prompt as the step's tokens and the free blocks allow; false: nothing of it.
@@ -139,7 +154,10 @@ bool Planner::add_chunk(int32_t row) {
   if (is_final) bring_mask(row);
   const int32_t num_scored = num_scored_in(request, start, num_tokens);
   (is_final ? final_chunks_ : other_chunks_)
-      .push_back({{row, start, num_tokens, 0, rows_.slot(row), 0}, &request, request.num_scored, num_scored});
+      .push_back({{row, start, num_tokens, 0, cache_.read_slot(row, start), cache_.num_history(row, start)},
+                  &request,
+                  request.num_scored,
+                  num_scored});
   num_scores_ += num_scored;
   request.num_scored += num_scored;
   draft_.num_tokens += num_tokens;
@@ -230,7 +248,7 @@ void Planner::grant_ahead() {
     if (request == nullptr) continue;  // evicted while this step was planned
     const int64_t ahead = int64_t{rows_.launched_len(row)} + int64_t{config_.grant_ahead_blocks} * config_.block_size;
     const auto wanted = static_cast<int32_t>(std::min<int64_t>(ahead, request->max_total_len - 1));
-    while (rows_.capacity(row) < wanted && blocks_.num_free() > num_reserved + promised_blocks_) {
+    while (rows_.capacity(row) < wanted && num_available_blocks() > num_reserved + promised_blocks_) {
       grant_up_to(row, rows_.capacity(row) + 1);
     }
   }
@@ -250,11 +268,12 @@ int32_t Planner::secure(int32_t row, int32_t num_tokens, int32_t min_tokens) {
 // Whether the row's blocks and the free ones are enough.
 bool Planner::can_hold(int32_t row, int32_t num_tokens) const {
   if (rows_.capacity(row) >= num_tokens) return true;
-  return config_.blocks_for(num_tokens) - static_cast<int32_t>(rows_.blocks(row).size()) <= blocks_.num_free();
+  return config_.blocks_for(num_tokens) - static_cast<int32_t>(rows_.blocks(row).size()) <= num_available_blocks();
 }
 
 void Planner::grant_up_to(int32_t row, int32_t num_tokens) {
-  while (rows_.capacity(row) < num_tokens && blocks_.num_free() > 0) {
+  while (rows_.capacity(row) < num_tokens && num_available_blocks() > 0) {
+    cache_.free_block();
     rows_.grant(row);
     const auto& table = rows_.blocks(row);
     draft_.grants.push_back({row, static_cast<int32_t>(table.size()) - 1, table.back()});
@@ -264,16 +283,17 @@ void Planner::grant_up_to(int32_t row, int32_t num_tokens) {
 // True when a block became free. While any is coming, nobody is evicted.
 bool Planner::make_room(const Request& needy) {
   if (is_any_block_coming()) return false;
+  if (cache_.drop_duplicates()) return num_available_blocks() > 0;
   const int32_t victim = pick_victim(needy);
   if (victim == kDummyRow) return false;
   evict(victim);
-  return blocks_.num_free() > 0;
+  return num_available_blocks() > 0;
 }
 
-// Fenced blocks, and those of rows whose last sample is in flight.
+// Fenced blocks, cached ones that a launched step names, and those of rows whose last sample is in flight.
 bool Planner::is_any_block_coming() const {
   const auto is_exhausted = [this](int32_t row) { return rows_.is_exhausted(row); };
-  return blocks_.num_fenced() > 0 || std::ranges::any_of(rows_.running(), is_exhausted);
+  return blocks_.num_fenced() > 0 || cache_.is_any_block_coming() || std::ranges::any_of(rows_.running(), is_exhausted);
 }
 
 int32_t Planner::pick_victim(const Request& needy) const {
@@ -290,7 +310,7 @@ int32_t Planner::pick_victim(const Request& needy) const {
 
 void Planner::evict(int32_t row) {
   Request& request = *rows_.request(row);
-  rows_.release(row);
+  cache_.release(row);
   ++request.num_evictions;
   ++num_evictions_;
   if (request.state == RequestState::kPaused) return;
@@ -300,17 +320,19 @@ void Planner::evict(int32_t row) {
 
 // A request is admitted when its whole prompt fits. (While tokens are left for it, every running prompt before it has
 // been served.) One that was evicted also leaves each running row a block, or it would soon be evicted again.
-bool Planner::fits(const Request& request) const {
+bool Planner::fits(Request& request) {
   if (!clock_.has_retired(request.last_step) || !rows_.has_room()) return false;
+  const PrefixMatch& match = cache_.find(request);
+  if (!cache_.has_slot(match, draft_.step) || !cache_.has_packet_room(request, match, draft_)) return false;
   if (draft_.num_words + request.num_words() > config_.max_packet_words()) return false;
   if (!request.token_mask.empty() && std::ssize(draft_.masks) == config_.max_packet_masks()) return false;
   const int32_t num_spare = request.num_evictions > 0 ? static_cast<int32_t>(rows_.running().size()) : 0;
-  const int32_t num_needed = config_.blocks_for(request.num_tokens()) + num_spare;
-  return config_.num_blocks == 0 || num_needed <= blocks_.num_free();
+  const int32_t num_needed = cache_.num_blocks_to_admit(request, match) + num_spare;
+  return config_.num_blocks == 0 || num_needed <= num_available_blocks();
 }
 
 // When nothing runs and nothing is coming, rows that cannot run (paused ones, or stalled behind them) give way.
-bool Planner::displace_for(const Request& request) {
+bool Planner::displace_for(Request& request) {
   while (draft_.num_tokens == 0 && clock_.num_in_flight() == 0) {
     const int32_t victim = pick_victim(request);
     if (victim == kDummyRow) return false;

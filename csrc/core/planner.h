@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/prefix_cache.h"
 #include "core/row_table.h"
 
 namespace headway {
@@ -36,6 +37,8 @@ struct StepDraft {
   int32_t num_tokens = 0;
   int32_t num_words = 0;  // of the admitted rows' stop and bias lists
   int32_t num_prompt_tokens = 0;  // that the packet brings: of the chunks, and history before them
+  int32_t num_shared_blocks = 0;  // of the grants, blocks that admitted rows share
+  int32_t num_history = 0;        // of the prompt tokens, those that are not computed
   int32_t max_query_len = 0;
   int32_t max_kv_len = 0;
   bool has_news = false;  // false: the device can repeat the rows it has
@@ -45,7 +48,8 @@ struct StepDraft {
 
 class Planner {
  public:
-  Planner(const LedgerConfig& config, const StepClock& clock, RowTable& rows, BlockPool& blocks, WaitingQueue& waiting);
+  Planner(const LedgerConfig& config, const StepClock& clock, RowTable& rows, BlockPool& blocks, PrefixCache& cache,
+          WaitingQueue& waiting);
 
   // Plans the step and accounts for it; a draft without rows is not a step and changes no row's lengths.
   const StepDraft& draft(int64_t step);
@@ -68,6 +72,7 @@ class Planner {
   void plan_decodes();
   void plan_prompts();
   void admit_waiting();
+  void admit(Request& request);
   bool add_chunk(int32_t row);
   int32_t cut_chunk(int32_t start, int32_t num_tokens, int32_t num_left) const;
   void order_rows();
@@ -86,8 +91,9 @@ class Planner {
   bool is_any_block_coming() const;
   int32_t pick_victim(const Request& needy) const;
 
-  bool fits(const Request& request) const;
-  bool displace_for(const Request& request);
+  bool fits(Request& request);
+  bool displace_for(Request& request);
+  int32_t num_available_blocks() const { return blocks_.num_free() + cache_.num_evictable_blocks(); }
   int32_t tokens_left() const { return config_.max_step_tokens - draft_.num_tokens; }
   int32_t blocks_to_finish_prompt(int32_t row) const;
 
@@ -95,6 +101,7 @@ class Planner {
   const StepClock& clock_;
   RowTable& rows_;
   BlockPool& blocks_;
+  PrefixCache& cache_;
   WaitingQueue& waiting_;
   StepDraft draft_;
   std::vector<Chunk> final_chunks_;

@@ -54,6 +54,12 @@ struct Request {
   bool is_mask_sent = false;         // since its admission, or since the mask was set
   int32_t num_prompt_logprobs = -1;
   int32_t num_scored = 0;  // prompt tokens whose scoring has been launched; scored once, however often recomputed
+  int32_t root = 0;  // of its salt in the prefix tree; 0: it neither reads the cache nor leaves anything there
+  int32_t num_cached_tokens = 0;
+  bool awaits_prefix = false;  // lets others pass, since a running prompt will soon leave what it begins with
+  bool has_awaited_prefix = false;
+  PrefixMatch match;
+  int64_t match_version = -1;  // of the tree when the match was made
   WaitingSet::node_type wait_node;  // its place in the queue while it is outside, so that queueing never allocates
 
   int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }
@@ -86,12 +92,7 @@ class WaitingQueue {
  public:
   bool is_empty() const { return queue_.empty(); }
   int64_t size() const { return static_cast<int64_t>(queue_.size()); }
-  // The first that fulfils a condition, or null.
-  template <typename Condition>
-  Request* first(Condition&& is_met) const {
-    const auto found = std::find_if(queue_.begin(), queue_.end(), [&](const Request* r) { return is_met(*r); });
-    return found == queue_.end() ? nullptr : *found;
-  }
+  const WaitingSet& requests() const { return queue_; }
   bool contains(Request& request) const { return queue_.contains(&request); }
   void push_new(Request& request) { queue_.insert(&request); }
   void push_back_in(Request& request) { queue_.insert(std::move(request.wait_node)); }

@@ -5,12 +5,11 @@
 
 namespace headway {
 
-RowTable::RowTable(const LedgerConfig& config, const StepClock& clock, BlockPool& blocks, SlotPool& slots)
+RowTable::RowTable(const LedgerConfig& config, const StepClock& clock, BlockPool& blocks)
     : block_size_(config.block_size),
       has_blocks_(config.num_blocks > 0),
       has_slots_(config.num_slots > 0),
       block_pool_(blocks),
-      slots_(slots),
       ids_(config.max_rows, config.max_in_flight(), clock),
       requests_(config.max_rows + 1, nullptr),
       launched_len_(config.max_rows + 1, 0),
@@ -28,19 +27,20 @@ RowTable::RowTable(const LedgerConfig& config, const StepClock& clock, BlockPool
   rewinds_.reserve(config.max_rows);
 }
 
-int32_t RowTable::admit(Request& request) {
+int32_t RowTable::admit(Request& request, RowStart&& start) {
   const int32_t row = ids_.take();
-  tickets_[row] = slots_.acquire();
+  tickets_[row] = std::move(start.slot);
   requests_[row] = &request;
-  launched_len_[row] = 0;
+  launched_len_[row] = start.num_tokens;
   bound_len_[row] = request.num_tokens();
   max_total_len_[row] = request.max_total_len;
-  capacity_[row] = has_blocks_ ? 0 : std::numeric_limits<int32_t>::max();
+  const auto num_held = static_cast<int32_t>(start.blocks.size()) * block_size_;
+  capacity_[row] = has_blocks_ ? num_held : std::numeric_limits<int32_t>::max();
   is_decoding_[row] = false;
   has_mask_[row] = !request.token_mask.empty();
   request.is_mask_sent = false;
   last_step_[row] = 0;
-  blocks_[row].clear();
+  blocks_[row].assign(start.blocks.begin(), start.blocks.end());
   request.row = row;
   request.state = RequestState::kRunning;
   insert_running(row);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "core/block_pool.h"
@@ -12,14 +13,21 @@
 
 namespace headway {
 
+// What a row has when it is admitted.
+struct RowStart {
+  int32_t num_tokens = 0;           // computed already
+  SlotTicket slot = {};             // where its state goes
+  std::span<const int32_t> blocks;  // of those tokens; their references become the row's
+};
+
 class RowTable {
  public:
-  RowTable(const LedgerConfig& config, const StepClock& clock, BlockPool& blocks, SlotPool& slots);
+  RowTable(const LedgerConfig& config, const StepClock& clock, BlockPool& blocks);
 
-  bool has_room() const { return ids_.num_free() > 0 && slots_.has_room(); }
+  bool has_room() const { return ids_.num_free() > 0; }
 
-  // Takes a row and a slot for a request, which starts as a prompt of all its known tokens. Needs has_room().
-  int32_t admit(Request& request);
+  // Takes a row for a request, which starts as a prompt of all its known tokens. Needs has_room().
+  int32_t admit(Request& request, RowStart&& start);
 
   // Gives back row, slot and blocks; each becomes free when the last launched step of the row has retired.
   void release(int32_t row);
@@ -59,6 +67,7 @@ class RowTable {
   bool is_exhausted(int32_t row) const { return bound_len_[row] >= max_total_len_[row]; }
   int64_t last_step(int32_t row) const { return last_step_[row]; }
   int32_t slot(int32_t row) const { return tickets_[row].slot(); }
+  SlotTicket& slot_ticket(int32_t row) { return tickets_[row]; }
   const std::vector<int32_t>& blocks(int32_t row) const { return blocks_[row]; }
 
   const std::vector<int32_t>& running() const { return running_; }  // those that run first come first
@@ -76,7 +85,6 @@ class RowTable {
   const bool has_blocks_;
   const bool has_slots_;
   BlockPool& block_pool_;
-  SlotPool& slots_;
   FencedPool ids_;
   std::vector<Request*> requests_;
   std::vector<int32_t> launched_len_;

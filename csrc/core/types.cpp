@@ -1,6 +1,7 @@
 #include "core/types.h"
 
 #include <algorithm>
+#include <numeric>
 #include <string>
 
 #include "core/error.h"
@@ -13,6 +14,7 @@ constexpr int64_t kSectionAlignment = 16;
 constexpr int32_t kMaxCount = 1 << 29;  // keeps every sum of two counts within int32
 constexpr int32_t kMaxRows = 1 << 20;
 constexpr int32_t kMaxLaunchDepth = 64;
+constexpr int32_t kMinPacketSharedBlocks = 4096;
 constexpr int32_t kFullListsPerPacket = 64;  // rows admitted in one step with the longest stop and bias lists
 constexpr int32_t kWordsPerRow = kMaxStopIds + 2 * kMaxLogitBias + kMaxBadWordEntries;
 constexpr int32_t kMasksPerPacket = 256;  // rows beyond wait for the next step
@@ -43,6 +45,8 @@ void LedgerConfig::validate() const {
   require_range("prompt_grid_tokens", prompt_grid_tokens, 1, max_step_tokens);  // or a long prompt never moves
   require_range("max_scored_tokens", max_scored_tokens, 0, kMaxRows);
   if (max_scored_tokens > 0) require_range("max_scored_tokens", max_scored_tokens, prompt_grid_tokens, kMaxRows);
+  require_range("max_snapshots", max_snapshots, 0, num_slots);
+  require_range("snapshot_stride_tokens", snapshot_stride_tokens, 0, kMaxCount);
 }
 
 int32_t LedgerConfig::max_blocks_per_row() const {
@@ -56,7 +60,16 @@ int32_t LedgerConfig::max_packet_words() const {
 // A row with n tokens gains at most n / S + 1 blocks, and those ahead.
 int32_t LedgerConfig::max_packet_grants() const {
   const int64_t most = max_step_tokens / block_size + int64_t{max_rows} * (1 + grant_ahead_blocks);
-  return static_cast<int32_t>(std::min<int64_t>(most, num_blocks));
+  return static_cast<int32_t>(std::min<int64_t>(most, num_blocks)) + max_packet_shared_blocks();
+}
+
+// One request's at least.
+int32_t LedgerConfig::max_packet_shared_blocks() const {
+  return use_prefix_cache && num_blocks > 0 ? std::max(max_blocks_per_row(), kMinPacketSharedBlocks) : 0;
+}
+
+int64_t LedgerConfig::prefix_unit_tokens() const {
+  return num_slots > 0 ? std::lcm<int64_t>(block_size, prompt_grid_tokens) : block_size;
 }
 
 int32_t LedgerConfig::max_packet_masks() const {
@@ -102,6 +115,7 @@ void CommitRecord::clear() {
   tokens.clear();
   finish_reasons.clear();
   stop_tokens.clear();
+  cached_tokens.clear();
   logprobs.clear();
   ranks.clear();
   top_ids.clear();
@@ -128,6 +142,7 @@ void CommitRecord::reserve(size_t num_results, bool has_alternatives) {
   tokens.reserve(num_results);
   finish_reasons.reserve(num_results);
   stop_tokens.reserve(num_results);
+  cached_tokens.reserve(num_results);
   logprobs.reserve(num_results);
   ranks.reserve(num_results);
   if (!has_alternatives) return;

@@ -24,6 +24,11 @@ struct LedgerConfig {
   int32_t grant_ahead_blocks = 1;  // blocks granted before the boundary
   int32_t prompt_grid_tokens = 1;  // prompts are cut into steps at absolute multiples of it
   int32_t max_scored_tokens = 0;   // prompt tokens of a step whose logprobs are reported; 0: no request may ask
+  bool use_prefix_cache = false;
+  int32_t max_snapshots = 0;           // of the slots, those that cached states may hold
+  int32_t snapshot_stride_tokens = 0;  // also keep a prompt's state at each multiple of it; 0: never
+  bool weighs_snapshot_cost = false;   // evict, of the oldest snapshots, the one that spares the fewest tokens
+  bool caches_outputs = true;          // what a request leaves at its end includes what it generated
 
   void validate() const;  // throws RequestError
 
@@ -37,6 +42,9 @@ struct LedgerConfig {
   int32_t max_packet_masks() const;
   int32_t mask_words() const { return (vocab_size + 31) / 32; }  // of 32 bits, of a token mask
   int32_t max_results() const { return max_rows + max_scored_tokens; }  // that a step reports
+  int32_t max_packet_shared_blocks() const;  // of those, blocks that admitted rows share with the prefix cache
+  // Prompts are matched with the cache, and their states kept, at multiples of it: no shorter prefix can be cached.
+  int64_t prefix_unit_tokens() const;
   int32_t max_packet_snapshots() const;
   int32_t max_packet_copies() const;
   int32_t max_packet_tokens() const { return max_step_tokens + max_model_len; }  // chunks, and history before them
@@ -98,9 +106,10 @@ struct CommitRecord {
   std::vector<int32_t> tokens;          // -1 where the reason is kError
   std::vector<int32_t> finish_reasons;  // FinishReason
   std::vector<int32_t> stop_tokens;     // the stop id that ended the request, -1 if none
+  std::vector<int32_t> cached_tokens;  // of the request's prompt, those that were not computed at its first admission
   std::vector<float> logprobs;
   std::vector<int32_t> ranks;
-  std::vector<int32_t> top_ids;     // [n, max_logprobs], -1 where unused; empty when no row asked for any
+  std::vector<int32_t> top_ids;  // [n, max_logprobs], -1 where unused; empty when no row asked for any
   std::vector<float> top_logprobs;  // likewise
 
   // Prompt tokens that were scored; lists share another index.
@@ -108,12 +117,41 @@ struct CommitRecord {
   std::vector<int32_t> score_tokens;
   std::vector<float> score_logprobs;
   std::vector<int32_t> score_ranks;
-  std::vector<int32_t> score_top_ids;     // [m, max_logprobs], -1 where unused
+  std::vector<int32_t> score_top_ids;  // [m, max_logprobs], -1 where unused
   std::vector<float> score_top_logprobs;  // likewise
 
   void clear();
   void reserve(size_t num_results, bool has_alternatives);
   void reserve_scores(size_t num_scored);
+};
+
+// How much of a sequence the prefix cache holds. Nodes of its tree are ids > 0, roots < 0.
+struct PrefixMatch {
+  int32_t node = 0;  // deepest full node that agrees, or the root
+  int32_t num_tokens = 0;  // to that node's end: KV is there for so many
+  int32_t start_node = 0;  // where computing can begin: at this node's end; 0: at the sequence's beginning
+  int32_t start = 0;  // tokens before that point
+};
+
+// What the prefix cache holds and did. Requests are counted at their first admission, unless they opted out.
+struct PrefixStats {
+  int64_t num_lookups = 0;
+  int64_t num_hits = 0;  // that start behind their first token
+  int64_t num_prompt_tokens = 0;
+  int64_t num_cached_tokens = 0;  // of those, not computed
+  int64_t num_waits = 0;  // requests that let others pass until a running prompt had left their prefix
+  // Every miss has one reason; the first that holds.
+  int64_t num_too_short = 0;  // the prompt is shorter than what can be cached
+  int64_t num_pending = 0;  // a running prompt was about to leave some of it, too little to wait for
+  int64_t num_without_snapshot = 0;  // KV is there, but no state
+  int64_t num_other_salt = 0;  // it is there under another salt
+  int64_t num_without_kv = 0;
+  int64_t num_blocks = 0;  // that the cache holds, some with rows
+  int64_t num_evictable_blocks = 0;  // with nobody: as good as free
+  int64_t num_snapshots = 0;
+  int64_t num_snapshots_taken = 0;
+  int64_t num_evicted_blocks = 0;
+  int64_t num_evicted_snapshots = 0;
 };
 
 struct Stats {

@@ -46,6 +46,11 @@ class LedgerConfig:
         grant_ahead_blocks: int = 1,  # blocks granted before the boundary
         prompt_grid_tokens: int = 1,  # prompts are cut into steps at absolute multiples of it
         max_scored_tokens: int = 0,  # prompt tokens of a step whose logprobs are reported; 0: none may ask
+        use_prefix_cache: bool = False,
+        max_snapshots: int = 0,  # of the slots, those that cached states may hold
+        snapshot_stride_tokens: int = 0,  # also keep a prompt's state at each multiple of it; 0: never
+        weighs_snapshot_cost: bool = False,  # evict, of the oldest snapshots, the one that spares the fewest tokens
+        caches_outputs: bool = True,  # what a request leaves at its end includes what it generated
     ) -> None: ...
     max_rows: int
     num_blocks: int
@@ -65,6 +70,14 @@ class LedgerConfig:
     @property
     def mask_words(self) -> int:
         """32-bit words of a token mask: one bit a token of the vocabulary."""
+    use_prefix_cache: bool
+    max_snapshots: int
+    snapshot_stride_tokens: int
+    weighs_snapshot_cost: bool
+    caches_outputs: bool
+    @property
+    def prefix_unit_tokens(self) -> int:
+        """Prefixes are cached at multiples of it (and where a sequence ended); no shorter one is."""
     @property
     def max_packet_snapshots(self) -> int:
         """States that one step's prompt chunks may leave."""
@@ -133,6 +146,7 @@ class Commit:
     tokens: npt.NDArray[np.int32]  # [n] -1 where finish_reasons is FINISH_ERROR
     finish_reasons: npt.NDArray[np.int32]  # [n] NOT_FINISHED while the request goes on
     stop_tokens: npt.NDArray[np.int32]  # [n] the stop id that ended the request, -1 if none
+    cached_tokens: npt.NDArray[np.int32]  # [n] of the request's prompt, those found in the prefix cache
     logprobs: npt.NDArray[np.float32]  # [n]
     ranks: npt.NDArray[np.int32]  # [n]
     top_ids: npt.NDArray[np.int32]  # [n, max_logprobs] -1 where unused
@@ -163,6 +177,29 @@ class Stats:
     num_evictions: int
     num_finished: int
 
+class PrefixStats:
+    """What the prefix cache holds and did. Requests are counted at their first admission, unless they opted out.
+
+    A lookup is a hit or a miss for one reason, the first that holds in the order given here.
+    """
+
+    num_lookups: int
+    num_hits: int  # requests that start behind their first token
+    num_prompt_tokens: int
+    num_cached_tokens: int  # of those, not computed
+    num_waits: int  # requests that let others pass until a running prompt had left their prefix
+    num_too_short: int  # misses: the prompt is shorter than what can be cached
+    num_pending: int  # a running prompt was about to leave some of it, too little to wait for
+    num_without_snapshot: int  # KV is there, but no state
+    num_other_salt: int  # it is there under another salt
+    num_without_kv: int
+    num_blocks: int  # that the cache holds, some with running requests
+    num_evictable_blocks: int  # with nobody: as good as free
+    num_snapshots: int
+    num_snapshots_taken: int
+    num_evicted_blocks: int
+    num_evicted_snapshots: int
+
 class Ledger:
     """The host's truth: rows, blocks, slots, the plan of each step and the commit of its results.
 
@@ -180,8 +217,14 @@ class Ledger:
         *,
         max_new_tokens: int,
         priority: int = 0,  # lower runs first, as in vLLM
+        salt: bytes = b"",
+        uses_cache: bool = True,
     ) -> int:
-        """Queues a request and returns its id. Raises CapacityError if it can never fit, RequestError on bad ids."""
+        """Queues a request and returns its id. Raises CapacityError if it can never fit, RequestError on bad ids.
+
+        The prefix cache shows it only what requests of the same salt left, and nothing when `uses_cache` is false;
+        it then leaves nothing either.
+        """
 
     def plan(self) -> Plan | None:
         """Plans and accounts for the next step; None when nothing can run or max_launch_depth + 1 are in flight."""
@@ -232,6 +275,9 @@ class Ledger:
     @property
     def has_unfinished(self) -> bool: ...
     def stats(self) -> Stats: ...
+    def prefix_stats(self) -> PrefixStats: ...
+    def reset_prefix_cache(self) -> None:
+        """No later request finds what is cached now, or what running ones compute."""
     def check_integrity(self) -> None:
         """Raises IntegrityError naming the first broken invariant."""
 

@@ -26,6 +26,7 @@ struct Totals {
   int64_t num_evictions = 0;
   int64_t num_requests = 0;
   int64_t num_done[kNumOps] = {};
+  PrefixStats prefix;
   Tally tally;
 };
 
@@ -35,6 +36,7 @@ void add_up(const Host& host, const RandomOps& ops, Totals& totals) {
   totals.num_silent_steps += host.num_silent_steps;
   totals.num_evictions += host.ledger.stats().num_evictions;
   totals.num_requests += host.client.newest_id();
+  sim::add_up(host.ledger.prefix_stats(), totals.prefix);
   totals.tally.num_tokens += host.tally.num_tokens;
   totals.tally.num_host_stops += host.tally.num_host_stops;
   totals.tally.num_void_results += host.tally.num_void_results;
@@ -92,9 +94,12 @@ void print(const Totals& totals, double seconds) {
               ends(FinishReason::kStop) - n(tally.num_host_stops), ends(FinishReason::kLength),
               ends(FinishReason::kAbort), ends(FinishReason::kError), n(tally.num_host_stops));
   std::printf("\"rewinds\": %lld, \"refused_rewinds\": %lld, ", n(tally.num_rewinds), n(tally.num_refused_rewinds));
+  sim::print(totals.prefix);
   std::printf(
-      "\"refused\": %lld, \"commits\": %lld, \"pauses\": %lld, \"resumes\": %lld, \"forced_evictions\": %lld}\n",
-      done(Op::kAddInvalid), done(Op::kCommit), done(Op::kPause), done(Op::kResume), done(Op::kEvict));
+      "\"refused\": %lld, \"commits\": %lld, \"pauses\": %lld, \"resumes\": %lld, \"forced_evictions\": %lld, "
+      "\"cache_resets\": %lld}\n",
+      done(Op::kAddInvalid), done(Op::kCommit), done(Op::kPause), done(Op::kResume), done(Op::kEvict),
+      done(Op::kResetCache));
 }
 
 }  // namespace

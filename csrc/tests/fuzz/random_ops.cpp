@@ -19,6 +19,7 @@ RandomOps::RandomOps(Host& host, Rng& rng, int32_t max_unfinished)
     set(op, rng.one_in(3) ? 0 : rng.draw(1, 4));
   }
   set(Op::kRead, 1);
+  set(Op::kResetCache, rng.one_in(8));
   total_weight_ = std::accumulate(weights_, weights_ + kNumOps, 0);
 }
 
@@ -58,6 +59,9 @@ bool RandomOps::run(Op op) {
       return finish();
     case Op::kRewind:
       return rewind();
+    case Op::kResetCache:
+      host_.reset_prefix_cache();
+      break;
     case Op::kRead:
       read();
   }
@@ -67,7 +71,9 @@ bool RandomOps::run(Op op) {
 bool RandomOps::add() {
   if (host_.client.num_unfinished() >= max_unfinished_) return false;
   const auto number = static_cast<uint64_t>(host_.client.newest_id()) + 1;
-  return host_.client.add(random_request(rng_, host_.ledger.config(), number)) != 0;
+  RequestSpec request = random_request(rng_, host_.ledger.config(), number);
+  begin_like(rng_, host_.ledger.config(), host_.client.tokens_of_one(rng_), request);
+  return host_.client.add(request) != 0;
 }
 
 bool RandomOps::add_invalid() {

@@ -21,8 +21,9 @@ enum class Op : uint8_t {
   kFinish,
   kRewind,
   kRead,
+  kResetCache,
 };
-inline constexpr int32_t kNumOps = 11;
+inline constexpr int32_t kNumOps = 12;
 
 class RandomOps {
  public:

@@ -24,7 +24,8 @@ bool fits_ever(const LedgerConfig& config, const RequestSpec& spec) {
 int64_t Client::add(const RequestSpec& spec) {
   int64_t id = 0;
   try {
-    id = ledger_.add(spec.prompt, spec.sampling, spec.max_new_tokens, spec.priority);
+    id = ledger_.add(spec.prompt, spec.sampling, spec.max_new_tokens, spec.priority, salt_of(spec.sampling.seed),
+                     spec.uses_cache);
   } catch (const CapacityError&) {
     EXPECT_TRUE(!fits_ever(ledger_.config(), spec));
     return 0;
@@ -41,11 +42,21 @@ int64_t Client::add(const RequestSpec& spec) {
   return id;
 }
 
+std::vector<int32_t> Client::tokens_of_one(Rng& rng) const {
+  constexpr int32_t kNumLast = 8;
+  const auto newest = static_cast<int32_t>(newest_id_);
+  const auto found = conversations_.find(rng.draw(std::max(1, newest - kNumLast), std::max(1, newest)));
+  if (found == conversations_.end()) return {};
+  std::vector<int32_t> tokens = found->second.spec.prompt;
+  tokens.insert(tokens.end(), found->second.outputs.begin(), found->second.outputs.end());
+  return tokens;
+}
+
 void Client::receive(const CommitRecord& changes, int32_t num_sampled) {
   const size_t num_results = changes.request_ids.size();
   EXPECT_TRUE(changes.tokens.size() == num_results && changes.finish_reasons.size() == num_results &&
               changes.stop_tokens.size() == num_results && changes.logprobs.size() == num_results &&
-              changes.ranks.size() == num_results);
+              changes.cached_tokens.size() == num_results && changes.ranks.size() == num_results);
   tally_.num_void_results += num_sampled - static_cast<int64_t>(num_results);
   for (size_t i = 0; i < num_results; ++i) receive_one(changes, i);
 }
@@ -66,6 +77,9 @@ void Client::receive_one(const CommitRecord& changes, size_t i) {
   EXPECT_EQ(changes.stop_tokens[i], reason == FinishReason::kStop ? token : -1);
   EXPECT_EQ(changes.logprobs[i], logprob_of(token));
   EXPECT_EQ(changes.ranks[i], rank_of(token));
+  const int32_t num_cached = changes.cached_tokens[i];
+  const auto prompt_len = static_cast<int32_t>(conversation->spec.prompt.size());
+  EXPECT_TRUE(num_cached >= 0 && num_cached < prompt_len && (num_cached == 0 || conversation->spec.uses_cache));
   check_alternatives(changes, i, conversation->spec.sampling.num_logprobs);
   conversation->context.append(token);
   conversation->outputs.push_back(token);

@@ -39,6 +39,8 @@ class Client {
 
   // The id, or 0 where the ledger has no room for such a request ever.
   int64_t add(const RequestSpec& spec);
+  // Prompt and outputs of one of the last requests; empty before the first.
+  std::vector<int32_t> tokens_of_one(Rng& rng) const;
   // Checks a commit's records, then plays the host's part: ends those whose text reached a stop string.
   void receive(const CommitRecord& changes, int32_t num_sampled);
   bool abort(int64_t id);

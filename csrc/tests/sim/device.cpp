@@ -1,6 +1,7 @@
 #include "tests/sim/device.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "cpu/ops.h"
 
@@ -20,7 +21,7 @@ Device::Device(const LedgerConfig& config, bool has_replays)
       results_(config.max_rows),
       top_ids_(int64_t{config.max_rows} * config.max_logprobs),
       top_logprobs_(int64_t{config.max_rows} * config.max_logprobs),
-      admissions_(config.max_rows + 1, 0),
+      has_begun_(config.max_rows + 1, 0),
       cells_((int64_t{config.num_blocks} + 1) * config.block_size),
       states_(config.num_slots + 1) {
   const int64_t num_rows = config.max_rows + 1;
@@ -110,6 +111,8 @@ void Device::begin(const Plan& plan) {
   }
   if (plan.packet != nullptr) check_bias_lists(plan);
   check_inputs(plan);
+  copy_states(plan);
+  if (config_.num_slots > 0) check_slots(plan);
 }
 
 // An old packet stays where it is when the step brings none.
@@ -138,7 +141,9 @@ void Device::check_inputs(const Plan& plan) {
       expect(num_tokens == 1, "a decode row has several tokens");
     } else if (inputs_.rows[i] != kDummyRow) {
       const bool is_final = i < plan.num_sampled;
-      expect(inputs_.row_start[i] % config_.prompt_grid_tokens == 0, "a chunk starts off the grid");
+      const bool is_first = std::exchange(has_begun_[inputs_.rows[i]], 1) == 0;
+      const bool is_restored = config_.use_prefix_cache && is_first;
+      expect(is_restored || inputs_.row_start[i] % config_.prompt_grid_tokens == 0, "a chunk starts off the grid");
       expect(is_final || inputs_.kv_lens[i] % config_.prompt_grid_tokens == 0, "a chunk is cut off the grid");
     }
   }
@@ -156,7 +161,7 @@ void Device::forget_tables(const Plan& plan) {
   const auto* inits = reinterpret_cast<const RowInit*>(plan.packet + header.inits_offset);
   for (int32_t i = 0; i < header.num_inits; ++i) {
     const int64_t row = inits[i].row;
-    ++admissions_[row];
+    has_begun_[row] = 0;
     std::fill_n(mirror_.block_table + row * mirror_.max_blocks_per_row, mirror_.max_blocks_per_row, kNoBlock);
   }
 }
@@ -180,7 +185,7 @@ void Device::write(const Plan& plan) {
     if (row == kDummyRow) continue;
     expect(row > 0 && row <= config_.max_rows, "a step names no row");
     expect(inputs_.row_start[i] > 0 || i >= plan.num_decode_rows, "a row decodes without a prompt");
-    if (config_.num_slots > 0) write_state(i, row);
+    if (config_.num_slots > 0) write_state(plan, i, row);
     if (config_.num_blocks == 0) continue;
     for (int32_t t = inputs_.query_start[i]; t < inputs_.query_start[i + 1]; ++t) {
       write_cell(row, inputs_.positions[t], inputs_.token_ids[t]);
@@ -191,23 +196,77 @@ void Device::write(const Plan& plan) {
 void Device::write_cell(int32_t row, int32_t position, int32_t token) {
   expect(position >= 0 && position < config_.max_model_len, "a position is out of range");
   if (!fault_.empty()) return;
-  const int32_t block = mirror_.block_table[int64_t{row} * mirror_.max_blocks_per_row + position / config_.block_size];
-  expect(block > 0 && block <= config_.num_blocks, "a token is written without a block");
-  if (!fault_.empty()) return;
-  cells_[int64_t{block} * config_.block_size + position % config_.block_size] = {tag(row, position), token};
+  const uint64_t before = content_before(row, position);
+  const Cell* written = cell(row, position);
+  if (fault_.empty()) cells_[written - cells_.data()] = {Context::extend(before, token), token};
 }
 
-void Device::write_state(int32_t i, int32_t row) {
-  const int32_t slot = inputs_.write_slots[i];
-  expect(slot > 0 && slot <= config_.num_slots, "a row has no slot");
-  if (!fault_.empty()) return;
-  State& state = states_[slot];
-  if (inputs_.row_start[i] == 0) state = {tag(row, 0), 0, Context(sampling_[row].seed)};
-  expect(state.tag == tag(row, 0), "a slot was overwritten while it was in use");
+const Device::Cell* Device::cell(int32_t row, int32_t position) {
+  const int32_t block = mirror_.block_table[int64_t{row} * mirror_.max_blocks_per_row + position / config_.block_size];
+  expect(block > 0 && block <= config_.num_blocks, "a token is written or read without a block");
+  if (!fault_.empty()) return nullptr;
+  return &cells_[int64_t{block} * config_.block_size + position % config_.block_size];
+}
+
+uint64_t Device::content_before(int32_t row, int32_t position) {
+  if (position == 0) return Context(sampling_[row].seed).content();
+  const Cell* before = cell(row, position - 1);
+  return before == nullptr ? 0 : before->content;
+}
+
+// A row continues from the state that read_slots names, and leaves states after some of its tokens in other slots.
+void Device::write_state(const Plan& plan, int32_t i, int32_t row) {
+  State state = states_[inputs_.read_slots[i]];
+  const bool is_decode = i < plan.num_decode_rows;
+  if (inputs_.row_start[i] == 0) state = {Context(sampling_[row].seed).content(), 0};
+  expect(is_decode || !state.has_log, "a state is read before its log is folded");
   expect(state.num_tokens == inputs_.row_start[i], "a state has seen other positions than the step says");
+  const bool has_cells = config_.num_blocks > 0 && fault_.empty();
+  expect(!has_cells || state.content == content_before(row, inputs_.row_start[i]), "a row continues a foreign state");
+  const bool has_snapshots = plan.num_snapshots > 0;
+  int32_t next = has_snapshots ? inputs_.snapshot_starts[i] : 0;
+  const int32_t end = has_snapshots ? inputs_.snapshot_starts[i + 1] : 0;
   for (int32_t t = inputs_.query_start[i]; t < inputs_.query_start[i + 1]; ++t) {
-    state.context.append(inputs_.token_ids[t]);
-    ++state.num_tokens;
+    state = {Context::extend(state.content, inputs_.token_ids[t]), state.num_tokens + 1, is_decode};
+    if (next < end && inputs_.snapshot_positions[next] == state.num_tokens) {
+      states_[inputs_.snapshot_slots[next++]] = state;
+    }
+  }
+  expect(next == end, "a snapshot is wanted at a position that the step does not pass");
+  states_[inputs_.write_slots[i]] = state;
+}
+
+void Device::copy_states(const Plan& plan) {
+  for (int32_t i = 0; i < plan.num_copies; ++i) {
+    const StateCopy& copy = inputs_.state_copies[i];
+    expect(copy.src_slot > 0 && copy.dst_slot > 0, "the dummy's state is copied");
+    expect(states_[copy.src_slot].num_tokens == copy.position, "a copied state has seen other positions");
+    states_[copy.dst_slot] = states_[copy.src_slot];
+    states_[copy.dst_slot].has_log = false;
+  }
+}
+
+// All rows of a step run at once: what one writes, no other may read or write.
+void Device::check_slots(const Plan& plan) {
+  std::vector<int32_t> writers(config_.num_slots + 1, -1);
+  const auto write = [&](int32_t slot, int32_t i) {
+    expect(slot > 0 && slot <= config_.num_slots, "a row has no slot");
+    if (!fault_.empty()) return;
+    expect(writers[slot] == -1, "two rows write one slot");
+    writers[slot] = i;
+  };
+  for (int32_t i = 0; i < plan.num_rows; ++i) {
+    if (inputs_.rows[i] == kDummyRow) continue;
+    write(inputs_.write_slots[i], i);
+    const bool has_snapshots = plan.num_snapshots > 0 && i >= plan.num_decode_rows;
+    const int32_t end = has_snapshots ? inputs_.snapshot_starts[i + 1] : 0;
+    for (int32_t k = has_snapshots ? inputs_.snapshot_starts[i] : 0; k < end; ++k) write(inputs_.snapshot_slots[k], i);
+  }
+  for (int32_t i = 0; i < plan.num_rows; ++i) {
+    if (inputs_.rows[i] == kDummyRow || inputs_.row_start[i] == 0) continue;
+    const int32_t writer = writers[inputs_.read_slots[i]];
+    const bool is_own = inputs_.read_slots[i] == inputs_.write_slots[i];
+    expect(writer == -1 || (is_own && writer == i), "a row reads a slot that another writes");
   }
 }
 
@@ -250,9 +309,11 @@ ResultRow Device::sample(int32_t i) {
   const int32_t row = inputs_.rows[i];
   const int32_t kv_len = inputs_.kv_lens[i];
   if (row == kDummyRow) return {kDummyRow, 0, 0.0f, 1, 1, 0};
-  const bool has_both = config_.num_blocks > 0 && config_.num_slots > 0;
-  const Context context = config_.num_blocks > 0 ? read_cells(row, kv_len) : read_state(row, kv_len);
-  if (has_both) expect(context == read_state(row, kv_len), "blocks and state tell different stories");
+  const uint64_t seed = sampling_[row].seed;
+  const Context context =
+      config_.num_blocks > 0 ? read_cells(row, kv_len) : Context(seed, states_[mirror_.slot[row]].content);
+  if (config_.num_slots > 0) check_state(row, context, kv_len);
+  if (sampling_[row].repetition_penalty != 1.0f) check_history(row, context, kv_len);
   // As the samplers report bad logits: no verdict, the row goes on with token 0 until the host ends it.
   if (context.is_bad()) return {row, 0, 0.0f, 0, 0, 1};
   const int32_t token = context.next_token(config_.vocab_size);
@@ -268,30 +329,26 @@ bool Device::is_stopped(int32_t row, int32_t token, int32_t kv_len) const {
 
 Context Device::read_cells(int32_t row, int32_t num_tokens) {
   Context context(sampling_[row].seed);
-  const int32_t* table = mirror_.block_table + int64_t{row} * mirror_.max_blocks_per_row;
   for (int32_t position = 0; position < num_tokens; ++position) {
-    const int32_t block = table[position / config_.block_size];
-    expect(block > 0 && block <= config_.num_blocks, "a token is read without a block");
-    if (!fault_.empty()) return context;
-    const Cell& cell = cells_[int64_t{block} * config_.block_size + position % config_.block_size];
-    expect(cell.tag == tag(row, position), "a block was overwritten while it was in use");
-    context.append(cell.token);
+    const Cell* held = cell(row, position);
+    if (held == nullptr) return context;
+    context.append(held->token);
+    expect(held->content == context.content(), "a block was overwritten while it was in use");
   }
   return context;
 }
 
-Context Device::read_state(int32_t row, int32_t num_tokens) {
-  const int32_t slot = mirror_.slot[row];
-  expect(slot > 0 && slot <= config_.num_slots, "a sampled row has no slot");
-  if (!fault_.empty()) return {};
-  expect(states_[slot].tag == tag(row, 0), "a slot was overwritten before it was read");
-  expect(states_[slot].num_tokens == num_tokens, "a state has seen other positions than its row");
-  return states_[slot].context;
+// A row with penalties needs all its tokens, those that were not computed too.
+void Device::check_history(int32_t row, const Context& context, int32_t num_tokens) {
+  Context told(sampling_[row].seed);
+  for (int32_t i = 0; i < num_tokens; ++i) told.append(mirror_.history[int64_t{row} * config_.max_model_len + i]);
+  expect(told.content() == context.content(), "a row's history is not its sequence");
 }
 
-uint64_t Device::tag(int32_t row, int32_t position) const {
-  const uint64_t writer = mix(sampling_[row].seed) + (admissions_[row] << 20) + static_cast<uint64_t>(row);
-  return mix(mix(writer) + static_cast<uint64_t>(position));
+void Device::check_state(int32_t row, const Context& context, int32_t num_tokens) {
+  const State& state = states_[mirror_.slot[row]];
+  expect(state.num_tokens == num_tokens, "a state has seen other positions than its row");
+  expect(state.content == context.content(), "a slot was overwritten before it was read");
 }
 
 }  // namespace headway::sim

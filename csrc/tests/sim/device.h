@@ -1,7 +1,8 @@
 // An asynchronous device for simulations: runs the CPU backend's own begin_step and finish_step on its own mirror, and
-// between them a model whose memory is tagged. Every KV cell and state slot records who wrote it (request, admission,
-// position); what is sampled is a hash of what is read back. A block or slot handed out too early, a wrong block table,
-// a lost or repeated token therefore raises a fault or changes a stream.
+// between them a model whose memory is tagged. Every KV cell and state slot records all the tokens it was made from, as
+// a hash; what is sampled is a hash of what is read back. A block or slot handed out too early or to a sequence that
+// begins otherwise, a wrong block table, a lost or repeated token therefore raises a fault or changes a stream. So does
+// a slot that one row of a step writes and another reads.
 //
 // Knows of the ledger what a real device knows: plans and their packets, read when the step runs, not when launched.
 // With replays, steps that only decode run as a captured graph would: padded rows, the packet at one fixed address, the
@@ -38,13 +39,13 @@ class Device {
  private:
   enum class Phase { kBegin, kWrite, kFinish };
   struct Cell {
-    uint64_t tag = 0;
+    uint64_t content = 0;  // of the sequence up to this token
     int32_t token = -1;
   };
   struct State {
-    uint64_t tag = 0;
-    int32_t num_tokens = 0;
-    Context context;
+    uint64_t content = 0;
+    int32_t num_tokens = -1;
+    bool has_log = false;  // decode steps leave an older state and inputs since; prompts cannot start from that
   };
 
   bool is_replayed(const Plan& plan) const { return has_replays_ && plan.num_decode_rows == plan.num_rows; }
@@ -55,13 +56,17 @@ class Device {
   void check_bias_lists(const Plan& plan);
   void write(const Plan& plan);
   void write_cell(int32_t row, int32_t position, int32_t token);
-  void write_state(int32_t i, int32_t row);
+  void write_state(const Plan& plan, int32_t i, int32_t row);
+  void copy_states(const Plan& plan);
+  void check_slots(const Plan& plan);
   void finish(const Plan& plan);
   ResultRow sample(int32_t i);
   bool is_stopped(int32_t row, int32_t token, int32_t kv_len) const;
   Context read_cells(int32_t row, int32_t num_tokens);
-  Context read_state(int32_t row, int32_t num_tokens);
-  uint64_t tag(int32_t row, int32_t position) const;
+  const Cell* cell(int32_t row, int32_t position);  // null: a fault
+  uint64_t content_before(int32_t row, int32_t position);
+  void check_history(int32_t row, const Context& context, int32_t num_tokens);
+  void check_state(int32_t row, const Context& context, int32_t num_tokens);
   void expect(bool holds, const char* what) {
     if (!holds && fault_.empty()) fault_ = what;
   }
@@ -86,7 +91,7 @@ class Device {
   std::vector<int32_t> top_ids_;
   std::vector<float> top_logprobs_;
 
-  std::vector<uint64_t> admissions_;  // [max_rows + 1] RowInits seen for the row
+  std::vector<uint8_t> has_begun_;  // [max_rows + 1] whether a step has computed tokens of the row since its RowInit
   std::vector<Cell> cells_;  // [num_blocks + 1, block_size]
   std::vector<State> states_;  // [num_slots + 1]
 };

@@ -1,5 +1,7 @@
 #include "tests/sim/host.h"
 
+#include <cstdio>
+
 #include "tests/check.h"
 
 namespace headway::sim {
@@ -76,7 +78,17 @@ void Host::check_device() const {
   EXPECT_EQ(device.fault(), "");
 }
 
-void Host::check_drained() const {
+void Host::reset_prefix_cache() {
+  ledger.reset_prefix_cache();
+  EXPECT_EQ(ledger.prefix_stats().num_evictable_blocks + ledger.prefix_stats().num_snapshots, 0);
+}
+
+void Host::check_drained() {
+  const PrefixStats cached = ledger.prefix_stats();
+  EXPECT_EQ(ledger.stats().blocks_free + cached.num_blocks, ledger.stats().blocks_total);
+  EXPECT_EQ(ledger.stats().slots_free + cached.num_snapshots, ledger.stats().slots_total);
+  ledger.check_integrity();
+  reset_prefix_cache();
   const Stats stats = ledger.stats();
   EXPECT_TRUE(!ledger.has_unfinished());
   EXPECT_EQ(client.num_unfinished(), 0);
@@ -86,6 +98,30 @@ void Host::check_drained() const {
   EXPECT_EQ(stats.blocks_fenced + stats.slots_fenced, 0);
   EXPECT_EQ(stats.steps_launched, stats.steps_committed);
   EXPECT_EQ(stats.num_finished, client.newest_id());
+}
+
+void add_up(const PrefixStats& stats, PrefixStats& total) {
+  total.num_hits += stats.num_hits;
+  total.num_cached_tokens += stats.num_cached_tokens;
+  total.num_waits += stats.num_waits;
+  total.num_too_short += stats.num_too_short;
+  total.num_pending += stats.num_pending;
+  total.num_without_snapshot += stats.num_without_snapshot;
+  total.num_other_salt += stats.num_other_salt;
+  total.num_without_kv += stats.num_without_kv;
+  total.num_snapshots_taken += stats.num_snapshots_taken;
+  total.num_evicted_blocks += stats.num_evicted_blocks;
+  total.num_evicted_snapshots += stats.num_evicted_snapshots;
+}
+
+void print(const PrefixStats& stats) {
+  const auto n = [](int64_t count) { return static_cast<long long>(count); };
+  std::printf("\"prefix\": {\"hits\": %lld, \"cached_tokens\": %lld, \"waits\": %lld, \"too_short\": %lld, ",
+              n(stats.num_hits), n(stats.num_cached_tokens), n(stats.num_waits), n(stats.num_too_short));
+  std::printf("\"pending\": %lld, \"without_snapshot\": %lld, \"other_salt\": %lld, \"without_kv\": %lld, ",
+              n(stats.num_pending), n(stats.num_without_snapshot), n(stats.num_other_salt), n(stats.num_without_kv));
+  std::printf("\"snapshots\": %lld, \"evicted_blocks\": %lld, \"evicted_snapshots\": %lld}, ",
+              n(stats.num_snapshots_taken), n(stats.num_evicted_blocks), n(stats.num_evicted_snapshots));
 }
 
 }  // namespace headway::sim

@@ -20,8 +20,10 @@ class Host {
   bool pause(int64_t id);
   bool resume(int64_t id);
   bool evict(int64_t id);
+  void reset_prefix_cache();
 
-  // Resumes all and runs until nothing is left; then every pool must be full.
+  // Resumes all and runs until nothing is left; then every pool must be full but for what is cached, and after a reset
+  // of the cache full.
   void drain();
   void check_device() const;  // throws CheckFailure where it saw a contradiction
 
@@ -33,10 +35,13 @@ class Host {
   int64_t num_silent_steps = 0;  // without a packet
 
  private:
-  void check_drained() const;
+  void check_drained();
 
   PolicyCheck policy_;
   CommitRecord changes_;
 };
+
+void add_up(const PrefixStats& stats, PrefixStats& total);
+void print(const PrefixStats& stats);  // "prefix": {...}, of the counters
 
 }  // namespace headway::sim

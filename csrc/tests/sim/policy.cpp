@@ -68,13 +68,13 @@ void PolicyCheck::check_rows(const Plan& plan) const {
   }
 }
 
-// Those admitted are the first of those that waited.
+// Those admitted are the first of those that waited, and do not wait for a running prompt's prefix.
 void PolicyCheck::check_admission() const {
   bool is_held_back = false;
   for (const int64_t id : waiting_) {
     const bool still_waits = ledger_.find(id)->state == RequestState::kWaiting;
     EXPECT_TRUE(still_waits || !is_held_back);
-    is_held_back |= still_waits;
+    is_held_back |= still_waits && !ledger_.find(id)->awaits_prefix;
   }
 }
 
@@ -94,7 +94,8 @@ void PolicyCheck::check_grants_ahead(const Plan& plan) const {
     if (is_evicted || !rows.is_decoding(row)) continue;    // a prompt may hold blocks that the grid cuts off
     const auto num_needed = static_cast<size_t>(ledger_.config().blocks_for(rows.launched_len(row)));
     if (rows.blocks(row).size() <= std::max(num_needed, num_blocks_[row])) continue;
-    EXPECT_TRUE(static_cast<size_t>(ledger_.blocks().num_free()) >= rows.running().size());
+    const int32_t num_available = ledger_.blocks().num_free() + ledger_.prefix_cache().num_evictable_blocks();
+    EXPECT_TRUE(static_cast<size_t>(num_available) >= rows.running().size());
   }
 }
 

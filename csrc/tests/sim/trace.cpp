@@ -16,13 +16,14 @@ struct Habits {
   int32_t resume_odds;
   int32_t evict_odds;
   int32_t rewind_odds;
+  int32_t reset_odds;
 };
 
 constexpr int32_t kNever = 1 << 30;
 
 Habits draw_habits(Rng& rng) {
   const auto odds = [&](int32_t usual) { return rng.one_in(3) ? kNever : usual; };
-  return {rng.draw(1, 8), rng.draw(1, 3), odds(24), odds(16), odds(12), odds(16), odds(12)};
+  return {rng.draw(1, 8), rng.draw(1, 3), odds(24), odds(16), odds(12), odds(16), odds(12), odds(200)};
 }
 
 void disturb(Host& host, Rng& rng, const Habits& habits, TraceCounts& counts) {
@@ -32,6 +33,7 @@ void disturb(Host& host, Rng& rng, const Habits& habits, TraceCounts& counts) {
   if (rng.one_in(habits.resume_odds)) host.resume(id);
   if (rng.one_in(habits.evict_odds)) host.evict(id);
   if (rng.one_in(habits.rewind_odds)) host.client.rewind(id, rng.draw(0, 4));
+  if (rng.one_in(habits.reset_odds)) host.reset_prefix_cache();
 }
 
 }  // namespace
@@ -73,7 +75,11 @@ void run_trace(uint64_t seed, TraceCounts& counts) {
   const int32_t num_requests = rng.draw(1, 12);
   Host host(config, rng.one_in(2));
   for (int32_t tick = 0, number = 0; number < num_requests || host.num_steps < 4 * num_requests; ++tick) {
-    if (number < num_requests && rng.one_in(4)) host.client.add(random_request(rng, config, ++number));
+    if (number < num_requests && rng.one_in(4)) {
+      RequestSpec request = random_request(rng, config, ++number);
+      begin_like(rng, config, host.client.tokens_of_one(rng), request);
+      host.client.add(request);
+    }
     if (number == num_requests && host.client.num_unfinished() == 0) break;
     if (tick > 1000) break;  // all that is left is paused
     while (!rng.one_in(habits.device_delay) && host.device.advance()) {
@@ -91,6 +97,7 @@ void run_trace(uint64_t seed, TraceCounts& counts) {
   counts.num_requests += host.client.newest_id();
   counts.num_steps += host.num_steps;
   counts.num_evictions += host.ledger.stats().num_evictions;
+  add_up(host.ledger.prefix_stats(), counts.prefix);
   add_up(host.tally, counts.tally);
 }
 

@@ -16,6 +16,7 @@ struct TraceCounts {
   int64_t num_steps = 0;
   int64_t num_pauses = 0;
   int64_t num_evictions = 0;
+  PrefixStats prefix;
   Tally tally;
 };
 

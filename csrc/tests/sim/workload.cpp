@@ -33,6 +33,13 @@ LedgerConfig random_config(Rng& rng) {
   config.max_launch_depth = rng.draw(0, 3);
   config.grant_ahead_blocks = rng.draw(0, 2);
   config.prompt_grid_tokens = rng.one_in(2) ? 1 : rng.draw(1, config.max_step_tokens);
+  config.use_prefix_cache = !rng.one_in(4);
+  if (!config.use_prefix_cache) return config;
+  if (config.num_slots > 0) config.num_slots += rng.draw(0, 6);
+  config.max_snapshots = config.num_slots - (rng.one_in(2) ? 0 : rng.draw(0, config.num_slots));
+  config.snapshot_stride_tokens = rng.one_in(2) ? 0 : rng.draw(1, 16);
+  config.weighs_snapshot_cost = rng.one_in(2);
+  config.caches_outputs = !rng.one_in(4);
   return config;
 }
 
@@ -47,6 +54,9 @@ RequestSpec random_request(Rng& rng, const LedgerConfig& config, uint64_t number
   sampling.seed = number * 8;
   if (rng.one_in(8)) sampling.seed |= kMayGoBad;
   if (rng.one_in(8)) sampling.seed |= kHostMayStop;
+  if (rng.one_in(4)) sampling.seed |= kHasSalt;
+  if (rng.one_in(4)) sampling.repetition_penalty = 1.5f;
+  request.uses_cache = !rng.one_in(8);
   const int32_t num_stop_ids = rng.one_in(2) ? 0 : rng.draw(1, 6);
   for (int32_t i = 0; i < num_stop_ids; ++i) sampling.stop_ids.push_back(rng.draw(0, config.vocab_size - 1));
   if (rng.one_in(4)) sampling.min_tokens = rng.draw(0, request.max_new_tokens);
@@ -56,6 +66,16 @@ RequestSpec random_request(Rng& rng, const LedgerConfig& config, uint64_t number
     sampling.logit_bias.emplace_back(bias_token(sampling.seed, i, config.vocab_size), bias_value(i));
   }
   return request;
+}
+
+void begin_like(Rng& rng, const LedgerConfig& config, std::span<const int32_t> tokens, RequestSpec& request) {
+  if (tokens.empty() || rng.one_in(3)) return;
+  const auto length = static_cast<int32_t>(tokens.size());
+  const int32_t num_shared = rng.one_in(2) ? length : rng.draw(1, length);
+  request.prompt.resize(rng.one_in(3) ? rng.draw(1, 24) : rng.draw(1, 4));
+  request.prompt.insert(request.prompt.begin(), tokens.begin(), tokens.begin() + num_shared);
+  const auto most = static_cast<size_t>(config.max_model_len);
+  if (request.prompt.size() >= most) request.prompt.resize(std::max<size_t>(1, most - 1));
 }
 
 RequestSpec invalid_request(Rng& rng, const LedgerConfig& config) {
@@ -101,6 +121,8 @@ LedgerConfig ample_config(const LedgerConfig& config, int32_t num_requests) {
   if (config.num_blocks > 0) ample.num_blocks = num_requests * config.max_blocks_per_row();
   ample.max_step_tokens = std::max(config.max_step_tokens, num_requests * config.max_model_len);
   ample.max_launch_depth = 0;
+  ample.use_prefix_cache = false;
+  ample.max_snapshots = 0;
   return ample;
 }
 

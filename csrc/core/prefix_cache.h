@@ -1,0 +1,150 @@
+// The prefix cache as planner and ledger see it: what a new request can start from, which states to keep, and what a
+// retired step leaves in the tree. Does nothing and costs nothing where the configuration leaves it off.
+//
+// A row shares the full blocks before its start and writes to blocks of its own from there on, even where the tree
+// knows the tokens that follow: no shared block is ever written. A leaf that is shorter than a block moves into the row
+// that continues it, with its block and its slot. What a row's chunk has computed enters the tree when its step has
+// retired, unless the request was aborted or failed by then. A waiting request whose prefix a running prompt is about
+// to leave lets others pass until that is committed.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "core/prefix_tree.h"
+#include "core/request.h"
+#include "core/row_table.h"
+
+namespace headway {
+
+struct StepDraft;
+
+int32_t num_common_tokens(std::span<const int32_t> a, std::span<const int32_t> b);  // from their beginning
+
+class PrefixCache {
+ public:
+  PrefixCache(const LedgerConfig& config, const StepClock& clock, BlockPool& blocks, SlotPool& slots, RowTable& rows);
+
+  bool is_on() const { return config_.use_prefix_cache; }
+
+  void open(Request& request, std::string_view salt, bool uses_cache);  // may allocate
+  void close(Request& request);
+
+  // Memory that the tree can spare at once, and memory that comes to it with a step in flight.
+  int32_t num_evictable_blocks() const { return config_.num_blocks > 0 ? tree_.num_unpinned() : 0; }
+  bool is_any_block_coming() const { return !released_.empty(); }
+  void free_block();  // one more free block, unless the pool has one; needs an evictable block
+  bool drop_duplicates();  // of blocks that rows computed again while the tree kept them; true: some may come free
+
+  // What the request could start from now. Valid until the tree changes.
+  const PrefixMatch& find(Request& request);
+  // Whether a running prompt will soon leave so much more of the request's prefix that waiting pays.
+  bool awaits_running(Request& request, const PrefixMatch& match);
+  // Of the free and evictable blocks, how many the whole prompt takes.
+  int32_t num_blocks_to_admit(const Request& request, const PrefixMatch& match) const;
+  bool has_slot(const PrefixMatch& match, int64_t step) const;
+  bool has_packet_room(const Request& request, const PrefixMatch& match, const StepDraft& draft) const;
+
+  // Takes a row, which starts behind what find() found. There is room for all of it.
+  int32_t admit(Request& request, StepDraft& draft);
+  // Gives the row and its memory back; what the tree holds of it stays.
+  void release(int32_t row);
+
+  int32_t read_slot(int32_t row, int32_t start) const;
+  int32_t num_history(int32_t row, int32_t start) const;
+  int32_t history_start(int32_t row) const;  // of what the device knows of the row's tokens
+
+  // Decides which states the step's chunks leave, and remembers what it will publish.
+  void note_step(StepDraft& draft, const WaitingQueue& waiting);
+
+  // The step's results are there and valid but for requests that are over or were retracted.
+  void publish(int64_t step);
+  void retract(Request& request);  // its logits went bad: nothing that it wrote can be found any more
+  // Of a request that ends well: its blocks of the first num_tokens, and its slot where the state is exactly there.
+  void donate(Request& request, int32_t num_tokens, bool has_exact_state);
+  // Prompt and output tokens of the request that retired steps have computed.
+  int32_t committed_len(const Request& request) const;
+  // Whether the row's first num_tokens end within what it was admitted with: those blocks are or will be in the tree.
+  bool is_cached_beyond(const Request& request, int32_t num_tokens) const;
+  void retire(int64_t step);
+  void reset();
+
+  const PrefixTree& tree() const { return tree_; }
+  int32_t num_planned_snapshots() const { return num_planned_; }
+  PrefixStats stats() const;
+  void check_integrity() const;  // I4, I5, I6
+
+ private:
+  struct RowPrefix {
+    int32_t node = 0;  // deepest node that the row pins, or a root
+    int32_t start = 0;
+    int32_t read_slot = kDummySlot;
+    int32_t match_len = 0;  // tokens whose KV the tree had
+    int32_t prompt_len = 0;  // tokens known at admission
+    int32_t committed_len = 0;  // of those
+    int32_t decided_len = 0;  // so far it is decided where snapshots are taken
+    int64_t last_prompt_step = 0;  // of the final chunk; 0 before it is launched
+    bool publishes = false;
+  };
+  struct Chunk {
+    Request* request;
+    int32_t row;
+    int32_t start;
+    int32_t end;
+  };
+  struct PlannedSnapshot {
+    int32_t row;
+    int32_t position;
+    SlotTicket ticket;
+  };
+  struct StepNotes {
+    std::vector<Chunk> chunks;
+    std::vector<PlannedSnapshot> snapshots;  // by row, then position
+  };
+  struct Released {
+    int32_t node;
+    int64_t last_step;
+  };
+
+  StepNotes& notes(int64_t step) { return notes_[step % notes_.size()]; }
+  bool takes_leaf(const PrefixMatch& match) const;
+  int32_t num_shared_blocks(const PrefixMatch& match) const;
+  void count_lookup(Request& request, const PrefixMatch& match);
+  SlotTicket take_slot(const PrefixMatch& match, StepDraft& draft, int32_t& read_slot);
+  void collect_start_blocks(int32_t path, const PrefixMatch& match);
+  int32_t pending_start(int32_t row, int32_t num_common) const;
+  int32_t longest_pending(const Request& request) const;
+
+  void plan_snapshots(const Chunk& chunk, int32_t row_index, StepDraft& draft, const WaitingQueue& waiting);
+  void collect_positions(const Chunk& chunk, const WaitingQueue& waiting);
+  bool acquire_snapshot(SlotTicket& ticket);
+  void advance(const Chunk& chunk, StepNotes* step_notes);
+  bool step_to_child(const Chunk& chunk, RowPrefix& prefix);
+  bool is_duplicate(int32_t row, int32_t node) const;
+  void attach_planned(StepNotes& step_notes, int32_t row, int32_t node);
+  void donate_slot(const Chunk& chunk);
+  int32_t align_down(int32_t num_tokens) const { return static_cast<int32_t>(num_tokens / unit_ * unit_); }
+  void check_rows() const;
+  void check_pins() const;
+  void check_writes() const;
+
+  const LedgerConfig& config_;
+  const StepClock& clock_;
+  BlockPool& blocks_;
+  SlotPool& slots_;
+  RowTable& rows_;
+  const bool has_states_;
+  const int64_t unit_;  // prompts are matched and snapshots are taken at multiples of it
+  PrefixTree tree_;
+  std::vector<RowPrefix> prefixes_;  // [max_rows + 1]
+  std::vector<int32_t> prompts_;  // rows whose prompt is not committed
+  std::vector<StepNotes> notes_;  // [max_in_flight] by step
+  std::vector<Released> released_;  // pinned until their last step has retired
+  std::vector<int32_t> start_blocks_;
+  std::vector<int32_t> positions_;  // wanted in one chunk, those that matter most first
+  int32_t num_planned_ = 0;
+  PrefixStats stats_;
+};
+
+}  // namespace headway

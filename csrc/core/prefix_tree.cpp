@@ -1,0 +1,286 @@
+#include "core/prefix_tree.h"
+
+#include <algorithm>
+#include <cstring>
+#include <random>
+
+#include "core/error.h"
+
+namespace headway {
+namespace {
+
+// Without attention a node holds tokens only, so their number is free: enough for 64 MiB of tokens at most.
+constexpr int64_t kMaxTokensWithoutBlocks = int64_t{1} << 24;
+constexpr size_t kNumRootsAsked = 64;      // for the reason of a miss
+
+int32_t node_count(const LedgerConfig& config) {
+  if (!config.use_prefix_cache) return 0;
+  if (config.num_blocks > 0) return config.num_blocks;
+  const int64_t nodes_per_row = (int64_t{config.max_model_len} + config.block_size - 1) / config.block_size;
+  const int64_t most = std::max(nodes_per_row, kMaxTokensWithoutBlocks / config.block_size);
+  return static_cast<int32_t>(std::min(most, 4 * nodes_per_row * std::max(1, config.num_slots)));
+}
+
+uint64_t fold(uint64_t a, uint64_t b) {
+  const auto product = static_cast<unsigned __int128>(a) * b;
+  return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
+}
+
+// Nobody outside can choose prompts whose hash values collide.
+uint64_t random_seed() {
+  std::random_device device;
+  return (uint64_t{device()} << 32 | device()) | 1;
+}
+
+}  // namespace
+
+PrefixTree::PrefixTree(const LedgerConfig& config, const StepClock& clock, BlockPool& blocks, uint32_t tag_mask)
+    : block_size_(config.block_size),
+      has_blocks_(config.num_blocks > 0),
+      has_states_(config.num_slots > 0),
+      weighs_cost_(config.weighs_snapshot_cost),
+      tag_mask_(tag_mask),
+      hash_seed_(random_seed()),
+      clock_(clock),
+      blocks_(blocks),
+      nodes_(node_count(config) + 1),
+      num_short_(nodes_.size(), 0),
+      tokens_(nodes_.size() * config.block_size),
+      snapshots_(config.use_prefix_cache ? config.max_snapshots + 1 : 1),
+      map_(node_count(config)) {
+  for (int32_t id = max_nodes(); id > 0; --id) {
+    nodes_[id].older = free_node_;
+    free_node_ = id;
+  }
+  for (auto i = static_cast<int32_t>(snapshots_.size()) - 1; i > 0; --i) {
+    snapshots_[i].older = free_snapshot_;
+    free_snapshot_ = i;
+  }
+}
+
+int32_t PrefixTree::open_root(std::string_view salt) {
+  size_t unused = roots_.size();
+  for (size_t i = 0; i < roots_.size(); ++i) {
+    const bool is_used = roots_[i].num_users > 0 || roots_[i].num_children > 0;
+    if (is_used && roots_[i].salt == salt) {
+      ++roots_[i].num_users;
+      return -static_cast<int32_t>(i) - 1;
+    }
+    if (!is_used) unused = i;
+  }
+  if (unused == roots_.size()) roots_.emplace_back();
+  roots_[unused].salt = salt;
+  roots_[unused].num_users = 1;
+  return -static_cast<int32_t>(unused) - 1;
+}
+
+void PrefixTree::close_root(int32_t id) {
+  --root(id).num_users;
+}
+
+int64_t PrefixTree::num_root_users() const {
+  int64_t num_users = 0;
+  for (const Root& each : roots_) num_users += each.num_users;
+  return num_users;
+}
+
+PrefixMatch PrefixTree::match(int32_t root, std::span<const int32_t> tokens) const {
+  PrefixMatch found{.node = root};
+  while (tokens.size() - found.num_tokens >= static_cast<size_t>(block_size_)) {
+    const int32_t child = find_child(found.node, tokens.subspan(found.num_tokens, block_size_));
+    if (child == 0) break;
+    found.node = child;
+    found.num_tokens += block_size_;
+    if (!has_states_ || nodes_[child].snapshot != 0) {
+      found.start_node = child;
+      found.start = found.num_tokens;
+    }
+  }
+  if (!has_states_) return found;
+  const int32_t leaf = find_short_child(found.node, tokens.subspan(found.num_tokens));
+  if (leaf != 0) {
+    found.start_node = leaf;
+    found.start = nodes_[leaf].end;
+  }
+  return found;
+}
+
+bool PrefixTree::is_known_elsewhere(int32_t root, std::span<const int32_t> tokens) const {
+  if (tokens.size() < static_cast<size_t>(block_size_)) return false;
+  for (size_t i = 0; i < std::min(roots_.size(), kNumRootsAsked); ++i) {
+    const int32_t other = -static_cast<int32_t>(i) - 1;
+    if (other != root && find_child(other, tokens.first(block_size_)) != 0) return true;
+  }
+  return false;
+}
+
+int32_t PrefixTree::find_child(int32_t parent, std::span<const int32_t> tokens) const {
+  return map_.find(tag_of(parent, tokens), [&](int32_t id) {
+    const Node& found = nodes_[id];
+    if (found.parent != parent || found.num_tokens != static_cast<int32_t>(tokens.size())) return false;
+    return std::memcmp(&tokens_[int64_t{id} * block_size_], tokens.data(), tokens.size_bytes()) == 0;
+  });
+}
+
+// The longest that has a snapshot. Its block can be written by one row only, so it must be free to be taken.
+int32_t PrefixTree::find_short_child(int32_t parent, std::span<const int32_t> tokens) const {
+  if (num_short_children(parent) == 0) return 0;
+  for (size_t length = std::min<size_t>(tokens.size(), block_size_ - 1); length > 0; --length) {
+    const int32_t child = find_child(parent, tokens.first(length));
+    if (child == 0 || nodes_[child].snapshot == 0) continue;
+    if (!has_blocks_ || nodes_[child].num_pins == 0) return child;
+  }
+  return 0;
+}
+
+int32_t PrefixTree::num_short_children(int32_t parent) const {
+  return parent < 0 ? root(parent).num_short_children : num_short_[parent];
+}
+
+void PrefixTree::count_child(int32_t parent, int32_t num_tokens, int32_t change) {
+  const int32_t short_change = num_tokens < block_size_ ? change : 0;
+  (parent < 0 ? root(parent).num_children : nodes_[parent].num_children) += change;
+  (parent < 0 ? root(parent).num_short_children : num_short_[parent]) += short_change;
+}
+
+uint32_t PrefixTree::tag_of(int32_t parent, std::span<const int32_t> tokens) const {
+  uint64_t hash = fold(hash_seed_ ^ static_cast<uint32_t>(parent), 0x9e3779b97f4a7c15u);
+  size_t i = 0;
+  for (; i + 4 <= tokens.size(); i += 4) {
+    uint64_t words[2];
+    std::memcpy(words, &tokens[i], sizeof(words));
+    hash = fold(hash ^ words[0] ^ 0xa0761d6478bd642fu, words[1] ^ hash_seed_);
+  }
+  for (; i < tokens.size(); ++i) hash = fold(hash ^ static_cast<uint32_t>(tokens[i]), hash_seed_ ^ 0xe7037ed1a0b428dbu);
+  return static_cast<uint32_t>(fold(hash ^ tokens.size(), hash_seed_)) & tag_mask_;
+}
+
+int32_t PrefixTree::add_child(int32_t parent, std::span<const int32_t> tokens, int32_t block, int64_t writer) {
+  if (free_node_ == 0 && !evict_leaf()) return 0;
+  const int32_t id = free_node_;
+  Node& added = nodes_[id];
+  free_node_ = added.older;
+  added = {.parent = parent,
+           .end = end(parent) + static_cast<int32_t>(tokens.size()),
+           .num_tokens = static_cast<int32_t>(tokens.size()),
+           .num_pins = 1,
+           .block = block,
+           .tag = tag_of(parent, tokens),
+           .writer = writer};
+  std::memcpy(&tokens_[int64_t{id} * block_size_], tokens.data(), tokens.size_bytes());
+  if (has_blocks_) blocks_.share(block);
+  count_child(parent, added.num_tokens, 1);
+  map_.insert(added.tag, id);
+  ++num_nodes_;
+  ++version_;
+  return id;
+}
+
+void PrefixTree::pin_path(int32_t id) {
+  for (; id > 0; id = nodes_[id].parent) pin_one(id);
+}
+
+void PrefixTree::pin_one(int32_t id) {
+  if (nodes_[id].num_pins++ == 0) unlink(id);
+}
+
+// From the leaf to the root, so that a parent is always used later than its children.
+void PrefixTree::unpin_path(int32_t id) {
+  while (id > 0) {
+    Node& node = nodes_[id];
+    const int32_t parent = node.parent;
+    if (--node.num_pins == 0) link_newest(id);
+    version_ += node.num_tokens < block_size_;  // it can be taken now
+    if (node.is_detached) remove_detached(id);
+    id = parent;
+  }
+}
+
+void PrefixTree::replace_block(int32_t id, int32_t block, int64_t last_step) {
+  blocks_.share(block);
+  blocks_.release(nodes_[id].block, last_step);
+  nodes_[id].block = block;
+}
+
+bool PrefixTree::evict_leaf() {
+  const int32_t oldest = nodes_[0].newer;
+  if (oldest == 0) return false;
+  ++num_evicted_nodes_;
+  num_evicted_snapshots_ += nodes_[oldest].snapshot != 0;
+  remove_detached(remove(oldest));
+  return true;
+}
+
+// The node goes with all it owns; returns its parent.
+int32_t PrefixTree::remove(int32_t id) {
+  Node& node = nodes_[id];
+  require_integrity(node.num_children == 0 && node.num_pins == 0, "I4: a node is removed that others need");
+  const int32_t parent = node.parent;
+  unlink(id);
+  if (!node.is_detached) map_.erase(node.tag, id);
+  if (node.snapshot != 0) drop_snapshot(node.snapshot, snapshots_[node.snapshot].last_step);
+  if (has_blocks_ && node.block != kDummyBlock) blocks_.release(node.block, clock_.retired);
+  count_child(parent, node.num_tokens, -1);
+  node = {.older = free_node_};
+  free_node_ = id;
+  --num_nodes_;
+  ++version_;
+  return parent;
+}
+
+// A detached node is of no use to anybody but those who hold it.
+void PrefixTree::remove_detached(int32_t id) {
+  while (id > 0 && nodes_[id].is_detached && nodes_[id].num_children == 0 && nodes_[id].num_pins == 0) id = remove(id);
+}
+
+int32_t PrefixTree::take_leaf(int32_t id) {
+  const int32_t block = nodes_[id].block;
+  nodes_[id].block = kDummyBlock;
+  remove_detached(remove(id));
+  return block;
+}
+
+void PrefixTree::detach(int32_t id) {
+  Node& node = nodes_[id];
+  if (node.is_detached) return;
+  map_.erase(node.tag, id);
+  node.is_detached = true;
+  ++version_;
+  if (node.snapshot != 0) drop_snapshot(node.snapshot, snapshots_[node.snapshot].last_step);
+  remove_detached(id);
+}
+
+void PrefixTree::reset() {
+  while (nodes_[0].newer != 0) remove_detached(remove(nodes_[0].newer));
+  for (int32_t id = 1; id <= max_nodes(); ++id) {
+    if (nodes_[id].num_tokens > 0) detach(id);
+  }
+}
+
+std::span<const int32_t> PrefixTree::tokens(int32_t id) const {
+  return {&tokens_[int64_t{id} * block_size_], static_cast<size_t>(nodes_[id].num_tokens)};
+}
+
+int32_t PrefixTree::num_unpinned_to(int32_t id) const {
+  int32_t count = 0;
+  for (; id > 0 && nodes_[id].num_pins == 0; id = nodes_[id].parent) ++count;
+  return count;
+}
+
+void PrefixTree::link_newest(int32_t id) {
+  Node& ends = nodes_[0];
+  nodes_[id].older = ends.older;
+  nodes_[id].newer = 0;
+  nodes_[ends.older].newer = id;
+  ends.older = id;
+  ++num_unpinned_;
+}
+
+void PrefixTree::unlink(int32_t id) {
+  const Node& node = nodes_[id];
+  nodes_[node.older].newer = node.newer;
+  nodes_[node.newer].older = node.older;
+  --num_unpinned_;
+}
+
+}  // namespace headway

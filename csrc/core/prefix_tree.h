@@ -1,0 +1,157 @@
+// What requests leave behind for those that begin alike: a tree of token runs. A node is one KV block's worth of tokens
+// and owns that block; at its end it may own a state snapshot. Only full nodes have children. A shorter node is a leaf
+// where a sequence ended; it is there for its snapshot alone.
+//
+// Children are found through one hash map keyed by (parent, tokens), and a hit compares the tokens themselves. Each
+// salt has a root of its own. A node is pinned with all its ancestors while a row uses it; unpinned nodes are kept in
+// the order of their last use, a parent always later than its children, so the first in order is a leaf.
+//
+// Every node holds what a retired step has written: who adds nodes sees to that. Knows nothing of requests and rows.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/block_pool.h"
+#include "core/node_map.h"
+#include "core/slot_pool.h"
+#include "core/types.h"
+
+namespace headway {
+
+class PrefixTree {
+ public:
+  struct Node {
+    int32_t parent = 0;
+    int32_t end = 0;  // tokens from the beginning of the sequence to the node's end
+    int32_t num_tokens = 0;  // its own: block_size, or fewer in a leaf
+    int32_t num_children = 0;
+    int32_t num_pins = 0;
+    int32_t block = kDummyBlock;
+    int32_t snapshot = 0;
+    int32_t older = 0;  // links of the order of use while unpinned; of the free list
+    int32_t newer = 0;
+    uint32_t tag = 0;
+    bool is_detached = false;  // cannot be found any more; goes when nothing holds it
+    int64_t writer = 0;  // request id
+  };
+  struct Snapshot {
+    SlotTicket ticket;
+    int32_t node = 0;
+    int32_t older = 0;
+    int32_t newer = 0;
+    bool has_log = false;  // the slot holds an older state and the inputs since: fold them before it is read
+    int64_t last_step = 0;  // the last step that reads it
+  };
+
+  // tag_mask: fewer bits make hash values collide, which must not matter.
+  PrefixTree(const LedgerConfig& config, const StepClock& clock, BlockPool& blocks, uint32_t tag_mask = ~0u);
+
+  // A root lives while somebody has it open or it has children. May allocate.
+  int32_t open_root(std::string_view salt);
+  void close_root(int32_t root);
+
+  // tokens: those that may be reused, so never a whole prompt. Changes nothing.
+  PrefixMatch match(int32_t root, std::span<const int32_t> tokens) const;
+  // Whether another root begins with these tokens: would it be a hit if the salt were another?
+  bool is_known_elsewhere(int32_t root, std::span<const int32_t> tokens) const;
+  int32_t find_child(int32_t parent, std::span<const int32_t> tokens) const;
+
+  // A new node, pinned once; its ancestors must be pinned. Shares the block. 0: no room, and nothing pinned can go.
+  int32_t add_child(int32_t parent, std::span<const int32_t> tokens, int32_t block, int64_t writer);
+  void pin_path(int32_t node);  // with all its ancestors
+  void unpin_path(int32_t node);
+  void pin_one(int32_t node);  // by who has pinned its parent
+
+  // The node owns another block of the same content instead.
+  void replace_block(int32_t node, int32_t block, int64_t last_step);
+
+  // Each makes one thing free at once, or returns false.
+  bool evict_leaf();
+  bool evict_snapshot(int32_t spared_node = 0);
+
+  // Takes the ticket's slot; false (the ticket is untouched) when the node has one already or no room can be made.
+  bool attach_snapshot(int32_t node, SlotTicket& ticket, bool has_log);
+  // The slot to read in `step`; counts as a use.
+  int32_t read_snapshot(int32_t node, int64_t step);
+  void clear_log(int32_t node) { snapshots_[nodes_[node].snapshot].has_log = false; }
+  SlotTicket take_snapshot(int32_t node);
+  // Removes an unpinned leaf and hands out its block, which the tree then no longer holds. Take its snapshot first.
+  int32_t take_leaf(int32_t node);
+
+  void detach(int32_t node);  // no match goes through it any more
+  void reset();  // no match finds anything that is here now
+
+  const Node& node(int32_t id) const { return nodes_[id]; }
+  const Snapshot& snapshot(int32_t id) const { return snapshots_[nodes_[id].snapshot]; }
+  bool has_snapshot(int32_t id) const { return id > 0 && nodes_[id].snapshot != 0; }
+  int32_t end(int32_t id) const { return id > 0 ? nodes_[id].end : 0; }
+  std::span<const int32_t> tokens(int32_t id) const;
+  bool can_evict_snapshot(int32_t spared_node) const { return pick_snapshot(spared_node) != 0; }
+  int32_t num_unpinned_to(int32_t node) const;  // on the path from the root
+  int64_t num_root_users() const;
+  int32_t num_nodes() const { return num_nodes_; }
+  int32_t num_unpinned() const { return num_unpinned_; }
+  int32_t num_snapshots() const { return num_snapshots_; }
+  int32_t max_nodes() const { return static_cast<int32_t>(nodes_.size()) - 1; }
+  int64_t version() const { return version_; }  // moves with everything that a match could see
+  int64_t num_evicted_nodes() const { return num_evicted_nodes_; }
+  int64_t num_evicted_snapshots() const { return num_evicted_snapshots_; }
+
+  void check_integrity() const;  // I4 and I5 for the tree itself
+
+ private:
+  struct Root {
+    std::string salt;
+    int32_t num_users = 0;
+    int32_t num_children = 0;
+    int32_t num_short_children = 0;
+  };
+
+  Root& root(int32_t id) { return roots_[-id - 1]; }
+  const Root& root(int32_t id) const { return roots_[-id - 1]; }
+  int32_t num_short_children(int32_t parent) const;
+  void count_child(int32_t parent, int32_t num_tokens, int32_t change);
+  uint32_t tag_of(int32_t parent, std::span<const int32_t> tokens) const;
+  int32_t find_short_child(int32_t parent, std::span<const int32_t> tokens) const;
+  int32_t pick_snapshot(int32_t spared_node) const;
+  int32_t num_tokens_saved(int32_t snapshot) const;
+  void drop_snapshot(int32_t index, int64_t last_step);
+  void link_newest(int32_t node);
+  void unlink(int32_t node);
+  void link_snapshot(int32_t index);
+  void unlink_snapshot(int32_t index);
+  int32_t remove(int32_t node);
+  void remove_detached(int32_t node);
+  void check_node(int32_t id, std::vector<int32_t>& num_children) const;
+  void check_order() const;
+  void check_snapshots() const;
+
+  const int32_t block_size_;
+  const bool has_blocks_;
+  const bool has_states_;
+  const bool weighs_cost_;
+  const uint32_t tag_mask_;
+  const uint64_t hash_seed_;
+  const StepClock& clock_;
+  BlockPool& blocks_;
+  std::vector<Node> nodes_;  // [max_nodes + 1]; 0 holds the ends of the order of use
+  std::vector<int32_t> num_short_;  // [max_nodes + 1] children that are shorter than a block
+  std::vector<int32_t> tokens_;  // [max_nodes + 1, block_size]
+  std::vector<Snapshot> snapshots_;  // [max_snapshots + 1]; 0 likewise
+  std::vector<Root> roots_;
+  NodeMap map_;
+  int32_t free_node_ = 0;
+  int32_t free_snapshot_ = 0;
+  int32_t num_nodes_ = 0;
+  int32_t num_unpinned_ = 0;
+  int32_t num_snapshots_ = 0;
+  int64_t version_ = 0;
+  int64_t num_evicted_nodes_ = 0;
+  int64_t num_evicted_snapshots_ = 0;
+};
+
+}  // namespace headway
