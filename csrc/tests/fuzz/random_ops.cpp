@@ -73,7 +73,11 @@ bool RandomOps::add() {
   const auto number = static_cast<uint64_t>(host_.client.newest_id()) + 1;
   RequestSpec request = random_request(rng_, host_.ledger.config(), number);
   begin_like(rng_, host_.ledger.config(), host_.client.tokens_of_one(rng_), request);
-  return host_.client.add(request) != 0;
+  const bool is_added = host_.client.add(request) != 0;
+  if (!rng_.one_in(4)) return is_added;
+  RequestSpec twin = random_request(rng_, host_.ledger.config(), number + is_added);
+  twin.prompt = request.prompt;
+  return host_.client.add(twin) != 0;
 }
 
 bool RandomOps::add_invalid() {
