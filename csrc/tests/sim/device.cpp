@@ -237,8 +237,9 @@ void Device::write_state(const Plan& plan, int32_t i, int32_t row) {
 }
 
 void Device::copy_states(const Plan& plan) {
+  const auto* copies = reinterpret_cast<const StateCopy*>(plan.packet + plan.copies_offset);
   for (int32_t i = 0; i < plan.num_copies; ++i) {
-    const StateCopy& copy = inputs_.state_copies[i];
+    const StateCopy& copy = copies[i];
     expect(copy.src_slot > 0 && copy.dst_slot > 0, "the dummy's state is copied");
     expect(states_[copy.src_slot].num_tokens == copy.position, "a copied state has seen other positions");
     states_[copy.dst_slot] = states_[copy.src_slot];
