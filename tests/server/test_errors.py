@@ -22,7 +22,7 @@ WRONG_FIELDS: list[tuple[dict[str, Any], str | None]] = [
     *(({"n": value}, "n") for value in (0, -1, 10**6, "1")),
     *(({"max_tokens": value}, "max_tokens") for value in (-1, 0, LONG, 1.5, "2", MAX_MODEL_LEN)),
     *(({"min_tokens": value}, "min_tokens") for value in (-1, 3)),
-    *(({"logprobs": value}, "logprobs") for value in (-1, 10**4, True)),
+    *(({"logprobs": value}, "logprobs") for value in (-2, 10**4, True)),
     *(({"seed": value}, "seed") for value in (2**64, -(2**64), 0.5)),
     *(({"presence_penalty": value}, "presence_penalty") for value in (-2.1, 2.1)),
     *(({"repetition_penalty": value}, "repetition_penalty") for value in (0, -1, 1000)),

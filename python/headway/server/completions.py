@@ -121,12 +121,16 @@ class _Job:
         if fields.logprobs is not None:
             changes["logprobs"] = fields.logprobs
             if self._echo:
-                changes["prompt_logprobs"] = max(fields.logprobs, fields.prompt_logprobs or 0)
+                changes["prompt_logprobs"] = _wider(fields.logprobs, fields.prompt_logprobs)
         return changes
 
     def _writer(self) -> CompletionLogprobsWriter | None:
         num_top = self._fields.logprobs
-        return None if num_top is None else CompletionLogprobsWriter(self._names, num_top)
+        if num_top is None:
+            return None
+        if num_top < 0:  # the whole vocabulary
+            num_top = self._call.state.info.vocab_size
+        return CompletionLogprobsWriter(self._names, num_top)
 
     async def whole(self) -> CompletionResponse:
         async with aclosing(run(self._call, self._requests)) as outputs:
@@ -213,3 +217,8 @@ class _Job:
 
     def _logprobs(self, choice: _Choice) -> CompletionLogprobs | None:
         return None if choice.writer is None else choice.writer.write(choice.token_ids, choice.logprobs)
+
+
+def _wider(one: int, other: int | None) -> int:
+    """Of two numbers of alternatives, where -1 is all there are."""
+    return one if other is None else -1 if -1 in (one, other) else max(one, other)
