@@ -12,9 +12,6 @@ from typing import Any
 
 import pytest
 
-from headway.fields import specs
-from headway.request import SamplingParams
-
 if importlib.util.find_spec("lm_eval") is None:
     pytest.skip("lm-eval is not installed", allow_module_level=True)
 
@@ -24,14 +21,21 @@ from tests.server.live import Live, live
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
 PAIRS = [
     ("def read_lines(path):", "\n    with open(path)"),
-    ("import ", "os\nimport sys"),
+    ("import", " os\nimport sys"),
     ("for i in", " range(10):"),
 ]
 
 
 @pytest.fixture(scope="module")
 def server(tiny_model_dir: Path) -> Iterator[Live]:
-    llm = AsyncLLM(tiny_model_dir, device="cpu", max_num_seqs=8, max_model_len=512, generation_config="none")
+    llm = AsyncLLM(
+        tiny_model_dir,
+        device="cpu",
+        max_num_seqs=8,
+        max_model_len=512,
+        generation_config="none",
+        max_logprobs=1024,
+    )
     with live(llm, served_model_name=["tiny"]) as found:
         yield found
 
@@ -75,7 +79,6 @@ def test_generations_are_the_engines(harness: Any, server: Live) -> None:
     assert any(found)
 
 
-@pytest.mark.skipif("prompt_logprobs" not in specs(SamplingParams), reason="the engine scores no prompts yet")
 def test_log_likelihoods_are_the_engines(harness: Any, server: Live) -> None:
     """Of each pair, the sum over the continuation's tokens, asked for here one step at a time."""
     found = harness.loglikelihood(instances("loglikelihood", PAIRS))
@@ -86,12 +89,10 @@ def test_log_likelihoods_are_the_engines(harness: Any, server: Live) -> None:
         start = server.post("/tokenize", {"prompt": context, "add_special_tokens": False}).json["count"]
         total, is_best = 0.0, True
         for end in range(start, len(ids)):
-            body = {"prompt": ids[:end], "max_tokens": 1, "temperature": 0, "logprobs": 20}
-            body["logit_bias"] = {str(ids[end]): 100}
-            body["return_tokens_as_token_ids"] = True
-            logprobs = server.post("/v1/completions", body).json["choices"][0]["logprobs"]
-            total += logprobs["token_logprobs"][0]
-            top = logprobs["top_logprobs"][0]
-            is_best &= max(top, key=lambda name: top[name]) == f"token_id:{ids[end]}"
+            body = {"prompt": ids[:end], "max_tokens": 1, "temperature": 0, "logprobs": 1024}
+            reply = server.post("/v1/completions", {**body, "return_tokens_as_token_ids": True}).json
+            (all_logprobs,) = reply["choices"][0]["logprobs"]["top_logprobs"]
+            total += all_logprobs[f"token_id:{ids[end]}"]
+            is_best &= all_logprobs[f"token_id:{ids[end]}"] == max(all_logprobs.values())
         assert value == pytest.approx(total, abs=1e-3)
         assert is_greedy == is_best

@@ -134,3 +134,27 @@ def test_the_context_is_the_limit(model_server: Live) -> None:
     assert answer.error["code"] == "context_length_exceeded"
     answer = model_server.post("/v1/completions", {**GREEDY, "prompt": [5] * 600})
     assert (answer.status, answer.error["param"]) == (400, "prompt")
+
+
+def test_an_echoed_prompt_is_scored_as_it_would_be_generated(model_server: Live) -> None:
+    """To the bit on a CPU: one recurrent kernel computes prompts and decode, and one sampler both logprobs."""
+    ids = model_server.post("/tokenize", {"prompt": "def read_lines(path):\n    with open"}).json["tokens"]
+    fields = {"prompt": [ids, ids[:4]], "echo": True, "logprobs": 5, "max_tokens": 1}
+    whole, short = (choice["logprobs"] for choice in ask(model_server, **fields)["choices"])
+    assert len(whole["tokens"]) == len(ids) + 1
+    assert whole["token_logprobs"][0] is None
+    assert whole["top_logprobs"][0] is None
+    assert whole["text_offset"][0] == 0
+    assert short["token_logprobs"][:4] == whole["token_logprobs"][:4]
+    for end in range(1, len(ids)):
+        (choice,) = ask(model_server, prompt=ids[:end], logprobs=5, max_tokens=1)["choices"]
+        (top,) = choice["logprobs"]["top_logprobs"]
+        name = whole["tokens"][end]
+        assert max(whole["top_logprobs"][end].values()) == max(top.values())
+        if name in top:
+            assert whole["token_logprobs"][end] == pytest.approx(top[name], abs=1e-6)
+    events = streamed(model_server, **fields)
+    told = [
+        v for e in events for c in e["choices"] if c["index"] == 0 for v in c["logprobs"]["token_logprobs"]
+    ]
+    assert told == whole["token_logprobs"]
