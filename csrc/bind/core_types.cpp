@@ -124,8 +124,8 @@ void bind_config(py::module_& module) {
       .def(py::init(&make_config), py::kw_only(), "max_rows"_a, "num_blocks"_a, "block_size"_a, "num_slots"_a,
            "max_model_len"_a, "max_step_tokens"_a, "vocab_size"_a, "max_logprobs"_a, "max_launch_depth"_a = 0,
            "grant_ahead_blocks"_a = 1, "prompt_grid_tokens"_a = 1, "max_scored_tokens"_a = 0,
-           "grant_ahead_blocks"_a = 1, "prompt_grid_tokens"_a = 1, "use_prefix_cache"_a = false, "max_snapshots"_a = 0,
-           "snapshot_stride_tokens"_a = 0, "weighs_snapshot_cost"_a = false, "caches_outputs"_a = true,
+           "use_prefix_cache"_a = false, "max_snapshots"_a = 0, "snapshot_stride_tokens"_a = 0,
+           "weighs_snapshot_cost"_a = false, "caches_outputs"_a = true,
            "Raises RequestError naming the first size that is out of range.")
       .def_readonly("max_rows", &LedgerConfig::max_rows, "Requests that hold a row at once.")
       .def_readonly("num_blocks", &LedgerConfig::num_blocks, "KV blocks; 0 for a model without attention.")
