@@ -98,6 +98,33 @@ class EngineConfig:
         unit="slots",
         help="Mamba states kept at once; unset: max_num_seqs",
     )
+    enable_prefix_caching: bool = setting(
+        True, kind="bool", help="what requests begin with alike is computed once; the same results, earlier"
+    )
+    snapshot_memory_bytes: int | None = setting(
+        None,
+        kind="bytes",
+        low=0,
+        unit="bytes",
+        tier="advanced",
+        help="for the Mamba states that cached prefixes end with; unset: a quarter of the memory for caches",
+    )
+    snapshot_stride_tokens: int = setting(
+        0,
+        kind="tokens",
+        low=0,
+        high=2**24,
+        unit="tokens",
+        tier="advanced",
+        help="also keep a prompt's state at each multiple of it; 0: at its end and where prompts part alone",
+    )
+    snapshot_eviction: str = setting(
+        "lru",
+        kind="str",
+        choices=("lru", "cost"),
+        tier="advanced",
+        help="which state goes first: the one unused longest, or of the oldest the one that spares least",
+    )
     seed: int = setting(
         0, kind="int", low=0, high=2**63 - 1, help="of the requests that bring none, and of dummy weights"
     )

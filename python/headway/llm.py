@@ -6,6 +6,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -26,6 +27,15 @@ from headway.request import (
     prompt_list,
 )
 from headway.text import Tokenizer
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """What a call wants of the prefix cache."""
+
+    salt: str | None = None
+    is_wanted: bool = True
+
 
 ParamsArgument = SamplingParams | Sequence[SamplingParams] | None
 
@@ -68,6 +78,8 @@ class LLM:
         sampling_params: ParamsArgument = None,
         *,
         priority: int | Sequence[int] = 0,
+        cache_salt: str | None = None,
+        use_prefix_cache: bool = True,
         on_step: Callable[[int], None] | None = None,
     ) -> list[RequestOutput]:
         """Completes every prompt; the outputs are in the order of the prompts.
@@ -76,12 +88,16 @@ class LLM:
             prompts: a string, token ids, {"prompt": ...}, {"prompt_token_ids": ...}, or a list of these.
             sampling_params: one for all or one per prompt; None takes the checkpoint's defaults.
             priority: one for all or one per prompt; lower runs first.
+            cache_salt: prefixes are shared only between requests of an equal salt, such as one customer's.
+            use_prefix_cache: False: nothing cached is read, and nothing is left behind.
             on_step: called after each step with the number of completions that this LLM is still working on.
 
         Raises RequestError before anything runs when one of the prompts or parameters is wrong.
         KeyboardInterrupt ends these requests alone; the LLM stays usable.
         """
-        requests = self._submit(prompt_list(prompts), sampling_params, priority)
+        requests = self._submit(
+            prompt_list(prompts), sampling_params, priority, CacheUse(cache_salt, use_prefix_cache)
+        )
         unfinished = list(requests)
         try:
             while unfinished:
@@ -103,6 +119,8 @@ class LLM:
         *,
         add_generation_prompt: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        cache_salt: str | None = None,
+        use_prefix_cache: bool = True,
     ) -> list[RequestOutput]:
         """`generate` for one conversation or a list of them, rendered with the checkpoint's chat template."""
         conversations = [messages] if is_conversation(messages) else messages
@@ -114,7 +132,9 @@ class LLM:
             )
             for conversation in conversations
         ]
-        return self.generate(prompts, sampling_params)
+        return self.generate(
+            prompts, sampling_params, cache_salt=cache_salt, use_prefix_cache=use_prefix_cache
+        )
 
     def stream(
         self, prompts: Prompt | Sequence[Prompt], sampling_params: ParamsArgument = None
@@ -177,6 +197,16 @@ class LLM:
         """Where the memory went; str() of it is the table printed at start-up."""
         return self._parts.memory
 
+    def reset_prefix_cache(self) -> None:
+        """No later request finds what is cached now, or what running ones compute."""
+        with self._lock:
+            self._engine.ledger.reset_prefix_cache()
+
+    def prefix_cache_stats(self) -> dict[str, int]:
+        """What the prefix cache holds and did since the start; the counters are explained in docs/prefix_cache.md."""
+        with self._lock:
+            return self._engine.prefix_cache_stats()
+
     def close(self) -> None:
         """Ends all requests and frees the device's memory. Legal twice."""
         with self._lock:
@@ -215,7 +245,11 @@ class LLM:
             return completion.take_delta()
 
     def _submit(
-        self, prompts: Sequence[Prompt], sampling_params: ParamsArgument, priority: int | Sequence[int] = 0
+        self,
+        prompts: Sequence[Prompt],
+        sampling_params: ParamsArgument,
+        priority: int | Sequence[int] = 0,
+        cache_use: CacheUse | None = None,
     ) -> list[Request]:
         """Checks all, then queues all: one bad prompt leaves nothing behind."""
         params = self.get_default_sampling_params() if sampling_params is None else sampling_params
@@ -227,7 +261,7 @@ class LLM:
         )
         with self._lock:
             checked = [
-                self._check(index, prompt, params, its_priority)
+                self._check(index, prompt, params, its_priority, cache_use or CacheUse())
                 for index, (prompt, params, its_priority) in enumerate(arguments)
             ]
             requests: list[Request] = []
@@ -240,11 +274,25 @@ class LLM:
         return requests
 
     def _check(
-        self, prompt_index: int, prompt: Prompt, params: SamplingParams, priority: int
+        self,
+        prompt_index: int,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int,
+        cache_use: CacheUse,
     ) -> CheckedRequest:
         text, token_ids = self._prompts.read(prompt)
         request_id = str(next(self._request_numbers))
-        return self._engine.check(request_id, prompt_index, text, token_ids, params, priority)
+        return self._engine.check(
+            request_id,
+            prompt_index,
+            text,
+            token_ids,
+            params,
+            priority,
+            cache_salt=cache_use.salt,
+            uses_prefix_cache=cache_use.is_wanted,
+        )
 
     def _step(self, request: Request) -> None:
         """One step, unless another thread's step has finished the request while this one waited."""

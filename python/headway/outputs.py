@@ -82,6 +82,7 @@ class RequestOutput:
     finished: bool
     metrics: RequestMetrics
     prompt_logprobs: PromptLogprobs | None = None  # when asked for; complete with the first output
+    num_cached_tokens: int | None = None  # of the prompt, found cached; None before the first token
 
 
 @dataclass(frozen=True, slots=True)

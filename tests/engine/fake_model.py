@@ -61,6 +61,10 @@ class FakeCaches:
     keys: torch.Tensor  # [num_blocks, S] int64
     state: torch.Tensor  # [num_slots] int64
 
+    @property
+    def state_pools(self) -> tuple[torch.Tensor, ...]:
+        return (self.state[None],)
+
 
 def snapshots_of(batch: StepBatch, row: int) -> dict[int, int]:
     """Slots by position."""
@@ -78,6 +82,7 @@ class FakeModel:
     fail_at: int = -1
     before_step: object = None
     has_all_logits: bool = False  # at every token, as scoring a prompt needs them
+    forgets_to_restore: bool = False  # rows go on from their own slot whatever the step says
     step_sizes: list[int] = field(default_factory=list)
     sampled: dict[int, np.ndarray] = field(default_factory=dict)
 
@@ -106,7 +111,8 @@ class FakeModel:
 
     def _run_row(self, batch: StepBatch, caches: FakeCaches, hidden: torch.Tensor, row: int) -> None:
         begin, end = int(batch.query_start[row]), int(batch.query_start[row + 1])
-        read_slot, start = int(batch.read_slots[row]), int(batch.row_start[row])
+        slots = batch.write_slots if self.forgets_to_restore else batch.read_slots
+        read_slot, start = int(slots[row]), int(batch.row_start[row])
         table = batch.block_table[int(batch.rows[row])].tolist()
         block_size = caches.keys.shape[1]
         state = self._state_before(start, table, read_slot, caches)
@@ -147,14 +153,17 @@ def make_engine(
     launch_depth: int = 0,
     max_scored_tokens: int = 6,
     row_buckets: Sequence[int] = (),
+    num_snapshots: int | None = None,
+    snapshot_stride_tokens: int = 0,
+    forgets_to_restore: bool = False,
     seed: int = 0,
     fail_at: int = -1,
     before_step: object = None,
     has_all_logits: bool = False,
     **engine_options: object,
 ) -> Harness:
-    """An engine over the fake model, without tokenizer."""
-    num_slots = max_rows if num_slots is None else num_slots
+    """An engine over the fake model, without tokenizer; with a prefix cache where num_snapshots is given."""
+    num_slots = (max_rows if num_slots is None else num_slots) + (num_snapshots or 0)
     config = _core.LedgerConfig(
         max_rows=max_rows,
         num_blocks=num_blocks,
@@ -166,8 +175,16 @@ def make_engine(
         max_logprobs=5,
         max_launch_depth=launch_depth,
         max_scored_tokens=max_scored_tokens,
+        use_prefix_cache=num_snapshots is not None,
+        max_snapshots=num_snapshots or 0,
+        snapshot_stride_tokens=snapshot_stride_tokens,
     )
-    model = FakeModel(fail_at=fail_at, before_step=before_step, has_all_logits=has_all_logits)
+    model = FakeModel(
+        fail_at=fail_at,
+        before_step=before_step,
+        has_all_logits=has_all_logits,
+        forgets_to_restore=forgets_to_restore,
+    )
     caches = FakeCaches(
         keys=torch.full((num_blocks + 1, block_size), -1, dtype=torch.int64),
         state=torch.full((num_slots + 1,), -1, dtype=torch.int64),

@@ -121,3 +121,32 @@ def test_the_table_lists_every_part_and_the_total() -> None:
     text = str(plan_memory(EngineConfig(max_num_seqs=4), HYBRID, "cuda", 40 * GIB))
     for name in ("weights", "KV cache", "state slots", "rows", "workspace", "total"):
         assert name in text
+
+
+@pytest.mark.parametrize("free_gib", [22, 24, 40, 125])
+def test_cached_states_get_their_share_and_no_more(free_gib: int) -> None:
+    with_cache = plan_memory(EngineConfig(), HYBRID, "cuda", free_gib * GIB)
+    without = plan_memory(EngineConfig(enable_prefix_caching=False), HYBRID, "cuda", free_gib * GIB)
+    assert without.num_snapshots == 0
+    assert with_cache.max_model_len == without.max_model_len
+    assert with_cache.num_snapshots <= 4 * with_cache.max_rows
+    snapshot_bytes = with_cache.num_snapshots * HYBRID.per_slot
+    caches = sum(line.num_bytes for line in with_cache.lines if line.name in ("KV cache", "cached states"))
+    assert snapshot_bytes <= (caches + HYBRID.per_block) / 4 + HYBRID.per_slot
+
+
+def test_a_model_without_states_needs_no_snapshots() -> None:
+    assert plan_memory(EngineConfig(), ATTENTION_ONLY, "cuda", 40 * GIB).num_snapshots == 0
+
+
+def test_snapshot_memory_is_as_asked_or_refused() -> None:
+    config = EngineConfig(snapshot_memory_bytes=900 * MIB, max_num_seqs=8)
+    assert plan_memory(config, HYBRID, "cuda", 40 * GIB).num_snapshots == 10
+    config = EngineConfig(snapshot_memory_bytes=0, max_num_seqs=8)
+    assert plan_memory(config, HYBRID, "cuda", 40 * GIB).num_snapshots == 0
+    too_much = EngineConfig(snapshot_memory_bytes=60 * GIB, max_num_seqs=8)
+    with pytest.raises(MemoryBudgetError, match="snapshot_memory_bytes") as refusal:
+        plan_memory(too_much, HYBRID, "cuda", 40 * GIB)
+    fitting = int(re.search(r"--snapshot-memory-bytes (\d+)", str(refusal.value)).group(1))  # type: ignore[union-attr]
+    accepted = EngineConfig(snapshot_memory_bytes=fitting, max_num_seqs=8)
+    assert plan_memory(accepted, HYBRID, "cuda", 40 * GIB).total_bytes <= 40 * GIB

@@ -83,8 +83,10 @@ def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly
     )
     ledger_config = ledger_settings(config, memory, model_config, device.type, dtype)
     caches = ModelCaches.allocate(
-        model_config, memory.num_blocks + 1, memory.block_size, memory.num_slots + 1, dtype, device
+        model_config, memory.num_blocks + 1, memory.block_size, ledger_config.num_slots + 1, dtype, device
     )
+    if ledger_config.use_prefix_cache:
+        logger.info("prefixes of %d tokens and more are cached", ledger_config.prefix_unit_tokens)
     runner = make_runner(config, loaded.model, caches, ledger_config, device)
     limits = request_limits(config, memory, model_config, defaults, tokenizer)
     engine = make_engine(config, runner, ledger_config, limits, tokenizer)
@@ -231,7 +233,7 @@ def ledger_settings(
         max_rows=memory.max_rows,
         num_blocks=memory.num_blocks,
         block_size=memory.block_size,
-        num_slots=memory.num_slots,
+        num_slots=memory.num_slots + memory.num_snapshots,
         max_model_len=memory.max_model_len,
         max_step_tokens=memory.max_step_tokens,
         vocab_size=model.vocab_size,
@@ -239,6 +241,10 @@ def ledger_settings(
         max_launch_depth=DEFAULT_LAUNCH_DEPTH[device_type] if depth is None else depth,
         prompt_grid_tokens=grid,
         max_scored_tokens=max(grid, min(MAX_SCORED_TOKENS, memory.max_step_tokens)),
+        use_prefix_cache=config.enable_prefix_caching,
+        max_snapshots=memory.num_snapshots,
+        snapshot_stride_tokens=config.snapshot_stride_tokens,
+        weighs_snapshot_cost=config.snapshot_eviction == "cost",
     )
 
 

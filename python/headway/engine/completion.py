@@ -37,6 +37,7 @@ class Completion:
         self.request = request
         self.index = index
         self.ledger_id = -1
+        self.num_cached_tokens: int | None = None  # of the prompt; known with the first token
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
         self.cumulative_logprob = 0.0
@@ -196,6 +197,11 @@ class Request:
     def num_output_tokens(self) -> int:
         return sum(len(completion.token_ids) for completion in self.completions)
 
+    @property
+    def num_cached_tokens(self) -> int | None:
+        """Of the prompt, found in the prefix cache by the completion that was computed first."""
+        return next((c.num_cached_tokens for c in self.completions if c.num_cached_tokens is not None), None)
+
     def metrics(self) -> RequestMetrics:
         first = [c.first_token_s for c in self.completions if c.first_token_s is not None]
         ends = [c.finished_s for c in self.completions if c.finished_s is not None]
@@ -216,4 +222,5 @@ class Request:
             finished=self.is_finished,
             metrics=self.metrics(),
             prompt_logprobs=self.prompt_logprobs,
+            num_cached_tokens=self.num_cached_tokens,
         )

@@ -46,6 +46,8 @@ class CheckedRequest:
     params: SamplingParams
     priority: int  # lower runs first
     bad_words: list[list[int]]  # token sequences
+    cache_salt: str | None = None  # shares cached prefixes with requests of an equal salt alone
+    uses_prefix_cache: bool = True
 
 
 class Engine:
@@ -103,16 +105,33 @@ class Engine:
         token_ids: Sequence[int],
         params: SamplingParams,
         priority: int = 0,
+        *,
+        cache_salt: str | None = None,
+        uses_prefix_cache: bool = True,
     ) -> CheckedRequest:
         """Finds all that can be wrong with a request before anything is queued. Raises RequestError."""
         self._refuse_if_dead()
         if not is_int(priority) or not -(2**31) <= priority < 2**31:
             raise RequestError("priority", priority, "an integer in [-2**31, 2**31)", hint="lower runs first")
+        if cache_salt is not None and not (isinstance(cache_salt, str) and cache_salt):
+            raise RequestError("cache_salt", cache_salt, "a string of at least one character, or None")
+        if not isinstance(uses_prefix_cache, bool):
+            raise RequestError("use_prefix_cache", uses_prefix_cache, "True or False")
         self.limits.check_params(params)
         tokens = self.limits.check_prompt(token_ids, params.truncate_prompt_tokens)
         bad_words = bad_word_tokens(params.bad_words or (), self._encode)
         self.limits.check_bad_words(bad_words)
-        return CheckedRequest(request_id, prompt_index, prompt, tokens, params, priority, bad_words)
+        return CheckedRequest(
+            request_id,
+            prompt_index,
+            prompt,
+            tokens,
+            params,
+            priority,
+            bad_words,
+            cache_salt,
+            uses_prefix_cache,
+        )
 
     def submit(self, checked: CheckedRequest) -> Request:
         """Queues a request's n completions, or none of them. Raises CapacityError if it can never fit."""
@@ -157,6 +176,11 @@ class Engine:
             completion.rewind(num_positions, self._detokenizer_of(completion.request))
         return True
 
+    def prefix_cache_stats(self) -> dict[str, int]:
+        """Every counter of `PrefixStats`, by name."""
+        stats = self.ledger.prefix_stats()
+        return {name: getattr(stats, name) for name in dir(stats) if name.startswith("num_")}
+
     @property
     def num_unfinished(self) -> int:
         return self._outputs.num_live
@@ -176,7 +200,12 @@ class Engine:
         completion = Completion(request, index, self._detokenizer_of(request))
         max_new_tokens = self.limits.max_new_tokens(len(prompt), params)
         completion.ledger_id = self.ledger.add(
-            prompt, self._spec(checked, index, seed), max_new_tokens=max_new_tokens, priority=checked.priority
+            prompt,
+            self._spec(checked, index, seed),
+            max_new_tokens=max_new_tokens,
+            priority=checked.priority,
+            salt=(checked.cache_salt or "").encode(),
+            uses_cache=checked.uses_prefix_cache,
         )
         request.completions.append(completion)
         self._outputs.add(completion)

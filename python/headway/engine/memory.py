@@ -18,6 +18,8 @@ DEFAULT_ROWS = {"cpu": 64, "cuda": 256}
 DEFAULT_STEP_TOKENS = {"cpu": 2048, "cuda": 8192}
 MAX_CPU_CACHE_BYTES = 4 * GIB  # where nothing is set: a laptop's other programs need room too
 CPU_SHARE = 0.7
+SNAPSHOT_SHARE = 4  # cached states get one part in so many of the memory that the rows leave
+SNAPSHOTS_PER_ROW = 4  # at most, where nothing is set
 MIN_MODEL_LEN = 64  # tokens; a fitted length below this is refused as useless
 
 
@@ -50,6 +52,7 @@ class MemoryPlan:
     block_size: int
     num_blocks: int
     num_slots: int
+    num_snapshots: int  # slots beside those, for the states of cached prefixes
     budget_bytes: int
     lines: tuple[MemoryLine, ...]
 
@@ -92,7 +95,9 @@ class _Fit:
         cache_bytes = self._cache_budget()
         self._fit_rows(cache_bytes)
         num_slots = self._num_slots()
-        num_blocks = self._fit_blocks(cache_bytes - self._rows_bytes(self.rows))
+        left = cache_bytes - self._rows_bytes(self.rows)
+        num_snapshots = self._num_snapshots(left)
+        num_blocks = self._fit_blocks(left - num_snapshots * self.model.per_slot)
         return MemoryPlan(
             max_rows=self.rows,
             max_step_tokens=self.step_tokens,
@@ -100,8 +105,9 @@ class _Fit:
             block_size=self.config.block_size,
             num_blocks=num_blocks,
             num_slots=num_slots,
+            num_snapshots=num_snapshots,
             budget_bytes=self.budget,
-            lines=self._lines(num_blocks, num_slots),
+            lines=self._lines(num_blocks, num_slots, num_snapshots),
         )
 
     def _cache_budget(self) -> int:
@@ -139,6 +145,21 @@ class _Fit:
     def _num_slots(self) -> int:
         return 0 if self.model.per_slot == 0 else self.config.num_state_slots or self.rows
 
+    def _num_snapshots(self, left: int) -> int:
+        """As many as the share holds; fewer where one sequence's blocks would not fit beside them."""
+        if not self.config.enable_prefix_caching or self.model.per_slot == 0:
+            return 0
+        asked = self.config.snapshot_memory_bytes
+        is_fixed_len = asked is None or self.config.max_model_len is not None
+        longest = self.max_model_len if is_fixed_len else MIN_MODEL_LEN
+        needed = self._blocks_bytes(self._blocks_of(longest)) if self.model.per_block else 0
+        if asked is not None:
+            if asked + needed > left:
+                raise _refusal("snapshot_memory_bytes", asked, asked + needed, left, left - needed)
+            return asked // self.model.per_slot
+        most = min(left // SNAPSHOT_SHARE, left - needed) // self.model.per_slot
+        return max(0, min(most, SNAPSHOTS_PER_ROW * self.rows))
+
     def _fit_blocks(self, left: int) -> int:
         """Blocks for all rows at full length, or as many as fit; shortens max_model_len when it was not asked for."""
         if self.model.per_block == 0:
@@ -174,7 +195,7 @@ class _Fit:
     def _one_sequence_bytes(self, num_tokens: int) -> int:
         return self._rows_bytes(1) + self._blocks_bytes(self._blocks_of(num_tokens))
 
-    def _lines(self, num_blocks: int, num_slots: int) -> tuple[MemoryLine, ...]:
+    def _lines(self, num_blocks: int, num_slots: int, num_snapshots: int) -> tuple[MemoryLine, ...]:
         model = self.model
         size = self.config.block_size
         kv_detail = f"{num_blocks} blocks of {size} tokens = {num_blocks * size} tokens"
@@ -184,6 +205,7 @@ class _Fit:
             MemoryLine(
                 "state slots", (num_slots + 1) * model.per_slot if num_slots else 0, f"{num_slots} slots"
             ),
+            MemoryLine("cached states", num_snapshots * model.per_slot, f"{num_snapshots} snapshots"),
             MemoryLine(
                 "rows",
                 (self.rows + 1) * self._row_bytes(),

@@ -72,6 +72,8 @@ class OutputProcessor:
             if completion.is_plain and reason == going_on:  # almost every token of a large batch
                 completion.token_ids.append(token)
                 continue
+            if completion.num_cached_tokens is None:
+                completion.num_cached_tokens = int(commit.cached_tokens[place])
             try:
                 self._grow(completion, token, reason, stop_token, commit, place, now_s)
             except Exception as fault:  # one request's text must not cost the others theirs
