@@ -12,7 +12,9 @@ namespace {
 // Waiting for a running prompt pays where it spares a request one part in so many of what it has to compute.
 constexpr int32_t kPartsPerWait = 4;
 
-bool has_penalties(const RowSampling& sampling) {
+// Whether tokens before the first one computed decide how the row samples.
+bool samples_by_history(const RowSampling& sampling) {
+  if (sampling.num_bad_words > 0) return true;
   return sampling.repetition_penalty != 1.0f || sampling.presence_penalty != 0.0f || sampling.frequency_penalty != 0.0f;
 }
 
@@ -147,7 +149,7 @@ bool PrefixCache::has_slot(const PrefixMatch& match, int64_t step) const {
 }
 
 bool PrefixCache::has_packet_room(const Request& request, const PrefixMatch& match, const StepDraft& draft) const {
-  const bool needs_history = has_penalties(request.sampling);
+  const bool needs_history = samples_by_history(request.sampling);
   if (needs_history && draft.num_history + match.start > config_.max_model_len) return false;
   return draft.num_shared_blocks + num_shared_blocks(match) <= config_.max_packet_shared_blocks();
 }
@@ -173,7 +175,7 @@ int32_t PrefixCache::admit(Request& request, StepDraft& draft) {
     draft.grants.push_back({row, static_cast<int32_t>(i), start_blocks_[i]});
   }
   draft.num_shared_blocks += static_cast<int32_t>(start_blocks_.size());
-  draft.num_history += has_penalties(request.sampling) ? match.start : 0;
+  draft.num_history += samples_by_history(request.sampling) ? match.start : 0;
   prefixes_[row] = prefix;
   if (prefix.publishes) prompts_.push_back(row);
   return row;
@@ -250,12 +252,12 @@ int32_t PrefixCache::read_slot(int32_t row, int32_t start) const {
 }
 
 int32_t PrefixCache::history_start(int32_t row) const {
-  return has_penalties(rows_.request(row)->sampling) ? 0 : prefixes_[row].start;
+  return samples_by_history(rows_.request(row)->sampling) ? 0 : prefixes_[row].start;
 }
 
 int32_t PrefixCache::num_history(int32_t row, int32_t start) const {
   const bool is_first = start > 0 && start == prefixes_[row].start;
-  return is_first && has_penalties(rows_.request(row)->sampling) ? start : 0;
+  return is_first && samples_by_history(rows_.request(row)->sampling) ? start : 0;
 }
 
 PrefixStats PrefixCache::stats() const {
