@@ -178,24 +178,22 @@ def test_a_salt_that_is_no_text_is_refused(cached: LLM, salt: object) -> None:
 def test_a_cached_prefix_is_part_of_the_history(cached: LLM, plain: LLM, kind: str) -> None:
     """What the row did not compute still counts for its penalties, and for words that begin in the prompt."""
     cached.reset_prefix_cache()
-    tokens = list(prompt_of(90, 5))
-    first = plain.generate({"prompt_token_ids": tokens}, GREEDY)[0].outputs[0].token_ids
-    changes = {"repetition_penalty": 1.7, "presence_penalty": 0.5} if kind == "penalties" else {}
-    if kind == "bad_words":
-        tokenizer = plain.get_tokenizer()
-        tokens = tokenizer.encode(
-            "The old man sat by the sea. The old man sat by the sea. The old man sat by"
-        )
-        first = plain.generate({"prompt_token_ids": tokens}, GREEDY)[0].outputs[0].token_ids
-        changes = {"bad_words": [tokenizer.decode([*tokens[-2:], first[0]]).strip()]}
-    params = SamplingParams(temperature=0.0, max_tokens=12, logprobs=3, ignore_eos=True, **changes)
+    text = "The old man sat by the sea. The old man sat by the sea. The old man sat by"
+    tokens = plain.get_tokenizer().encode(text)[-17:]  # all but the last are found
     prompt = {"prompt_token_ids": tokens}
+    first = plain.generate(prompt, GREEDY)[0].outputs[0].token_ids
+    changes: dict[str, object] = {"repetition_penalty": 1.7, "presence_penalty": 0.5}
+    if kind == "bad_words":
+        changes = {"bad_words": [plain.get_tokenizer().decode([*tokens[-4:], first[0]]).strip()]}
+    params = SamplingParams(temperature=0.0, max_tokens=12, logprobs=3, ignore_eos=True, **changes)
     expected = plain.generate(prompt, params)[0].outputs[0]
+    assert expected.token_ids != first
     cached.generate(prompt, GREEDY)
+    others = [{"prompt_token_ids": list(prompt_of(90, 60 + i))} for i in range(4)]
+    cached.generate(others, GREEDY)  # rows forget the prompt
     output = cached.generate(prompt, params)[0]
-    assert (output.num_cached_tokens or 0) > 0
+    assert output.num_cached_tokens == 16
     assert (output.outputs[0].token_ids, output.outputs[0].logprobs) == (
         expected.token_ids,
         expected.logprobs,
     )
-    assert expected.token_ids != first
