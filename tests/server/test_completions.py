@@ -158,3 +158,18 @@ def test_an_echoed_prompt_is_scored_as_it_would_be_generated(model_server: Live)
         v for e in events for c in e["choices"] if c["index"] == 0 for v in c["logprobs"]["token_logprobs"]
     ]
     assert told == whole["token_logprobs"]
+
+
+def test_a_prompt_is_cut_where_that_is_asked(model_server: Live) -> None:
+    ids = model_server.post("/tokenize", {"prompt": PROMPT * 200}).json["tokens"]
+    assert len(ids) > 512
+    reply = ask(model_server, prompt=ids, truncate_prompt_tokens=-1)
+    assert reply["usage"]["prompt_tokens"] == 512 - 12
+    reply = ask(model_server, prompt=ids, truncate_prompt_tokens=5, echo=True, logprobs=0)
+    assert reply["usage"]["prompt_tokens"] == 5
+    assert len(reply["choices"][0]["logprobs"]["tokens"]) == 5 + 12
+    assert reply["choices"][0]["text"].endswith(texts(ask(model_server, prompt=ids[-5:]))[0])
+    messages = [{"role": "user", "content": PROMPT * 200}]
+    body = {"messages": messages, "truncate_prompt_tokens": 30, "max_tokens": 2}
+    assert model_server.post("/v1/chat/completions", body).json["usage"]["prompt_tokens"] == 30
+    assert model_server.post("/v1/completions", {**GREEDY, "truncate_prompt_tokens": 0}).status == 400

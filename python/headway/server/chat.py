@@ -14,7 +14,7 @@ from headway.server.conversation import check_template_kwargs, render_conversati
 from headway.server.errors import bad_request
 from headway.server.generation import PromptOutput, PromptTokens, UsageCount, begun, engine_requests, run
 from headway.server.logprobs import TokenNames, chat_logprobs, prompt_logprobs_json
-from headway.server.sampling import check_length, sampling_params
+from headway.server.sampling import check_length, num_kept_tokens, sampling_params
 from headway.server.schemas.chat import (
     AnswerMessage,
     ChatChoice,
@@ -44,6 +44,9 @@ async def chat_completions(call: Call, fields: ChatRequest) -> Reply | Stream:
     plan = plan_tools(state, fields)
     kwargs = _check(state, fields)
     prompt = await render_conversation(state, fields, plan.shown, kwargs=kwargs)
+    num_kept = num_kept_tokens(fields, _asked_tokens(fields), state.info.max_model_len)
+    if num_kept is not None:
+        prompt = PromptTokens(prompt.text, prompt.token_ids[-num_kept:])
     job = _Job(call, fields, model, prompt, plan)
     if fields.stream:
         return Stream(await begun(job.stream()))
@@ -107,9 +110,7 @@ class _Job:
     def _changes(self, state: ServerState) -> dict[str, Any]:
         """Without a limit of the caller's, the answer ends where the context does."""
         fields = self._fields
-        asked = (
-            fields.max_completion_tokens if fields.max_completion_tokens is not None else fields.max_tokens
-        )
+        asked = _asked_tokens(fields)
         check_length(len(self._prompt.token_ids), asked, state.info.max_model_len)
         changes: dict[str, Any] = {"max_tokens": asked, **structured_outputs(fields, self._plan.schema)}
         if fields.logprobs:
@@ -250,6 +251,11 @@ class _Job:
             self._id, self._created_s, self._model, [choice], usage=usage, prompt_token_ids=prompt_token_ids
         )
         return event(chunk)
+
+
+def _asked_tokens(fields: ChatRequest) -> int | None:
+    """The newer name goes first."""
+    return fields.max_tokens if fields.max_completion_tokens is None else fields.max_completion_tokens
 
 
 def _arguments(pieces: list[Piece], index: int) -> str:

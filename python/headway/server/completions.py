@@ -13,7 +13,7 @@ from headway.server.client import EngineOutput
 from headway.server.errors import bad_request
 from headway.server.generation import PromptOutput, PromptTokens, UsageCount, begun, engine_requests, run
 from headway.server.logprobs import CompletionLogprobsWriter, TokenNames, prompt_logprobs_json
-from headway.server.sampling import check_length, sampling_params
+from headway.server.sampling import check_length, num_kept_tokens, sampling_params
 from headway.server.schemas.common import FinishReason
 from headway.server.schemas.completions import (
     CompletionChoice,
@@ -40,7 +40,7 @@ async def _prompts(call: Call, fields: CompletionRequest) -> list[PromptTokens]:
     items = [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else prompt
     if not items:
         raise bad_request("prompt", "prompt must hold at least one prompt")
-    found = [await _prompt(call, fields, item) for item in items]
+    found = [_truncated(call, fields, await _prompt(call, fields, item)) for item in items]
     for one in found:
         if not one.token_ids:
             raise bad_request("prompt", "prompt must have at least one token")
@@ -65,6 +65,16 @@ async def _prompt(call: Call, fields: CompletionRequest, item: object) -> Prompt
         return PromptTokens(None, item)
     tokenizer = state.need_tokenizer("echo")
     return PromptTokens(tokenizer.decode(item, skip_special_tokens=False), item)
+
+
+def _truncated(call: Call, fields: CompletionRequest, prompt: PromptTokens) -> PromptTokens:
+    state = call.state
+    num_kept = num_kept_tokens(fields, fields.max_tokens, state.info.max_model_len)
+    if num_kept is None or len(prompt.token_ids) <= num_kept:
+        return prompt
+    token_ids = prompt.token_ids[-num_kept:]
+    text = state.tokenizer.decode(token_ids, skip_special_tokens=False) if state.tokenizer else None
+    return PromptTokens(text, token_ids)
 
 
 @dataclass(slots=True)

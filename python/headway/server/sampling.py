@@ -27,6 +27,7 @@ _SAME_NAMES = (
     "allowed_token_ids",
     "bad_words",
     "skip_special_tokens",
+    "spaces_between_special_tokens",
     "prompt_logprobs",
 )
 
@@ -46,6 +47,15 @@ def sampling_params(fields: SamplingFields, defaults: SamplingParams, **changes:
 def check_stream_options(fields: SamplingFields) -> None:
     if fields.stream_options is not None and not fields.stream:
         raise bad_request("stream_options", "stream_options goes with stream=true alone")
+
+
+def num_kept_tokens(fields: SamplingFields, max_tokens: int | None, max_model_len: int) -> int | None:
+    """Tokens at the prompt's end that truncate_prompt_tokens leaves; None: all."""
+    asked = fields.truncate_prompt_tokens
+    if asked == 0:
+        raise bad_request("truncate_prompt_tokens", "truncate_prompt_tokens must be at least 1, or -1")
+    room = max(1, max_model_len - (max_tokens or 1))
+    return room if asked == -1 else asked
 
 
 def check_length(num_prompt_tokens: int, max_tokens: int | None, max_model_len: int) -> None:
