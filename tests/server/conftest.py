@@ -24,7 +24,9 @@ def model_server(tiny_model_dir: Path) -> Iterator[Live]:
     from headway.aio import AsyncLLM
     from tests.server.live import live
 
-    llm = AsyncLLM(tiny_model_dir, device="cpu", max_num_seqs=8, max_model_len=512, generation_config="none")
+    settings = {"max_num_seqs": 8, "max_model_len": 512, "generation_config": "none"}
+    # Without cached prefixes every block and slot is free again when nobody is being answered.
+    llm = AsyncLLM(tiny_model_dir, device="cpu", enable_prefix_caching=False, **settings)
     with live(llm, served_model_name=["tiny", "also-tiny"], enable_dev_endpoints=True) as found:
         yield found
 
