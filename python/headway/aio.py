@@ -85,6 +85,7 @@ class AsyncLLM:
         """
         params = self.get_default_sampling_params() if sampling_params is None else sampling_params
         text, token_ids = await self._read(prompt)
+        await self._prepare(params)
         request_id = request_id or f"request-{next(self._numbers)}"
         ticket = self._desk.open(request_id, text, token_ids, params, priority)
         try:
@@ -96,6 +97,7 @@ class AsyncLLM:
 
     async def stream(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
         """See `EngineClient.stream`. FINAL_ONLY gives each completion whole, any other kind what is new."""
+        await self._prepare(request.params)
         ticket = self._desk.open(
             request.request_id, request.prompt, request.prompt_token_ids, request.params, request.priority
         )
@@ -221,6 +223,11 @@ class AsyncLLM:
         if token_ids is None and text is not None and len(text) >= LONG_PROMPT_CHARS:
             return await asyncio.to_thread(self._prompts.read, prompt)
         return self._prompts.read(prompt)
+
+    async def _prepare(self, params: SamplingParams) -> None:
+        """Compiles a grammar on another thread: the event loop must not wait."""
+        if params.structured_outputs is not None:
+            await asyncio.to_thread(self._parts.engine.prepare, params)
 
     def _output(self, ticket: Ticket, deltas: list[Delta]) -> RequestOutput:
         whole = self._desk.output(ticket)

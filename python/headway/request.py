@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -142,6 +143,13 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = setting(
         None, kind="dict", help="token id -> number in [-100, 100] added to its logit"
     )
+    structured_outputs: Mapping[str, Any] | None = setting(
+        None,
+        kind="dict",
+        is_optional=True,
+        help="one of json (a schema), json_object (True), regex, choice (texts), grammar (Lark or GBNF): the output is "
+        "of that form",
+    )
     detokenize: bool = setting(True, kind="bool", help="produce text; False returns token ids alone")
     skip_special_tokens: bool = setting(True, kind="bool", help="leave special tokens out of the text")
     spaces_between_special_tokens: bool = setting(
@@ -184,6 +192,9 @@ class SamplingParams:
         if self.truncate_prompt_tokens == 0:
             raise RequestError("truncate_prompt_tokens", 0, "at least 1, or -1")
         self._check_choice()
+        if self.structured_outputs is not None:
+            check_form(self.structured_outputs)
+            self._check_structured_pairs()
         self._check_stops()
         self._check_bias()
         self._check_pairs()
@@ -206,6 +217,12 @@ class SamplingParams:
             is_tokens = isinstance(word, (list, tuple)) and all(is_int(token) for token in word)
             if not word or not (isinstance(word, str) or is_tokens):
                 raise RequestError("bad_words", word, "non-empty strings or lists of token ids")
+
+    def _check_structured_pairs(self) -> None:
+        """What could leave no token to sample, or go on behind the end."""
+        for name in ("allowed_token_ids", "min_tokens", "ignore_eos"):
+            if getattr(self, name):
+                raise RequestError(name, getattr(self, name), "unset with structured_outputs")
 
     def _check_bias(self) -> None:
         for token, bias in (self.logit_bias or {}).items():
@@ -236,6 +253,64 @@ class SamplingParams:
     @property
     def effective_temperature(self) -> float:
         return 0.0 if self.is_greedy else max(self.temperature, MIN_TEMPERATURE)
+
+
+FORMS = ("json", "json_object", "regex", "choice", "grammar")
+MAX_FORM_CHARS = 1 << 17
+MAX_FORM_DEPTH = 64
+MAX_CHOICES = 4096
+
+
+def check_form(form: Mapping[str, Any]) -> None:
+    """Raises RequestError unless it is exactly one form, of a size that can be compiled."""
+    if len(form) != 1 or next(iter(form)) not in FORMS:
+        raise RequestError("structured_outputs", sorted(map(str, form)), f"exactly one of {', '.join(FORMS)}")
+    kind, value = next(iter(form.items()))
+    is_kind = {
+        "json": isinstance(value, (str, Mapping)),
+        "json_object": value is True,
+        "choice": isinstance(value, (list, tuple)) and all(isinstance(t, str) and t for t in value),
+    }.get(kind, isinstance(value, str))
+    if not is_kind or not value:
+        raise RequestError(f"structured_outputs.{kind}", type(value).__name__, _FORM_LIMITS[kind])
+    if kind == "choice" and len(value) > MAX_CHOICES:
+        raise RequestError("structured_outputs.choice", len(value), f"at most {MAX_CHOICES} texts")
+    if depth_of(value) > MAX_FORM_DEPTH:
+        raise RequestError(
+            f"structured_outputs.{kind}", "a deeper one", f"at most {MAX_FORM_DEPTH} levels deep"
+        )
+    num_chars = len(value) if isinstance(value, str) else len(json.dumps(value, default=str))
+    if num_chars > MAX_FORM_CHARS:
+        raise RequestError(f"structured_outputs.{kind}", num_chars, f"at most {MAX_FORM_CHARS} characters")
+
+
+_FORM_LIMITS = {
+    "json": "a schema as a dictionary or as JSON text",
+    "json_object": "True",
+    "regex": "a regular expression",
+    "choice": "a list of non-empty strings",
+    "grammar": "a grammar in Lark's notation or GBNF",
+}
+
+
+def depth_of(value: object) -> int:
+    """Levels of dictionaries and lists; of text, of its brackets. Does not recurse: the value is a stranger's."""
+    if isinstance(value, str):
+        depth = deepest = 0
+        for character in value:
+            depth += (character in "[{(") - (character in "]})")
+            deepest = max(deepest, depth)
+        return deepest
+    level, depth = [value], 0
+    while level and depth <= MAX_FORM_DEPTH:
+        depth += 1
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (Mapping, list, tuple))
+            for inner in (outer.values() if isinstance(outer, Mapping) else outer)
+        ]
+    return depth
 
 
 def is_int(value: object) -> bool:

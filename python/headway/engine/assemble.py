@@ -29,6 +29,7 @@ from headway.ops.backend import target_of
 from headway.ops.mamba import scan_grid_tokens
 from headway.request import SamplingParams
 from headway.sampling.defaults import GenerationDefaults, read_generation_defaults
+from headway.sampling.grammar import GrammarCompiler
 from headway.sampling.limits import RequestLimits
 from headway.text import ChatTemplate, IncrementalDetokenizer, Tokenizer
 
@@ -118,6 +119,7 @@ def make_engine(
         seed=config.seed,
         make_detokenizer=_detokenizer_factory(tokenizer),
         decode_token=_token_decoder(tokenizer),
+        grammars=_grammar_compiler(tokenizer, limits),
         encode=None if tokenizer is None else partial(tokenizer.encode, add_special_tokens=False),
         has_processed_logprobs=config.logprobs_mode == "processed",
     )
@@ -280,6 +282,12 @@ def _detokenizer_factory(
         params.skip_special_tokens,
         spaces_between_special_tokens=params.spaces_between_special_tokens,
     )
+
+
+def _grammar_compiler(tokenizer: Tokenizer | None, limits: RequestLimits) -> GrammarCompiler | None:
+    if tokenizer is None or not limits.eos_token_ids:
+        return None
+    return GrammarCompiler(tokenizer.to_json(), limits.vocab_size, limits.eos_token_ids)
 
 
 def _token_decoder(tokenizer: Tokenizer | None) -> Callable[[int], str] | None:

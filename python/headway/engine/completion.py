@@ -25,6 +25,13 @@ class Detokenizer(Protocol):
     def finish(self) -> str: ...
 
 
+class TokenGuide(Protocol):
+    """What `headway.engine.guided.Guide` offers."""
+
+    def begin(self) -> None: ...
+    def advance(self, token: int) -> None: ...
+
+
 class Completion:
     """Grows by `append`, ends by `end`; read as deltas or as a whole.
 
@@ -45,6 +52,7 @@ class Completion:
         self.stop_reason: str | int | None = None
         self.first_token_s: float | None = None
         self.finished_s: float | None = None
+        self.guide: TokenGuide | None = None  # of a structured output
         self.is_plain = False  # its next token is appended and that is all, unless it is the last
         self._detokenizer = detokenizer
         self._matcher = self._make_matcher(params) if detokenizer else None
@@ -71,7 +79,7 @@ class Completion:
         """
         if self.first_token_s is None:
             self.first_token_s = now_s
-            self.is_plain = self._matcher is None and self.logprobs is None
+            self.is_plain = self._matcher is None and self.logprobs is None and self.guide is None
         self.token_ids.append(token)
         if is_stop_token and not self.request.params.include_stop_str_in_output:
             self._make_text(len(self.token_ids) - 1)

@@ -12,12 +12,14 @@ import numpy.typing as npt
 
 from headway.engine.bindings import core
 from headway.engine.completion import Completion, Detokenizer, Request
+from headway.engine.guided import MaskWorkers
 from headway.engine.interrupts import DeferInterrupt
 from headway.engine.output import OutputProcessor
 from headway.engine.stages import Stages
 from headway.errors import EngineDeadError, IntegrityError, RequestError
 from headway.request import SamplingParams, is_int
 from headway.sampling.bad_words import bad_word_tokens
+from headway.sampling.grammar import GrammarCompiler
 from headway.sampling.limits import RequestLimits
 from headway.sampling.seeds import SeedSource, completion_seed
 
@@ -66,12 +68,14 @@ class Engine:
         make_detokenizer: Callable[[Sequence[int], SamplingParams], Detokenizer] | None = None,
         decode_token: Callable[[int], str] | None = None,
         encode: Callable[[str], list[int]] | None = None,
+        grammars: GrammarCompiler | None = None,
         has_processed_logprobs: bool = False,
     ) -> None:
         self.limits = limits
         self.ledger = ledger
         self._runner = runner
         self._outputs = OutputProcessor(ledger.finish, ledger.abort, decode_token)
+        self._masks = MaskWorkers(ledger, grammars)
         self._seeds = SeedSource(seed)
         self._make_detokenizer = make_detokenizer
         self._encode = encode
@@ -83,6 +87,8 @@ class Engine:
     def step(self) -> list[Completion]:
         """Plans and launches what the launch depth allows, then collects the oldest step; returns who changed."""
         self._refuse_if_dead()
+        if failed := self._masks.take_failed():
+            return self._outputs.fail(failed, time.perf_counter())
         stages = self.stages
         with DeferInterrupt():
             try:
@@ -119,6 +125,8 @@ class Engine:
             raise RequestError("use_prefix_cache", uses_prefix_cache, "True or False")
         self.limits.check_params(params)
         tokens = self.limits.check_prompt(token_ids, params.truncate_prompt_tokens)
+        if params.structured_outputs is not None:
+            self._masks.compile(params.structured_outputs)
         bad_words = bad_word_tokens(params.bad_words or (), self._encode)
         self.limits.check_bad_words(bad_words)
         return CheckedRequest(
@@ -132,6 +140,11 @@ class Engine:
             cache_salt,
             uses_prefix_cache,
         )
+
+    def prepare(self, params: SamplingParams) -> None:
+        """Does what takes time in `check` beforehand; on any thread."""
+        if isinstance(params, SamplingParams) and params.structured_outputs is not None:
+            self._masks.compile(params.structured_outputs)
 
     def submit(self, checked: CheckedRequest) -> Request:
         """Queues a request's n completions, or none of them. Raises CapacityError if it can never fit."""
@@ -169,6 +182,8 @@ class Engine:
         self._refuse_if_dead()
         if completion.is_finished:
             return False
+        if completion.guide is not None:
+            raise RequestError("num_positions", num_positions, "used on outputs that follow no grammar")
         with DeferInterrupt():
             completion.check_rewind(num_positions)
             if not self.ledger.rewind(completion.ledger_id, num_positions):
@@ -192,12 +207,15 @@ class Engine:
         for completion in self._outputs.live:
             self._outputs.cancel(completion, time.perf_counter())
         self._is_closed = True
+        self._masks.close()
         self._runner.close()
         del self._runner, self.stages
 
     def _queue(self, request: Request, index: int, checked: CheckedRequest, seed: int) -> None:
         params, prompt = checked.params, checked.token_ids
         completion = Completion(request, index, self._detokenizer_of(request))
+        if params.structured_outputs is not None:
+            completion.guide = self._masks.guide(completion, params.structured_outputs)
         max_new_tokens = self.limits.max_new_tokens(len(prompt), params)
         completion.ledger_id = self.ledger.add(
             prompt,
@@ -209,6 +227,8 @@ class Engine:
         )
         request.completions.append(completion)
         self._outputs.add(completion)
+        if completion.guide is not None:
+            completion.guide.begin()
 
     def _detokenizer_of(self, request: Request) -> Detokenizer | None:
         if self._make_detokenizer is None or not request.params.detokenize:
@@ -232,6 +252,7 @@ class Engine:
             num_logprobs=limits.num_logprobs("logprobs", params.logprobs),
             num_prompt_logprobs=limits.num_logprobs("prompt_logprobs", asked),
             has_processed_logprobs=self._has_processed_logprobs,
+            is_guided=params.structured_outputs is not None,
             stop_ids=limits.stop_ids(params),
             logit_bias=dict(params.logit_bias or {}),
             bad_words=checked.bad_words,
@@ -239,9 +260,11 @@ class Engine:
         )
 
     def _idle(self) -> list[Completion]:
-        """Nothing to launch and nothing in flight: fine when all is done or paused, our bug otherwise."""
+        """Nothing to launch and nothing in flight: fine when all is done, paused or held, our bug otherwise."""
         stats = self.ledger.stats()
-        if not stats.num_paused and (stats.num_waiting or stats.num_running):
+        if stats.num_held:
+            self._masks.wait()
+        elif not stats.num_paused and (stats.num_waiting or stats.num_running):
             raise IntegrityError(
                 f"{stats.num_waiting} waiting and {stats.num_running} running requests cannot move"
             )

@@ -85,6 +85,14 @@ class OutputProcessor:
                 self._end(completion, "error", None, now_s)
         return changed
 
+    def fail(self, completions: list[Completion], now_s: float) -> list[Completion]:
+        """Ends completions that cannot go on; returns those that were not over."""
+        ended = [completion for completion in completions if not completion.is_finished]
+        for completion in ended:
+            self._abort(completion.ledger_id)
+            self._end(completion, "error", None, now_s)
+        return ended
+
     def cancel(self, completion: Completion, now_s: float) -> None:
         """Ends a completion that its caller no longer wants."""
         if completion.is_finished:
@@ -114,6 +122,8 @@ class OutputProcessor:
             self._end(completion, "stop", matched, now_s)
         elif reason != core.NOT_FINISHED:
             self._end(completion, _REASONS[reason], _stop_reason(completion, stop_token), now_s)
+        elif completion.guide is not None:
+            completion.guide.advance(token)
 
     def _add_prompt_logprobs(self, commit: Commit) -> None:
         columns = zip(

@@ -118,6 +118,10 @@ class Tokenizer:
         except OverflowError as error:
             raise RequestError("token_ids", min(token_ids), "in [0, 2**32)") from error
 
+    def to_json(self) -> str:
+        """The content of tokenizer.json, without truncation and padding."""
+        return str(self._backend.to_str())
+
     def id_to_token(self, token_id: int) -> str | None:
         """The vocabulary's own spelling of a token, None for an id it does not have."""
         token: str | None = self._backend.id_to_token(token_id)
