@@ -77,9 +77,11 @@ class AsyncLLM:
         request_id: str | None = None,
         *,
         priority: int = 0,
+        cache_salt: str | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Yields the request as it grows, by `sampling_params.output_kind`: all so far, what is new, or the end alone.
 
+        Prefixes are shared only between requests of an equal cache_salt, such as one customer's.
         Leaving early (break with aclose, cancellation) aborts it. Raises RequestError, CapacityError, OverloadedError
         or EngineDeadError.
         """
@@ -87,7 +89,7 @@ class AsyncLLM:
         text, token_ids = await self._read(prompt)
         await self._prepare(params)
         request_id = request_id or f"request-{next(self._numbers)}"
-        ticket = self._desk.open(request_id, text, token_ids, params, priority)
+        ticket = self._desk.open(request_id, text, token_ids, params, priority, cache_salt)
         try:
             while not ticket.is_over:
                 if deltas := await self._desk.next_deltas(ticket):
@@ -99,7 +101,12 @@ class AsyncLLM:
         """See `EngineClient.stream`. FINAL_ONLY gives each completion whole, any other kind what is new."""
         await self._prepare(request.params)
         ticket = self._desk.open(
-            request.request_id, request.prompt, request.prompt_token_ids, request.params, request.priority
+            request.request_id,
+            request.prompt,
+            request.prompt_token_ids,
+            request.params,
+            request.priority,
+            request.cache_salt,
         )
         try:
             while not ticket.is_over:
@@ -185,7 +192,8 @@ class AsyncLLM:
     # --- running it -----------------------------------------------------------------------------------------------
 
     async def reset_prefix_cache(self) -> bool:
-        """Always complete: no prefix is kept from one request to another."""
+        """Forgets every cached prefix; running requests keep what they hold."""
+        await self._desk.call(lambda engine: engine.ledger.reset_prefix_cache())
         return True
 
     async def start_profile(self) -> None:
@@ -254,7 +262,7 @@ def _engine_output(ticket: Ticket, delta: Delta) -> EngineOutput:
         index=delta.index,
         text=delta.text,
         token_ids=delta.token_ids,
-        usage=Usage(len(request.prompt_token_ids), request.num_output_tokens, 0),
+        usage=Usage(len(request.prompt_token_ids), request.num_output_tokens, request.num_cached_tokens or 0),
         logprobs=delta.logprobs,
         finish_reason=delta.finish_reason,
         stop_reason=delta.stop_reason,

@@ -280,6 +280,7 @@ def test_a_fault_reaches_every_reader(tiny_model_dir: Path) -> None:
 async def test_stats_and_health(llm: AsyncLLM) -> None:
     output = await last(llm.generate(PROMPTS[0], PARAMS))
     await until_idle(llm)
+    assert await llm.reset_prefix_cache()
     stats = await llm.stats()
     assert stats.num_prompt_tokens_total == len(output.prompt_token_ids)
     assert stats.num_output_tokens_total >= len(output.outputs[0].token_ids)
@@ -292,7 +293,21 @@ async def test_stats_and_health(llm: AsyncLLM) -> None:
     assert health.is_alive
     assert health.is_ready
     assert llm.info.max_model_len == 512
+
+
+@with_engine(enable_prefix_caching=True, block_size=16)
+async def test_cached_prefixes_are_counted_and_kept_apart_by_salt(llm: AsyncLLM) -> None:
+    prompt = [5 + i % 90 for i in range(200)]
+
+    async def num_cached(request_id: str, salt: str | None) -> int:
+        request = EngineRequest(request_id, prompt, PARAMS, cache_salt=salt)
+        return [output async for output in llm.stream(request)][-1].usage.num_cached_tokens
+
+    assert await num_cached("first", "a") == 0
+    assert await num_cached("again", "a") > 0
+    assert await num_cached("other", "b") == 0
     assert await llm.reset_prefix_cache()
+    assert await num_cached("after", "a") == 0
 
 
 @with_engine()

@@ -96,11 +96,14 @@ class RequestDesk:
         token_ids: Sequence[int],
         params: SamplingParams,
         priority: int,
+        cache_salt: str | None = None,
     ) -> Ticket:
         """Checks a request and sends it to the engine. Whoever opens a ticket must leave it."""
         self._bind_loop()
         self._refuse_if_dead()
-        checked = self._engine.check(request_id, 0, prompt, token_ids, params, priority)
+        checked = self._engine.check(
+            request_id, 0, prompt, token_ids, params, priority, cache_salt=cache_salt
+        )
         if request_id in self._tickets:
             raise RequestError("request_id", request_id, "unique among the requests that are not over")
         self._refuse_if_full(params.n)
