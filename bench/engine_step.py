@@ -55,7 +55,15 @@ def make_engine(max_rows: int, num_steps: int) -> Engine:
         max_logprobs=0,
     )
     runner = Runner(IdleModel(max_rows), None, config, torch.device("cpu"))  # type: ignore[arg-type]
-    limits = RequestLimits(VOCAB_SIZE, max_model_len, 0, core.MAX_STOP_IDS, core.MAX_LOGIT_BIAS, ())
+    limits = RequestLimits(
+        vocab_size=VOCAB_SIZE,
+        max_model_len=max_model_len,
+        max_logprobs=0,
+        max_stop_ids=core.MAX_STOP_IDS,
+        max_logit_bias=core.MAX_LOGIT_BIAS,
+        max_bad_word_entries=core.MAX_BAD_WORD_ENTRIES,
+        eos_token_ids=(),
+    )
     return Engine(core.Ledger(config), runner, limits)
 
 

@@ -28,5 +28,5 @@ def gpu_llm(folder: Path, **settings: Any) -> Iterator[LLM]:
 
 
 def tiny_trace(seed: int, **changes: Any) -> Any:
-    settings: dict[str, Any] = {"max_prompt_len": 150, "max_tokens": 24, "stops": ["e", "\n\n"], **changes}
-    return random_trace(seed, prompt_of=prompt_of, **settings)
+    settings: dict[str, Any] = {"max_prompt_len": 150, "max_tokens": 24, "stops": ["e", "\n\n"]}
+    return random_trace(seed, **{"prompt_of": prompt_of, **settings, **changes})

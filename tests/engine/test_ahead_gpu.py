@@ -8,11 +8,25 @@ from pathlib import Path
 import pytest
 
 from tests.core import evidence
+from tests.engine.driving import prompt_of
 from tests.engine.gpu import gpu_llm, tiny_trace
 from tests.engine.test_depth import ENGINE_EVIDENCE
-from tests.engine.traces import check_same, play
+from tests.engine.traces import Arrival, check_same, play
 
 NUM_TRACES = 500
+GRID_TOKENS, MAX_DECODE_QUERIES = 64, 8
+
+
+def whole_or_long(length: int, seed: int = 0) -> list[int]:
+    """A prompt whose last piece, if it is cut, is not so short that attention takes it for a decode row: that kernel
+    rounds otherwise, and where prompts are cut follows from what else is in the step.
+    """
+    is_short_end = length > GRID_TOKENS and 0 < length % GRID_TOKENS <= MAX_DECODE_QUERIES
+    return prompt_of(length + MAX_DECODE_QUERIES * is_short_end, seed)
+
+
+def gpu_trace(seed: int) -> list[Arrival]:
+    return tiny_trace(seed, prompt_of=whole_or_long, num_requests=6, max_tokens=12)
 
 
 @pytest.mark.gpu
@@ -20,14 +34,13 @@ NUM_TRACES = 500
 def test_five_hundred_traces_give_what_serial_steps_give(tiny_model_dir: Path) -> None:
     """No evictions here: what is recomputed as a prompt is rounded by other kernels. Depths 1 to 4 take turns."""
     reached = Counter(traces=NUM_TRACES)
-    changes = {"num_requests": 5, "max_tokens": 12, "max_prompt_len": 100}
     with gpu_llm(tiny_model_dir, launch_depth=0) as llm:
-        expected = [play(llm._engine, tiny_trace(seed, **changes)) for seed in range(NUM_TRACES)]
+        expected = [play(llm._engine, gpu_trace(seed)) for seed in range(NUM_TRACES)]
     for launch_depth in (1, 2, 3, 4):
         with gpu_llm(tiny_model_dir, launch_depth=launch_depth) as llm:
             for seed in range(launch_depth - 1, NUM_TRACES, 4):
-                outcomes = play(llm._engine, tiny_trace(seed, **changes))
-                check_same(expected[seed], outcomes)
+                outcomes = play(llm._engine, gpu_trace(seed))
+                check_same(expected[seed], outcomes, f"seed {seed}, depth {launch_depth}")
                 reached.update(outcome.finish_reason or "" for outcome in outcomes)
             stats = llm._engine.ledger.stats()
             assert stats.num_evictions == 0

@@ -126,12 +126,12 @@ def outcome_of(request: Request) -> Outcome:
     )
 
 
-def check_same(serial: Sequence[Outcome], ahead: Sequence[Outcome]) -> None:
+def check_same(serial: Sequence[Outcome], ahead: Sequence[Outcome], what: str = "") -> None:
     """Bit-equal; of a request that was aborted in one of the runs, what both have of it."""
     for index, (expected, actual) in enumerate(zip(serial, ahead, strict=True)):
         if "abort" in (expected.finish_reason, actual.finish_reason):
             num_common = min(len(expected.token_ids), len(actual.token_ids))
-            assert actual.token_ids[:num_common] == expected.token_ids[:num_common], index
-            assert actual.logprobs[:num_common] == expected.logprobs[:num_common], index
+            assert actual.token_ids[:num_common] == expected.token_ids[:num_common], (what, index)
+            assert actual.logprobs[:num_common] == expected.logprobs[:num_common], (what, index)
         else:
-            assert actual == expected, index
+            assert actual == expected, (what, index)
