@@ -38,7 +38,7 @@ class PrefixBench:
             SideOptions(
                 model=args.model,
                 load_format=args.load_format,
-                max_model_len=max(args.lengths) + 1024,
+                max_model_len=max(*args.lengths, NUM_TURNS * (QUESTION_LEN + ANSWER_LEN)) + SUFFIX_LEN + 16,
                 max_num_seqs=64,
                 has_prefix_cache=not args.no_cache,
                 device=args.device,

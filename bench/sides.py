@@ -77,6 +77,7 @@ class HeadwaySide:
             gpu_memory_utilization=0.85,
             launch_depth=options.launch_depth,
             enforce_eager=options.is_eager,
+            enable_prefix_caching=options.has_prefix_cache,
         )
         self.vocab_size = self.llm.vocab_size
 
@@ -96,20 +97,12 @@ class HeadwaySide:
 
     def answer(self, prompts: Sequence[list[int]], num_new: int) -> list[Answer]:
         begin_s = time.perf_counter()
-        first_s: dict[int, float] = {}
-        token_ids: list[list[int]] = [[] for _ in prompts]
-        num_cached = [0] * len(prompts)
-        for delta in self.llm.stream(list(prompts), self._params(num_new)):
-            if delta.token_ids:
-                first_s.setdefault(delta.prompt_index, time.perf_counter() - begin_s)
-                token_ids[delta.prompt_index] += delta.token_ids
-            num_cached[delta.prompt_index] = max(num_cached[delta.prompt_index], delta.num_cached_tokens)
-        return [
-            Answer(*each)
-            for each in zip(
-                token_ids, num_cached, (first_s[index] for index in range(len(prompts))), strict=True
-            )
-        ]
+        answers = []
+        for output in self.llm.generate(list(prompts), self._params(num_new)):
+            assert output.metrics.first_token_s is not None
+            first_s = output.metrics.first_token_s - begin_s
+            answers.append(Answer(output.outputs[0].token_ids, output.num_cached_tokens or 0, first_s))
+        return answers
 
     def _params(self, num_new: int) -> Any:
         from headway.request import SamplingParams
