@@ -22,9 +22,17 @@ from headway.engine.perfetto import Recording, trace_json
 from headway.engine.prompts import PromptReader
 from headway.engine.trace import StepTrace
 from headway.errors import RequestError
-from headway.outputs import CompletionOutput, Delta, RequestOutput
+from headway.outputs import CompletionOutput, Delta, RequestOutput, StepSpan
 from headway.request import ChatMessage, Prompt, RequestOutputKind, SamplingParams, prompt_parts
-from headway.server.client import EngineOutput, EngineRequest, EngineStats, Health, ModelInfo, Usage
+from headway.server.client import (
+    EngineOutput,
+    EngineRequest,
+    EngineStats,
+    Health,
+    ModelInfo,
+    PrefixCacheStats,
+    Usage,
+)
 from headway.text import ChatTemplate, Tokenizer
 
 LONG_PROMPT_CHARS = 4096  # from here on tokenised on another thread: the event loop must not wait
@@ -182,7 +190,13 @@ class AsyncLLM:
             device_busy_s=meter.busy_ns / 1e9,
             device_idle_s=meter.idle_ns / 1e9,
             seconds_since_progress=meter.seconds_since_progress,
+            num_led_steps_total=meter.num_led,
+            launch_lead_s=meter.lead_ns / 1e9,
+            prefix_cache=PrefixCacheStats(**self._parts.engine.prefix_cache_stats()),
         )
+
+    async def recent_steps(self) -> list[StepSpan]:
+        return self._desk.meter.recent_steps()
 
     async def health(self) -> Health:
         desk = self._desk

@@ -97,3 +97,15 @@ class Delta:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     metrics: RequestMetrics | None = None  # with the last delta of a completion
+
+
+@dataclass(frozen=True, slots=True)
+class StepSpan:
+    """One step that has retired. Its times are of one clock: the device's own, or the host's where it has none."""
+
+    step: int
+    begin_ns: int
+    end_ns: int
+    num_rows: int
+    num_decode_rows: int
+    num_tokens: int  # of prompts and of decoding rows

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 from headway.engine import trace as trace_module
+from headway.engine.meter import StepMeter
 from headway.engine.stages import Stages
 from headway.engine.timeline import Timeline
 from headway.engine.trace import StepTrace
@@ -27,7 +28,7 @@ class PacedEngine:
     in_flight: list[SimpleNamespace] = field(default_factory=list)
     num_launched: int = 0
 
-    def run(self, num_steps: int, trace: StepTrace) -> None:
+    def run(self, num_steps: int, trace: StepTrace | StepMeter) -> None:
         stages = trace.around(Stages(self.plan, self.launch, self.collect, self.commit, self.outputs))
         for _ in range(num_steps):
             while (plan := stages.plan()) is not None:
@@ -45,7 +46,9 @@ class PacedEngine:
         begin_ns = max(self.now_ns + REACH_NS, self.device_free_ns + GAP_NS)
         self.device_free_ns = begin_ns + RUN_NS
         stamps = [self.on_device(moment) for moment in (begin_ns, self.device_free_ns)]
-        self.in_flight.append(SimpleNamespace(step=plan.step, begin_ns=stamps[0], end_ns=stamps[1]))
+        self.in_flight.append(
+            SimpleNamespace(step=plan.step, begin_ns=stamps[0], end_ns=stamps[1], tokens=[7] * 8)
+        )
         self.in_flight[-1].is_seen_ns = self.device_free_ns + SEE_NS
         self.num_launched += 1
         self.now_ns += LAUNCH_NS

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 # Without the extra these tests have nothing to test.
 _IS_MISSING = any(
-    importlib.util.find_spec(name) is None for name in ("starlette", "uvicorn", "httptools", "msgspec")
+    importlib.util.find_spec(name) is None
+    for name in ("starlette", "uvicorn", "httptools", "msgspec", "prometheus_client")
 )
 collect_ignore_glob = ["test_*.py"] if _IS_MISSING else []
 

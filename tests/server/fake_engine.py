@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from headway.errors import EngineDeadError, OverloadedError, RequestError
-from headway.outputs import Logprob
+from headway.outputs import Logprob, StepSpan
 from headway.request import SamplingParams
 from headway.server.client import EngineOutput, EngineRequest, EngineStats, Health, ModelInfo, Usage
 from headway.text import ChatTemplate, Tokenizer
@@ -128,6 +128,9 @@ class FakeEngine:
     async def stats(self) -> EngineStats:
         num = len(self.live)
         return EngineStats(0, num, 0, 8, 8, 0, 8, 8, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0)
+
+    async def recent_steps(self) -> list[StepSpan]:
+        return []
 
     async def health(self) -> Health:
         reason = "it has died" if self.has_died else ""

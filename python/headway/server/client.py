@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from headway.outputs import PromptLogprobs, RequestMetrics, TokenLogprobs
+from headway.outputs import PromptLogprobs, RequestMetrics, StepSpan, TokenLogprobs
 from headway.request import SamplingParams
 from headway.text import ChatTemplate, Tokenizer
 
@@ -90,6 +90,28 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixCacheStats:
+    """What the prefix cache holds and did since the start; docs/prefix_cache.md tells the reasons of misses."""
+
+    num_lookups: int = 0
+    num_hits: int = 0
+    num_prompt_tokens: int = 0  # of all lookups
+    num_cached_tokens: int = 0  # of those, found
+    num_waits: int = 0  # requests that waited for a running prompt to leave their prefix
+    num_too_short: int = 0
+    num_pending: int = 0
+    num_without_snapshot: int = 0
+    num_other_salt: int = 0
+    num_without_kv: int = 0
+    num_blocks: int = 0  # held now
+    num_evictable_blocks: int = 0  # of those, with nobody
+    num_snapshots: int = 0  # held now
+    num_snapshots_taken: int = 0
+    num_evicted_blocks: int = 0
+    num_evicted_snapshots: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """Counters of the engine at one moment. `*_total` only grow; free + fenced <= total for blocks and slots."""
 
@@ -111,6 +133,9 @@ class EngineStats:
     device_busy_s: float  # by the device's own clock; 0 where it has none
     device_idle_s: float  # between steps that followed one another, likewise
     seconds_since_progress: float  # since a step was committed; 0 while there is nothing to do
+    num_led_steps_total: int = 0  # launched before the host had the results of the step before
+    launch_lead_s: float = 0.0  # of those in all, from their launch to those results
+    prefix_cache: PrefixCacheStats = field(default_factory=PrefixCacheStats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +177,10 @@ class EngineClient(Protocol):
         ...
 
     async def stats(self) -> EngineStats: ...
+
+    async def recent_steps(self) -> list[StepSpan]:
+        """The last steps that retired, a few hundred, oldest first. Never waits for the engine."""
+        ...
 
     async def health(self) -> Health:
         """Never waits for the engine."""

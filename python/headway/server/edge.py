@@ -48,10 +48,11 @@ class Edge:
     def _named(self, scope: Scope, send: Send, request_id: str) -> Send:
         """`send`, with X-Request-Id on every reply, and a log line where that is asked for."""
         name = request_id.encode()
-        logs = self._state.settings.access_log
+        logs, replies = self._state.settings.access_log, self._state.meter.replies
 
         async def send_named(message: dict[str, object]) -> None:
             if message["type"] == "http.response.start":
+                replies[message["status"]] += 1  # type: ignore[index]
                 message["headers"].append((b"x-request-id", name))  # type: ignore[attr-defined]
                 if logs:
                     logger.info(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from headway.server import admin, chat, completions, tokens
+from headway.server import admin, chat, completions, live, tokens
 from headway.server.calls import Handler
 from headway.server.schemas.admin import (
     HealthResponse,
@@ -42,6 +42,7 @@ class Endpoint:
         requests: bodies it takes, one of them; empty: none.
         response: None where it is a document of another kind.
         chunk: one event of its stream; such endpoints run the model and end when their client goes.
+        media_type: of what it answers, where all is well.
         is_open: answered without an API key.
         is_dev: only with --enable-dev-endpoints.
         errors: statuses beside those that every endpoint may answer.
@@ -54,6 +55,7 @@ class Endpoint:
     response: Kind | None = None
     requests: tuple[Kind, ...] = ()
     chunk: Kind | None = None
+    media_type: str = "application/json"
     is_open: bool = False
     is_dev: bool = False
     errors: tuple[int, ...] = ()
@@ -153,6 +155,9 @@ ENDPOINTS = (
     ),
     Endpoint("/version", ("GET",), admin.version, "Headway's version", VersionResponse),
     Endpoint("/load", ("GET",), admin.load, "What runs, waits and is free: for routers", LoadResponse),
+    Endpoint(
+        "/metrics", ("GET",), live.metrics, "Counters for Prometheus: metrics.md", media_type="text/plain"
+    ),
     Endpoint("/server_info", ("GET",), admin.server_info, "The model and every setting but keys", ServerInfo),
     Endpoint("/openapi.json", ("GET",), admin.openapi, "This interface as an OpenAPI document"),
     Endpoint(

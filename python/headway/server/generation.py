@@ -99,11 +99,13 @@ async def run(call: Call, requests: Sequence[EngineRequest]) -> AsyncGenerator[P
     with state.gate.admit(call.key_id, num_tokens) as admission:
         if call.open_call is not None:
             call.open_call.request_ids = [request.request_id for request in requests]
-        async with aclosing(_merged(state.client, requests)) as outputs:
-            async for found in outputs:
-                admission.started()
-                check_end(found.output.finish_reason, state.is_draining)
-                yield found
+        with state.meter.watch(requests) as watch:
+            async with aclosing(_merged(state.client, requests)) as outputs:
+                async for found in outputs:
+                    admission.started()
+                    watch.note(found.prompt_index, found.output)
+                    check_end(found.output.finish_reason, state.is_draining)
+                    yield found
 
 
 def check_end(reason: str | None, is_draining: bool) -> None:

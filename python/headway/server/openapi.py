@@ -70,8 +70,9 @@ def _operation(endpoint: Endpoint, method: str) -> dict[str, Any]:
 
 
 def _responses(endpoint: Endpoint) -> dict[str, Any]:
-    schema: dict[str, Any] = _ref(endpoint.response) if endpoint.response else {"type": "object"}
-    content: dict[str, Any] = {"application/json": {"schema": schema}}
+    is_text = endpoint.media_type != "application/json"
+    schema = _ref(endpoint.response) if endpoint.response else {"type": "string" if is_text else "object"}
+    content: dict[str, Any] = {endpoint.media_type: {"schema": schema}}
     if endpoint.chunk is not None:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     responses: dict[str, Any] = {"200": {"description": endpoint.summary, "content": content}}

@@ -151,6 +151,9 @@ class ServerSettings:
         tier="advanced",
         help="offer /reset_prefix_cache, /start_profile and /stop_profile",
     )
+    vllm_metrics: bool = setting(
+        False, kind="bool", tier="advanced", help="repeat /metrics under the names that vLLM has for them"
+    )
     access_log: bool = setting(False, kind="bool", tier="advanced", help="one log line a request")
 
     def __post_init__(self) -> None:

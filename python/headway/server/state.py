@@ -16,6 +16,7 @@ from headway.errors import ConfigError, HeadwayError
 from headway.server.admission import Gate
 from headway.server.client import EngineClient, ModelInfo
 from headway.server.errors import ApiError, unavailable
+from headway.server.meter import RequestMeter
 from headway.server.settings import ServerSettings
 from headway.text import ChatTemplate, Tokenizer
 from headway.text.parsers import OutputFormat, detect_format
@@ -50,6 +51,7 @@ class ServerState:
         self.settings = settings
         self.info: ModelInfo = client.info
         self.gate = Gate(settings)
+        self.meter = RequestMeter()
         self.created_s = int(time.time())
         self.names = tuple(settings.served_model_name or (self.info.model,))
         self.key_digests = tuple(hashlib.sha256(key.encode()).digest() for key in settings.all_keys())

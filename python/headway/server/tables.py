@@ -1,4 +1,4 @@
-"""The tables of docs/serving.md, made of the code: `python -m headway.server.tables docs/serving.md` renews them.
+"""Tables of docs/serving.md and docs/metrics.md, made of the code: `python -m headway.server.tables PAGE` renews them.
 
 A table stands between `<!-- table: name -->` and `<!-- end -->`; the words around it are the page's own.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from headway.fields import flag, specs
 from headway.server.decode import REFUSED_FIELDS
 from headway.server.endpoints import ENDPOINTS
 from headway.server.errors import ERROR_TABLE
+from headway.server.exposition import Metric
+from headway.server.metrics import METRICS, VLLM_METRICS
 from headway.server.schemas.chat import ChatRequest
 from headway.server.schemas.common import IGNORED_FIELDS
 from headway.server.schemas.completions import CompletionRequest
@@ -73,6 +75,19 @@ def refused() -> str:
     )
 
 
+def _metrics(metrics: Sequence[Metric]) -> str:
+    rows = [f"| `{m.sample}` | {m.kind} | {f'`{m.label}`' if m.label else ''} | {m.help} |" for m in metrics]
+    return _table("| metric | kind | label | what |", rows)
+
+
+def metrics() -> str:
+    return _metrics(METRICS)
+
+
+def vllm_metrics() -> str:
+    return _metrics(VLLM_METRICS)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "endpoints": endpoints,
     "settings": settings,
@@ -82,12 +97,16 @@ TABLES: dict[str, Callable[[], str]] = {
     "refused fields": refused,
 }
 
+METRIC_TABLES: dict[str, Callable[[], str]] = {"metrics": metrics, "vllm metrics": vllm_metrics}
+
 
 def renew(page: str) -> str:
     """The page with every table as the code has it now. Raises KeyError for a table that there is not."""
 
+    tables = TABLES | METRIC_TABLES
+
     def table(found: re.Match[str]) -> str:
-        return f"<!-- table: {found[1]} -->\n{TABLES[found[1]]()}\n<!-- end -->"
+        return f"<!-- table: {found[1]} -->\n{tables[found[1]]()}\n<!-- end -->"
 
     return re.sub(r"<!-- table: ([\w ]+) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
 
