@@ -56,8 +56,8 @@ bench: $(STAMPS)/test-tools ## the benchmarks
 	$(PY) bench/decode_vs_transformers.py
 	$(PY) bench/engine_step.py
 	$(WITH_TOOLS); cmake -S . -B build/native -G Ninja -DHEADWAY_DEVICE=cpu -DHEADWAY_PYTHON=OFF -DHEADWAY_NATIVE_TESTS=ON
-	$(WITH_TOOLS); cmake --build build/native --target ledger_bench
-	find build/native -name ledger_bench -type f -exec {} \;
+	$(WITH_TOOLS); cmake --build build/native --target ledger_bench prefix_bench
+	find build/native \( -name ledger_bench -o -name prefix_bench \) -type f -exec {} \;
 ifneq ($(wildcard /dev/nvidiactl),)
 	for bench in attention mamba moe sample; do $(PY) -m bench.ops.bench_$$bench || exit 1; done
 endif

@@ -46,6 +46,7 @@ class NodeMap {
     return true;
   }
 
+  void prefetch(uint32_t tag) const { __builtin_prefetch(&entries_[home(tag)]); }
   int32_t num_entries() const { return num_entries_; }
 
  private:

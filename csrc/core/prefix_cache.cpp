@@ -65,13 +65,15 @@ void PrefixCache::free_block() {
   if (blocks_.num_free() == 0) tree_.evict_leaf();
 }
 
-// The tree goes over to the row's block, so that a row alone never holds more than its own.
+// The tree goes over to the row's block, so that a row alone never holds more than its own. Nobody reads the one that
+// goes: no row has it, and none that had it has a step in flight.
 bool PrefixCache::drop_duplicates() {
   bool has_dropped = false;
-  for (int32_t row = 1; is_on() && config_.num_blocks > 0 && row <= rows_.num_rows(); ++row) {
+  if (!is_on() || config_.num_blocks == 0 || is_any_block_coming()) return false;
+  for (int32_t row = 1; row <= rows_.num_rows(); ++row) {
     for (int32_t node = prefixes_[row].node; tree_.end(node) > prefixes_[row].start; node = tree_.node(node).parent) {
       if (!is_duplicate(row, node) || blocks_.ref_count(tree_.node(node).block) > 1) continue;
-      tree_.replace_block(node, rows_.blocks(row)[tree_.end(node) / config_.block_size - 1], clock_.launched);
+      tree_.replace_block(node, rows_.blocks(row)[tree_.end(node) / config_.block_size - 1]);
       has_dropped = true;
     }
   }

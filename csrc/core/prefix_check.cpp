@@ -45,7 +45,8 @@ void PrefixTree::check_node(int32_t id, std::vector<int32_t>& num_children) cons
   require_integrity(parent < 0 || (parent > 0 && nodes_[parent].num_tokens == block_size_),
                     "I4: a node hangs from one that is gone, or is shorter than a block");
   require_integrity(found.end == end(parent) + found.num_tokens, "I4: a node is not where its parent ends");
-  require_integrity(found.is_detached != (find_child(parent, tokens(id)) == id), "I4: a node is not found as itself");
+  require_integrity(found.is_detached != (find_child(key(parent, tokens(id))) == id),
+                    "I4: a node is not found as itself");
   require_integrity(parent < 0 || found.num_pins <= nodes_[parent].num_pins, "I4: a node is pinned without its parent");
   if (!has_blocks_) return;
   require_integrity(found.block > kDummyBlock && blocks_.ref_count(found.block) > 0, "I4: a node owns no block");

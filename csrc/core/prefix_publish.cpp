@@ -33,16 +33,20 @@ bool PrefixCache::step_to_child(const Chunk& chunk, RowPrefix& prefix) {
     return false;
   }
   const auto tokens = std::span<const int32_t>(chunk.request->tokens).subspan(begin, config_.block_size);
-  int32_t child = tree_.find_child(prefix.node, tokens);
+  const PrefixTree::Key key = tree_.key(prefix.node, tokens);
+  if (begin + 2 * config_.block_size <= chunk.end) {
+    tree_.prefetch_below(key, {tokens.data() + tokens.size(), tokens.size()});
+  }
+  int32_t child = tree_.find_child(key);
   if (child != 0) {
     const bool is_unused = tree_.node(child).num_pins == 0;
     tree_.pin_one(child);
     if (config_.num_blocks > 0 && is_unused && is_duplicate(chunk.row, child)) {
-      tree_.replace_block(child, rows_.blocks(chunk.row)[begin / config_.block_size], clock_.retired);
+      tree_.replace_block(child, rows_.blocks(chunk.row)[begin / config_.block_size]);
     }
   } else {
     const int32_t block = config_.num_blocks > 0 ? rows_.blocks(chunk.row)[begin / config_.block_size] : kDummyBlock;
-    child = tree_.add_child(prefix.node, tokens, block, chunk.request->id);
+    child = tree_.add_child(key, block, chunk.request->id);
   }
   if (child != 0) prefix.node = child;
   return child != 0;
@@ -89,12 +93,13 @@ void PrefixCache::donate_slot(const Chunk& chunk) {
   const int32_t num_left = chunk.end - begin;
   if (!prefix.publishes || chunk.end == 0 || num_left < 0 || num_left >= config_.block_size) return;
   const auto tokens = std::span<const int32_t>(chunk.request->tokens).subspan(begin, num_left);
-  int32_t node = num_left > 0 ? tree_.find_child(prefix.node, tokens) : prefix.node;
+  const PrefixTree::Key key = tree_.key(prefix.node, tokens);
+  int32_t node = num_left > 0 ? tree_.find_child(key) : prefix.node;
   if (tree_.has_snapshot(node)) return;
   if (tree_.num_snapshots() + num_planned_ >= config_.max_snapshots && !tree_.evict_snapshot()) return;
   if (node == 0) {
     const int32_t block = config_.num_blocks > 0 ? rows_.blocks(chunk.row)[begin / config_.block_size] : kDummyBlock;
-    node = tree_.add_child(prefix.node, tokens, block, chunk.request->id);
+    node = tree_.add_child(key, block, chunk.request->id);
     if (node == 0) return;
     prefix.node = node;
   }

@@ -44,7 +44,6 @@ PrefixTree::PrefixTree(const LedgerConfig& config, const StepClock& clock, Block
       clock_(clock),
       blocks_(blocks),
       nodes_(node_count(config) + 1),
-      num_short_(nodes_.size(), 0),
       tokens_(nodes_.size() * config.block_size),
       snapshots_(config.use_prefix_cache ? config.max_snapshots + 1 : 1),
       map_(node_count(config)) {
@@ -86,8 +85,11 @@ int64_t PrefixTree::num_root_users() const {
 
 PrefixMatch PrefixTree::match(int32_t root, std::span<const int32_t> tokens) const {
   PrefixMatch found{.node = root};
-  while (tokens.size() - found.num_tokens >= static_cast<size_t>(block_size_)) {
-    const int32_t child = find_child(found.node, tokens.subspan(found.num_tokens, block_size_));
+  const size_t num_blocks = tokens.size() / block_size_;
+  for (size_t i = 0; i < num_blocks; ++i) {
+    const Key wanted = key(found.node, tokens.subspan(i * block_size_, block_size_));
+    if (i + 1 < num_blocks) prefetch_below(wanted, tokens.subspan((i + 1) * block_size_, block_size_));
+    const int32_t child = find_child(wanted);
     if (child == 0) break;
     found.node = child;
     found.num_tokens += block_size_;
@@ -109,16 +111,16 @@ bool PrefixTree::is_known_elsewhere(int32_t root, std::span<const int32_t> token
   if (tokens.size() < static_cast<size_t>(block_size_)) return false;
   for (size_t i = 0; i < std::min(roots_.size(), kNumRootsAsked); ++i) {
     const int32_t other = -static_cast<int32_t>(i) - 1;
-    if (other != root && find_child(other, tokens.first(block_size_)) != 0) return true;
+    if (other != root && find_child(key(other, tokens.first(block_size_))) != 0) return true;
   }
   return false;
 }
 
-int32_t PrefixTree::find_child(int32_t parent, std::span<const int32_t> tokens) const {
-  return map_.find(tag_of(parent, tokens), [&](int32_t id) {
+int32_t PrefixTree::find_child(const Key& wanted) const {
+  return map_.find(wanted.tag, [&](int32_t id) {
     const Node& found = nodes_[id];
-    if (found.parent != parent || found.num_tokens != static_cast<int32_t>(tokens.size())) return false;
-    return std::memcmp(&tokens_[int64_t{id} * block_size_], tokens.data(), tokens.size_bytes()) == 0;
+    if (found.parent != wanted.parent || found.num_tokens != std::ssize(wanted.tokens)) return false;
+    return std::memcmp(&tokens_[int64_t{id} * block_size_], wanted.tokens.data(), wanted.tokens.size_bytes()) == 0;
   });
 }
 
@@ -126,7 +128,7 @@ int32_t PrefixTree::find_child(int32_t parent, std::span<const int32_t> tokens) 
 int32_t PrefixTree::find_short_child(int32_t parent, std::span<const int32_t> tokens) const {
   if (num_short_children(parent) == 0) return 0;
   for (size_t length = std::min<size_t>(tokens.size(), block_size_ - 1); length > 0; --length) {
-    const int32_t child = find_child(parent, tokens.first(length));
+    const int32_t child = find_child(key(parent, tokens.first(length)));
     if (child == 0 || nodes_[child].snapshot == 0) continue;
     if (!has_blocks_ || nodes_[child].num_pins == 0) return child;
   }
@@ -134,17 +136,17 @@ int32_t PrefixTree::find_short_child(int32_t parent, std::span<const int32_t> to
 }
 
 int32_t PrefixTree::num_short_children(int32_t parent) const {
-  return parent < 0 ? root(parent).num_short_children : num_short_[parent];
+  return parent < 0 ? root(parent).num_short_children : nodes_[parent].num_short_children;
 }
 
 void PrefixTree::count_child(int32_t parent, int32_t num_tokens, int32_t change) {
   const int32_t short_change = num_tokens < block_size_ ? change : 0;
   (parent < 0 ? root(parent).num_children : nodes_[parent].num_children) += change;
-  (parent < 0 ? root(parent).num_short_children : num_short_[parent]) += short_change;
+  (parent < 0 ? root(parent).num_short_children : nodes_[parent].num_short_children) += short_change;
 }
 
-uint32_t PrefixTree::tag_of(int32_t parent, std::span<const int32_t> tokens) const {
-  uint64_t hash = fold(hash_seed_ ^ static_cast<uint32_t>(parent), 0x9e3779b97f4a7c15u);
+uint32_t PrefixTree::tag_after(uint32_t parent_tag, std::span<const int32_t> tokens) const {
+  uint64_t hash = fold(hash_seed_ ^ parent_tag, 0x9e3779b97f4a7c15u);
   size_t i = 0;
   for (; i + 4 <= tokens.size(); i += 4) {
     uint64_t words[2];
@@ -155,22 +157,23 @@ uint32_t PrefixTree::tag_of(int32_t parent, std::span<const int32_t> tokens) con
   return static_cast<uint32_t>(fold(hash ^ tokens.size(), hash_seed_)) & tag_mask_;
 }
 
-int32_t PrefixTree::add_child(int32_t parent, std::span<const int32_t> tokens, int32_t block, int64_t writer) {
+int32_t PrefixTree::add_child(const Key& key, int32_t block, int64_t writer) {
   if (free_node_ == 0 && !evict_leaf()) return 0;
   const int32_t id = free_node_;
   Node& added = nodes_[id];
   free_node_ = added.older;
-  added = {.parent = parent,
-           .end = end(parent) + static_cast<int32_t>(tokens.size()),
-           .num_tokens = static_cast<int32_t>(tokens.size()),
+  const auto num_tokens = static_cast<int32_t>(key.tokens.size());
+  added = {.parent = key.parent,
+           .end = end(key.parent) + num_tokens,
+           .num_tokens = num_tokens,
            .num_pins = 1,
            .block = block,
-           .tag = tag_of(parent, tokens),
+           .tag = key.tag,
            .writer = writer};
-  std::memcpy(&tokens_[int64_t{id} * block_size_], tokens.data(), tokens.size_bytes());
+  std::memcpy(&tokens_[int64_t{id} * block_size_], key.tokens.data(), key.tokens.size_bytes());
   if (has_blocks_) blocks_.share(block);
-  count_child(parent, added.num_tokens, 1);
-  map_.insert(added.tag, id);
+  count_child(key.parent, num_tokens, 1);
+  map_.insert(key.tag, id);
   ++num_nodes_;
   ++version_;
   return id;
@@ -196,15 +199,20 @@ void PrefixTree::unpin_path(int32_t id) {
   }
 }
 
-void PrefixTree::replace_block(int32_t id, int32_t block, int64_t last_step) {
+void PrefixTree::replace_block(int32_t id, int32_t block) {
   blocks_.share(block);
-  blocks_.release(nodes_[id].block, last_step);
+  blocks_.release(nodes_[id].block, clock_.retired);
   nodes_[id].block = block;
 }
 
 bool PrefixTree::evict_leaf() {
   const int32_t oldest = nodes_[0].newer;
   if (oldest == 0) return false;
+  // Evictions come in rows, and each waits for memory: what the next one touches is asked for now.
+  const Node& next = nodes_[nodes_[oldest].newer];
+  map_.prefetch(next.tag);
+  __builtin_prefetch(&nodes_[next.newer]);
+  __builtin_prefetch(&tokens_[int64_t{oldest} * block_size_], 1);
   ++num_evicted_nodes_;
   num_evicted_snapshots_ += nodes_[oldest].snapshot != 0;
   remove_detached(remove(oldest));

@@ -2,9 +2,10 @@
 // and owns that block; at its end it may own a state snapshot. Only full nodes have children. A shorter node is a leaf
 // where a sequence ended; it is there for its snapshot alone.
 //
-// Children are found through one hash map keyed by (parent, tokens), and a hit compares the tokens themselves. Each
-// salt has a root of its own. A node is pinned with all its ancestors while a row uses it; unpinned nodes are kept in
-// the order of their last use, a parent always later than its children, so the first in order is a leaf.
+// Children are found through one hash map keyed by (parent, tokens) through a hash of all tokens from the root on, and
+// a hit compares the tokens themselves. Each salt has a root of its own. A node is pinned with all its ancestors while
+// a row uses it; unpinned nodes are kept in the order of their last use, a parent always later than its children, so
+// the first in order is a leaf.
 //
 // Every node holds what a retired step has written: who adds nodes sees to that. Knows nothing of requests and rows.
 #pragma once
@@ -24,11 +25,13 @@ namespace headway {
 
 class PrefixTree {
  public:
-  struct Node {
+  // A line of cache each.
+  struct alignas(64) Node {
     int32_t parent = 0;
     int32_t end = 0;  // tokens from the beginning of the sequence to the node's end
     int32_t num_tokens = 0;  // its own: block_size, or fewer in a leaf
     int32_t num_children = 0;
+    int32_t num_short_children = 0;  // of those, shorter than a block
     int32_t num_pins = 0;
     int32_t block = kDummyBlock;
     int32_t snapshot = 0;
@@ -58,16 +61,29 @@ class PrefixTree {
   PrefixMatch match(int32_t root, std::span<const int32_t> tokens) const;
   // Whether another root begins with these tokens: would it be a hit if the salt were another?
   bool is_known_elsewhere(int32_t root, std::span<const int32_t> tokens) const;
-  int32_t find_child(int32_t parent, std::span<const int32_t> tokens) const;
+  // What a node is found by.
+  struct Key {
+    int32_t parent;
+    uint32_t tag;
+    std::span<const int32_t> tokens;
+  };
+  Key key(int32_t parent, std::span<const int32_t> tokens) const {
+    return {parent, tag_after(tag(parent), tokens), tokens};
+  }
+  // Asks memory for what finding a child of the wanted node will touch, whether or not that node is there.
+  void prefetch_below(const Key& key, std::span<const int32_t> tokens) const {
+    map_.prefetch(tag_after(key.tag, tokens));
+  }
+  int32_t find_child(const Key& key) const;
 
   // A new node, pinned once; its ancestors must be pinned. Shares the block. 0: no room, and nothing pinned can go.
-  int32_t add_child(int32_t parent, std::span<const int32_t> tokens, int32_t block, int64_t writer);
+  int32_t add_child(const Key& key, int32_t block, int64_t writer);
   void pin_path(int32_t node);  // with all its ancestors
   void unpin_path(int32_t node);
   void pin_one(int32_t node);  // by who has pinned its parent
 
-  // The node owns another block of the same content instead.
-  void replace_block(int32_t node, int32_t block, int64_t last_step);
+  // The node owns another block of the same content instead of one that nobody reads.
+  void replace_block(int32_t node, int32_t block);
 
   // Each makes one thing free at once, or returns false.
   bool evict_leaf();
@@ -115,7 +131,8 @@ class PrefixTree {
   const Root& root(int32_t id) const { return roots_[-id - 1]; }
   int32_t num_short_children(int32_t parent) const;
   void count_child(int32_t parent, int32_t num_tokens, int32_t change);
-  uint32_t tag_of(int32_t parent, std::span<const int32_t> tokens) const;
+  uint32_t tag(int32_t id) const { return id > 0 ? nodes_[id].tag : static_cast<uint32_t>(id); }
+  uint32_t tag_after(uint32_t parent_tag, std::span<const int32_t> tokens) const;
   int32_t find_short_child(int32_t parent, std::span<const int32_t> tokens) const;
   int32_t pick_snapshot(int32_t spared_node) const;
   int32_t num_tokens_saved(int32_t snapshot) const;
@@ -139,7 +156,6 @@ class PrefixTree {
   const StepClock& clock_;
   BlockPool& blocks_;
   std::vector<Node> nodes_;  // [max_nodes + 1]; 0 holds the ends of the order of use
-  std::vector<int32_t> num_short_;  // [max_nodes + 1] children that are shorter than a block
   std::vector<int32_t> tokens_;  // [max_nodes + 1, block_size]
   std::vector<Snapshot> snapshots_;  // [max_snapshots + 1]; 0 likewise
   std::vector<Root> roots_;
