@@ -85,12 +85,15 @@ int64_t PrefixTree::num_root_users() const {
 
 PrefixMatch PrefixTree::match(int32_t root, std::span<const int32_t> tokens) const {
   PrefixMatch found{.node = root};
-  const size_t num_blocks = tokens.size() / block_size_;
-  for (size_t i = 0; i < num_blocks; ++i) {
-    const Key wanted = key(found.node, tokens.subspan(i * block_size_, block_size_));
-    if (i + 1 < num_blocks) prefetch_below(wanted, tokens.subspan((i + 1) * block_size_, block_size_));
+  while (true) {
+    const auto left = tokens.subspan(found.num_tokens);
+    if (has_states_) match_short_child(left, found);
+    if (left.size() < static_cast<size_t>(block_size_)) return found;
+    const Key wanted = key(found.node, left.first(block_size_));
+    if (left.size() >= 2 * static_cast<size_t>(block_size_))
+      prefetch_below(wanted, left.subspan(block_size_, block_size_));
     const int32_t child = find_child(wanted);
-    if (child == 0) break;
+    if (child == 0) return found;
     found.node = child;
     found.num_tokens += block_size_;
     if (!has_states_ || nodes_[child].snapshot != 0) {
@@ -98,13 +101,6 @@ PrefixMatch PrefixTree::match(int32_t root, std::span<const int32_t> tokens) con
       found.start = found.num_tokens;
     }
   }
-  if (!has_states_) return found;
-  const int32_t leaf = find_short_child(found.node, tokens.subspan(found.num_tokens));
-  if (leaf != 0) {
-    found.start_node = leaf;
-    found.start = nodes_[leaf].end;
-  }
-  return found;
 }
 
 bool PrefixTree::is_known_elsewhere(int32_t root, std::span<const int32_t> tokens) const {
@@ -125,14 +121,15 @@ int32_t PrefixTree::find_child(const Key& wanted) const {
 }
 
 // The longest that has a snapshot. Its block can be written by one row only, so it must be free to be taken.
-int32_t PrefixTree::find_short_child(int32_t parent, std::span<const int32_t> tokens) const {
-  if (num_short_children(parent) == 0) return 0;
+void PrefixTree::match_short_child(std::span<const int32_t> tokens, PrefixMatch& found) const {
+  if (num_short_children(found.node) == 0) return;
   for (size_t length = std::min<size_t>(tokens.size(), block_size_ - 1); length > 0; --length) {
-    const int32_t child = find_child(key(parent, tokens.first(length)));
-    if (child == 0 || nodes_[child].snapshot == 0) continue;
-    if (!has_blocks_ || nodes_[child].num_pins == 0) return child;
+    const int32_t child = find_child(key(found.node, tokens.first(length)));
+    if (child == 0 || nodes_[child].snapshot == 0 || (has_blocks_ && nodes_[child].num_pins > 0)) continue;
+    found.start_node = child;
+    found.start = nodes_[child].end;
+    return;
   }
-  return 0;
 }
 
 int32_t PrefixTree::num_short_children(int32_t parent) const {

@@ -107,6 +107,8 @@ class PrefixTree {
   int32_t end(int32_t id) const { return id > 0 ? nodes_[id].end : 0; }
   std::span<const int32_t> tokens(int32_t id) const;
   bool can_evict_snapshot(int32_t spared_node) const { return pick_snapshot(spared_node) != 0; }
+  int32_t oldest() const { return nodes_[0].newer; }  // what evict_leaf() removes; 0: nothing
+  int32_t next_snapshot_node() const { return snapshots_[pick_snapshot(0)].node; }  // and evict_snapshot()
   int32_t num_unpinned_to(int32_t node) const;  // on the path from the root
   int64_t num_root_users() const;
   int32_t num_nodes() const { return num_nodes_; }
@@ -133,7 +135,7 @@ class PrefixTree {
   void count_child(int32_t parent, int32_t num_tokens, int32_t change);
   uint32_t tag(int32_t id) const { return id > 0 ? nodes_[id].tag : static_cast<uint32_t>(id); }
   uint32_t tag_after(uint32_t parent_tag, std::span<const int32_t> tokens) const;
-  int32_t find_short_child(int32_t parent, std::span<const int32_t> tokens) const;
+  void match_short_child(std::span<const int32_t> tokens, PrefixMatch& found) const;
   int32_t pick_snapshot(int32_t spared_node) const;
   int32_t num_tokens_saved(int32_t snapshot) const;
   void drop_snapshot(int32_t index, int64_t last_step);

@@ -23,6 +23,7 @@ CACHE = ROOT / "build" / "evidence"
 LIBRARY = ["core/*.cpp", "cpu/begin_step.cpp", "cpu/finish_step.cpp"]
 SIMULATION = [f"tests/sim/{name}.cpp" for name in ("client", "device", "host", "policy", "workload")]
 FUZZ = [*LIBRARY, *SIMULATION, "tests/fuzz/*.cpp"]
+TREE = ["core/*.cpp", "tests/check.cpp", "tests/tree/*.cpp"]
 SIM = [*LIBRARY, "tests/sim/*.cpp"]
 
 WARNINGS = ["-std=c++20", "-pthread", "-Wall", "-Wextra", "-Wshadow", "-D_GLIBCXX_ASSERTIONS"]

@@ -105,7 +105,6 @@ void add_up(const PrefixStats& stats, PrefixStats& total) {
   total.num_cached_tokens += stats.num_cached_tokens;
   total.num_waits += stats.num_waits;
   total.num_too_short += stats.num_too_short;
-  total.num_pending += stats.num_pending;
   total.num_without_snapshot += stats.num_without_snapshot;
   total.num_other_salt += stats.num_other_salt;
   total.num_without_kv += stats.num_without_kv;
@@ -118,10 +117,11 @@ void print(const PrefixStats& stats) {
   const auto n = [](int64_t count) { return static_cast<long long>(count); };
   std::printf("\"prefix\": {\"hits\": %lld, \"cached_tokens\": %lld, \"waits\": %lld, \"too_short\": %lld, ",
               n(stats.num_hits), n(stats.num_cached_tokens), n(stats.num_waits), n(stats.num_too_short));
-  std::printf("\"pending\": %lld, \"without_snapshot\": %lld, \"other_salt\": %lld, \"without_kv\": %lld, ",
-              n(stats.num_pending), n(stats.num_without_snapshot), n(stats.num_other_salt), n(stats.num_without_kv));
-  std::printf("\"snapshots\": %lld, \"evicted_blocks\": %lld, \"evicted_snapshots\": %lld}, ",
-              n(stats.num_snapshots_taken), n(stats.num_evicted_blocks), n(stats.num_evicted_snapshots));
+  std::printf("\"without_snapshot\": %lld, \"other_salt\": %lld, \"without_kv\": %lld, \"snapshots\": %lld, ",
+              n(stats.num_without_snapshot), n(stats.num_other_salt), n(stats.num_without_kv),
+              n(stats.num_snapshots_taken));
+  std::printf("\"evicted_blocks\": %lld, \"evicted_snapshots\": %lld}, ", n(stats.num_evicted_blocks),
+              n(stats.num_evicted_snapshots));
 }
 
 }  // namespace headway::sim
