@@ -108,6 +108,17 @@ auto switch_request(bool (Ledger::*method)(int64_t)) {
   };
 }
 
+std::vector<int32_t> free_slots(LockedLedger& ledger) {
+  return ledger.with([](Ledger& core) {
+    const FencedPool& ids = core.slots().ids();
+    std::vector<int32_t> slots;
+    for (int32_t id = 1; id <= ids.num_total(); ++id) {
+      if (ids.state(id) == FencedPool::State::kFree) slots.push_back(id);
+    }
+    return slots;
+  });
+}
+
 bool finish_request(LockedLedger& ledger, int64_t request_id, int32_t num_output_tokens) {
   return ledger.with([&](Ledger& core) { return core.finish(request_id, num_output_tokens); });
 }
@@ -172,6 +183,7 @@ void bind_ledger(py::module_& module) {
           "check_mirror", &check_mirror, "mirror"_a,
           "Raises IntegrityError naming the first field of the mirror that is not as the host has it. Addresses are of "
           "a copy in host memory, of a device that has run every launched step.")
+      .def("free_slots", &free_slots, "State slots that nobody holds and no launched step names.")
       .def("prefix_stats", get(&Ledger::prefix_stats))
       .def(
           "reset_prefix_cache",

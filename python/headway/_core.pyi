@@ -275,6 +275,9 @@ class Ledger:
     @property
     def has_unfinished(self) -> bool: ...
     def stats(self) -> Stats: ...
+    def free_slots(self) -> list[int]:
+        """State slots that nobody holds and no launched step names, ascending."""
+
     def prefix_stats(self) -> PrefixStats: ...
     def reset_prefix_cache(self) -> None:
         """No later request finds what is cached now, or what running ones compute."""

@@ -155,7 +155,8 @@ class EngineConfig:
         False,
         kind="bool",
         tier="advanced",
-        help="compare the device's rows with the host's after every step, waiting for the device: to hunt bugs",
+        help="compare the device's rows with the host's after every step, waiting for the device, and fill free state "
+        "slots with NaN: to hunt bugs",
     )
     logprobs_mode: str = setting(
         "raw",

@@ -16,6 +16,7 @@ from headway import _core
 from headway.engine.batch import StepBatch
 from headway.engine.engine import Engine
 from headway.engine.runner import Runner
+from headway.engine.stages import with_poisoned_slots
 from headway.sampling.limits import RequestLimits
 
 VOCAB_SIZE = 61
@@ -59,7 +60,7 @@ def expected_tokens(prompt: Sequence[int], num_tokens: int, *, stops_at: int | N
 @dataclass
 class FakeCaches:
     keys: torch.Tensor  # [num_blocks, S] int64
-    state: torch.Tensor  # [num_slots] int64
+    state: torch.Tensor  # [num_slots, 2] float64: the hash, exact below 2**53, and of how many tokens it is
 
     @property
     def state_pools(self) -> tuple[torch.Tensor, ...]:
@@ -103,10 +104,18 @@ class FakeModel:
     def _state_before(self, start: int, table: list[int], read_slot: int, caches: FakeCaches) -> int:
         """From the slot; in a model without slots, which keeps keys alone, from those."""
         if len(caches.state) > 1:
-            return 0 if start == 0 else int(caches.state[read_slot])
+            return 0 if start == 0 else self._load(caches.state[read_slot], start)
         state, block_size = 0, caches.keys.shape[1]
         for p in range(start):
             state = next_hash(state, int(caches.keys[table[p // block_size], p % block_size]))
+        return state
+
+    def _load(self, kept: torch.Tensor, start: int) -> int:
+        """Of a poisoned slot the integer of NaN, which raises."""
+        state, num_tokens = (int(number) for number in kept)
+        assert num_tokens == start or self.forgets_to_restore, (
+            f"the state after {num_tokens} tokens is read for {start}"
+        )
         return state
 
     def _run_row(self, batch: StepBatch, caches: FakeCaches, hidden: torch.Tensor, row: int) -> None:
@@ -122,13 +131,13 @@ class FakeModel:
             assert position == start + place - begin
             state = next_hash(state, token)
             if position + 1 in wanted:
-                caches.state[wanted[position + 1]] = state
+                caches.state[wanted[position + 1]] = torch.tensor([state, position + 1])
             caches.keys[table[position // block_size], position % block_size] = token
             if place == end - 1 or self.has_all_logits:
                 keys = [int(caches.keys[table[p // block_size], p % block_size]) for p in range(position + 1)]
                 hidden[place, 0] = len(self.sampled)
                 self.sampled[len(self.sampled)] = logits_of(state, keys)
-        caches.state[int(batch.write_slots[row])] = state
+        caches.state[int(batch.write_slots[row])] = torch.tensor([state, start + end - begin])
 
 
 @dataclass
@@ -160,6 +169,7 @@ def make_engine(
     fail_at: int = -1,
     before_step: object = None,
     has_all_logits: bool = False,
+    has_poison: bool = False,
     **engine_options: object,
 ) -> Harness:
     """An engine over the fake model, without tokenizer; with a prefix cache where num_snapshots is given."""
@@ -187,7 +197,7 @@ def make_engine(
     )
     caches = FakeCaches(
         keys=torch.full((num_blocks + 1, block_size), -1, dtype=torch.int64),
-        state=torch.full((num_slots + 1,), -1, dtype=torch.int64),
+        state=torch.full((num_slots + 1, 2), -1, dtype=torch.float64),
     )
     runner = Runner(model, caches, config, torch.device("cpu"), row_buckets=row_buckets)
     limits = RequestLimits(
@@ -202,4 +212,6 @@ def make_engine(
     staging = runner.staging
     ledger = _core.Ledger(config, staging.packet_ring_address, staging.result_ring_address)
     engine = Engine(ledger, runner, limits, seed=seed, **engine_options)
+    if has_poison:
+        engine.stages = with_poisoned_slots(engine.stages, ledger, runner.poison_slots)
     return Harness(engine, model, runner)

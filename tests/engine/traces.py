@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from headway._core import Ledger
 from headway.engine.completion import Request
 from headway.engine.engine import Engine
 from headway.errors import RequestError
@@ -25,6 +26,7 @@ class Arrival:
     priority: int
     abort_step: int | None
     rewinds: tuple[tuple[int, int], ...] = ()  # (step, tokens) to go back, where that is possible then
+    pauses: tuple[tuple[int, int], ...] = ()  # (step, step of the end)
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ def random_trace(
     stops: Sequence[str],
     num_requests: int = 10,
     has_rewinds: bool = False,
+    has_pauses: bool = False,
 ) -> list[Arrival]:
     """Greedy and sampled requests, with and without stop strings, some aborted on their way, some set back."""
     draws = random.Random(seed)
@@ -65,13 +68,28 @@ def random_trace(
         abort_step = step + draws.randrange(1, 30) if draws.random() < 0.25 else None
         prompt = tuple(prompt_of(draws.randrange(1, max_prompt_len + 1), draws.randrange(50) + index))
         rewinds = random_rewinds(draws, step) if has_rewinds else ()
-        trace.append(Arrival(step, prompt, params, draws.randrange(3), abort_step, rewinds))
+        pauses = random_pauses(draws, step) if has_pauses else ()
+        trace.append(Arrival(step, prompt, params, draws.randrange(3), abort_step, rewinds, pauses))
     return trace
 
 
 def random_rewinds(draws: random.Random, step: int) -> tuple[tuple[int, int], ...]:
     steps = [step + draws.randrange(1, 40) for _ in range(draws.randrange(4))]
     return tuple((at, draws.randrange(6)) for at in sorted(steps))
+
+
+def random_pauses(draws: random.Random, step: int) -> tuple[tuple[int, int], ...]:
+    """Of one request in two; they may overlap, and outlast it."""
+    begins = [step + draws.randrange(25) for _ in range(draws.choice([0, 0, 1, 2]))]
+    return tuple((begin, begin + draws.randrange(1, 12)) for begin in begins)
+
+
+def pause_or_resume(ledger: Ledger, request: Request, arrival: Arrival, step: int) -> None:
+    for begin, end in arrival.pauses:
+        if begin == step:
+            ledger.pause(request.completions[0].ledger_id)
+        if end == step:
+            ledger.resume(request.completions[0].ledger_id)
 
 
 def rewind(engine: Engine, request: Request, num_tokens: int) -> bool:
@@ -95,6 +113,8 @@ def play(engine: Engine, trace: Sequence[Arrival]) -> list[Outcome]:
             for at, num_tokens in arrival.rewinds:
                 if at == step:
                     rewind(engine, requests[index], num_tokens)
+            if arrival.pauses and index in requests:
+                pause_or_resume(engine.ledger, requests[index], arrival, step)
         if len(requests) == len(trace) and not engine.num_unfinished:
             break
         engine.step()

@@ -18,7 +18,7 @@ from headway.engine.engine import Engine
 from headway.engine.graphs import row_buckets
 from headway.engine.memory import MemoryPlan, ModelBytes, available_bytes, plan_memory
 from headway.engine.runner import Runner
-from headway.engine.stages import with_mirror_checks, with_nvtx_ranges
+from headway.engine.stages import with_mirror_checks, with_nvtx_ranges, with_poisoned_slots
 from headway.errors import ConfigError, ModelLoadError
 from headway.models.caches import ModelCaches, cache_bytes
 from headway.models.config import ModelConfig
@@ -125,6 +125,7 @@ def make_engine(
     )
     if config.check_mirror:
         engine.stages = with_mirror_checks(engine.stages, engine.ledger, runner.read_mirror)
+        engine.stages = with_poisoned_slots(engine.stages, engine.ledger, runner.poison_slots)
     if config.nvtx and runner.has_gpu:
         engine.stages = with_nvtx_ranges(engine.stages)
     return engine

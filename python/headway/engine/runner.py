@@ -104,6 +104,11 @@ class Runner:
         self.staging.synchronize()
         return self._buffers.on_host()
 
+    def poison_slots(self, slots: Sequence[int]) -> None:
+        """Fills the states of these slots with NaN, after all that was launched. Nobody may hold them."""
+        if slots:
+            self.staging.run(self._poison_slots, slots)
+
     def close(self) -> None:
         """Waits for the device: nothing it may still use is freed under it."""
         try:
@@ -119,6 +124,12 @@ class Runner:
             rehearse_prompts(self._buffers, self._caches, self._compute, max_tokens, self.staging.synchronize)
         if self.graphs is not None:
             self.graphs.prepare(self._run_decode, self._rehearse_decode, max_capture_s)
+
+    @torch.inference_mode()
+    def _poison_slots(self, slots: Sequence[int]) -> None:
+        index = torch.tensor(slots, device=self._device)
+        for pool in self._caches.state_pools:
+            pool.index_fill_(1, index, torch.nan)
 
     @torch.inference_mode()
     def _run(self, plan: Plan) -> None:

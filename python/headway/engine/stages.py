@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -41,6 +41,22 @@ def with_mirror_checks(stages: Stages, ledger: Ledger, read_mirror: Callable[[],
         return changes
 
     return replace(stages, commit=commit)
+
+
+def with_poisoned_slots(
+    stages: Stages, ledger: Ledger, poison_slots: Callable[[Sequence[int]], None]
+) -> Stages:
+    """The same calls; before each plan, the state slots that are free are poisoned.
+
+    A debug mode: whoever reads a slot that was given back, or one before it was written, reads NaN. A slot that
+    changes hands within one plan is never free and keeps what it holds.
+    """
+
+    def plan() -> Plan | None:
+        poison_slots(ledger.free_slots())
+        return stages.plan()
+
+    return replace(stages, plan=plan)
 
 
 def with_nvtx_ranges(stages: Stages) -> Stages:
