@@ -18,7 +18,7 @@ POST = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
 KEY, OTHER_KEY = "sk-first-key", "sk-second-key"
 FINE = {"prompt": "x", "max_tokens": 2}
 PATHS = sorted({endpoint.path.replace("{model_id:path}", "fake") for endpoint in ENDPOINTS})
-OPEN_PATHS = {"/health", "/ready", "/ping"}
+OPEN_PATHS = {"/", "/health", "/ready", "/ping"}
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from headway.server.schemas.admin import (
 )
 from headway.server.schemas.chat import ChatChunk, ChatRequest, ChatResponse
 from headway.server.schemas.completions import CompletionRequest, CompletionResponse
+from headway.server.schemas.live import LiveResponse
 from headway.server.schemas.tokens import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -157,6 +158,12 @@ ENDPOINTS = (
     Endpoint("/load", ("GET",), admin.load, "What runs, waits and is free: for routers", LoadResponse),
     Endpoint(
         "/metrics", ("GET",), live.metrics, "Counters for Prometheus: metrics.md", media_type="text/plain"
+    ),
+    Endpoint(
+        "/live", ("GET",), live.live, "What the page at / shows: totals and the last steps", LiveResponse
+    ),
+    Endpoint(
+        "/", ("GET",), live.page, "A page that shows the live engine", media_type="text/html", is_open=True
     ),
     Endpoint("/server_info", ("GET",), admin.server_info, "The model and every setting but keys", ServerInfo),
     Endpoint("/openapi.json", ("GET",), admin.openapi, "This interface as an OpenAPI document"),

@@ -17,14 +17,16 @@ def metrics_page(seen: Seen, *, with_vllm_names: bool) -> bytes:
     return exposition(groups, seen)
 
 
-def _blocks(seen: Seen) -> dict[str, float]:
+def kv_blocks(seen: Seen) -> dict[str, int]:
+    """Parts of the whole, by who has them; cached: nobody but cached prefixes, as good as free."""
     stats = seen.stats
     cached = stats.prefix_cache.num_evictable_blocks
     used = stats.blocks_total - stats.blocks_free - stats.blocks_fenced - cached
     return {"used": used, "cached": cached, "fenced": stats.blocks_fenced, "free": stats.blocks_free}
 
 
-def _slots(seen: Seen) -> dict[str, float]:
+def state_slots(seen: Seen) -> dict[str, int]:
+    """Parts of the whole; cached: snapshots of prefixes."""
     stats = seen.stats
     cached = stats.prefix_cache.num_snapshots
     used = stats.slots_total - stats.slots_free - stats.slots_fenced - cached
@@ -51,7 +53,7 @@ def _idle_share(seen: Seen) -> float:
 
 def kv_usage(seen: Seen) -> float:
     """The share of KV blocks that requests hold, 0 .. 1; those only cached prefixes hold are as good as free."""
-    return _blocks(seen)["used"] / seen.stats.blocks_total if seen.stats.blocks_total else 0.0
+    return kv_blocks(seen)["used"] / seen.stats.blocks_total if seen.stats.blocks_total else 0.0
 
 
 METRICS: tuple[Metric, ...] = (
@@ -120,7 +122,7 @@ METRICS: tuple[Metric, ...] = (
         "headway_kv_blocks",
         "gauge",
         "KV blocks: used by requests, cached alone, fenced until a step retires, free",
-        _blocks,
+        kv_blocks,
         "state",
     ),
     Metric("headway_state_slots_capacity", "gauge", "State slots in all", lambda s: s.stats.slots_total),
@@ -128,7 +130,7 @@ METRICS: tuple[Metric, ...] = (
         "headway_state_slots",
         "gauge",
         "State slots: used by rows, cached as snapshots, fenced until a step retires, free",
-        _slots,
+        state_slots,
         "state",
     ),
     Metric(

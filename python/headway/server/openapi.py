@@ -51,7 +51,7 @@ def openapi_document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
 
 
 def _operation(endpoint: Endpoint, method: str) -> dict[str, Any]:
-    name = re.sub(r"\W+", "_", endpoint.path.partition("{")[0]).strip("_")
+    name = re.sub(r"\W+", "_", endpoint.path.partition("{")[0]).strip("_") or "page"
     one = "_one" if "{" in endpoint.path else ""
     operation: dict[str, Any] = {
         "operationId": f"{method.lower()}_{name}{one}",
