@@ -68,6 +68,8 @@ class Runner:
             max_snapshots=config.max_packet_snapshots,
             max_scored_tokens=config.max_scored_tokens,
             vocab_size=config.vocab_size,
+            num_slots=config.num_slots + 1,
+            state_window=caches.state_window,
             device=device,
         )
         self.staging: Staging = stage(config, device)

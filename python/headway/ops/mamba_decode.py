@@ -1,9 +1,12 @@
-"""A Mamba-2 mixer's decode step between its projections: convolution, recurrence, gate and norm of one token a row.
+"""The decode step of a Mamba-2 mixer over slot windows: convolution, recurrence, gate and grouped norm.
 
-One launch on a GPU whose tensors suit it (`csrc/cuda/mamba_decode.cu`), the three ops one after the other elsewhere.
+Two launches on a GPU (`csrc/cuda/mamba_decode.cu`). On a CPU the log is replayed token by token by the other ops, so that
+every bit is that of the recurrence in place.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,96 +23,241 @@ from headway.ops.checks import (
 )
 from headway.ops.mamba import causal_conv1d, ssm_scan
 from headway.ops.norm import gated_rms_norm
+from headway.ops.state_log import WINDOW_TOKENS, StateLog
 
-FUSED_WIDTH = 4
-FUSED_STATE_SIZES = (64, 128, 256)
-FUSED_HEAD_DIM_MULTIPLE = 16
+MAX_QUERY_LEN = 8
 VECTOR_BYTES = 16
+WEIGHTS_PER_HEAD = 1 + WINDOW_TOKENS
+
+
+def is_supported(
+    *, num_heads: int, head_dim: int, num_groups: int, state_size: int, width: int, dtype: torch.dtype
+) -> bool:
+    """Whether the GPU kernel takes a mixer of these sizes, its inputs being slices of an in_proj output."""
+    d_inner, group_states = num_heads * head_dim, num_groups * state_size
+    elements = VECTOR_BYTES // dtype.itemsize
+    is_aligned = (2 * d_inner + 2 * group_states + num_heads) % elements == 0
+    return (
+        width == 4
+        and state_size in (64, 128, 256)
+        and head_dim % 16 == 0
+        and d_inner % elements == 0
+        and is_aligned
+    )
+
+
+@dataclass(frozen=True)
+class MixerWeights:
+    """What a mixer's decode step reads and never changes."""
+
+    conv_weight: Tensor  # [W, conv_dim] tap-major
+    conv_bias: Tensor | None  # [conv_dim]
+    A: Tensor  # [H] float32, negative
+    D: Tensor  # [H] float32
+    dt_bias: Tensor  # [H] float32
+    norm_weight: Tensor  # [H * P]
+    norm_eps: float
+    norm_group_size: int
+    dt_min: float = 0.0
+    dt_max: float = float("inf")
+
+
+@dataclass(frozen=True)
+class _Scratch:
+    """What the GPU's launches hand to each other; contiguous."""
+
+    convolved: Tensor  # [T, conv_dim]
+    weights: Tensor  # [T, H, WEIGHTS_PER_HEAD] float32: of the state and of each input in a token's output
+    scanned: Tensor  # [T, H * P]
+
+    @staticmethod
+    def allocate(z: Tensor, conv_dim: int, num_heads: int) -> _Scratch:
+        num_tokens = z.shape[0]
+        return _Scratch(
+            z.new_empty(num_tokens, conv_dim),
+            z.new_empty(num_tokens, num_heads, WEIGHTS_PER_HEAD, dtype=torch.float32),
+            z.new_empty(z.shape),
+        )
 
 
 def mamba_decode(
     z: Tensor,
     columns: Tensor,
     dt: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
+    weights: MixerWeights,
     conv_state: Tensor,
-    A: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
     ssm_state: Tensor,
-    norm_weight: Tensor,
-    norm_eps: float,
+    log: StateLog,
+    query_start: Tensor,
     row_start: Tensor,
-    read_slots: Tensor,
-    write_slots: Tensor,
-    dt_min: float = 0.0,
-    dt_max: float = float("inf"),
+    slots: Tensor,
+    state_base: Tensor,
     *,
+    max_query_len: int = 1,
     out: Tensor | None = None,
+    variant: int = 0,
 ) -> Tensor:
-    """gated_rms_norm(ssm_scan(causal_conv1d(columns)), z) for rows of exactly one token; token r is row r's.
+    """gated_rms_norm(ssm_scan(causal_conv1d(columns)), z) for rows of a few tokens, whose slots have a log.
+
+    Row r owns tokens query_start[r] .. query_start[r + 1], at most max_query_len. Its slot holds the state after
+    state_base[r] tokens and the log since; where the step leaves it is `StateWindow.next_base`. Rows of slot 0 are padding.
 
     Args:
-        z: [R, H * P], like columns and dt a slice of the in_proj output.
-        columns: [R, conv_dim]: x, B and C before the convolution.
-        dt: [R, H] raw.
-        conv_weight: [W, conv_dim] tap-major.
-        conv_bias: [conv_dim] or None.
-        conv_state: [num_slots, W - 1, conv_dim] raw columns, oldest first; updated.
-        A: [H] float32, negative.
-        D: [H] float32.
-        dt_bias: [H] float32.
-        ssm_state: [num_slots, H, P, N] float32; updated.
-        norm_weight: [H * P].
-        norm_eps: added to the mean square; the norm's groups are those of B and C.
-        row_start: [R] position of each row's token; 0 = the row starts from zeros and its slot is not read.
-        read_slots: [R].
-        write_slots: [R].
-        dt_min: lower clamp of the step size.
-        dt_max: upper clamp of the step size.
-        out: [R, H * P] contiguous.
+        z: [T, H * P], like columns and dt a slice of the in_proj output.
+        columns: [T, conv_dim]: x, B and C before the convolution.
+        dt: [T, H] raw.
+        weights: of the mixer.
+        conv_state: [num_slots, W - 1, conv_dim] raw columns before the base, oldest first; updated.
+        ssm_state: [num_slots, H, P, N] float32 at the base; updated.
+        log: updated.
+        query_start: [R + 1] prefix sums of the rows' tokens.
+        row_start: [R] position of each row's first token.
+        slots: [R].
+        state_base: [R].
+        max_query_len: at most 8 on a GPU, and at most log.window.max_rewind + 1.
+        out: [T, H * P] contiguous.
 
     Returns:
-        [R, H * P] in z's dtype.
+        [T, H * P] in z's dtype.
     """
     op = "mamba_decode"
-    num_rows, d_inner = z.shape
-    _, num_heads, head_dim, state_size = ssm_state.shape
-    width, conv_dim = conv_weight.shape
-    num_groups = (conv_dim - d_inner) // (2 * state_size)
-    _check(op, z, columns, dt, conv_weight, conv_state, ssm_state, norm_weight)
-    for name, tensor in (("row_start", row_start), ("read_slots", read_slots), ("write_slots", write_slots)):
+    _check(op, z, columns, dt, weights, conv_state, ssm_state)
+    num_tokens, num_rows = z.shape[0], row_start.shape[0]
+    check_index(op, "query_start", query_start, num_rows + 1, "R + 1")
+    for name, tensor in (("row_start", row_start), ("slots", slots), ("state_base", state_base)):
         check_index(op, name, tensor, num_rows, "R")
-    if not _is_fused(z, columns, dt, conv_weight, conv_bias, conv_state, ssm_state, norm_weight):
-        rows = (
-            torch.arange(num_rows + 1, dtype=torch.int32, device=z.device),
-            row_start,
-            read_slots,
-            write_slots,
-        )
-        convolved = causal_conv1d(columns, conv_weight, conv_bias, conv_state, *rows)
-        x, B, C = torch.split(convolved, [d_inner, num_groups * state_size, num_groups * state_size], dim=1)
-        heads, groups = (num_heads, head_dim), (num_groups, state_size)
-        y = ssm_scan(
-            torch.unflatten(x, 1, heads), torch.unflatten(B, 1, groups), torch.unflatten(C, 1, groups), dt,
-            A, D, dt_bias, ssm_state, *rows, dt_min, dt_max, max_query_len=1,
-        )  # fmt: skip
-        return gated_rms_norm(y.flatten(1), z, norm_weight, norm_eps, d_inner // num_groups, out=out)
-    result = output_like(op, out, (num_rows, d_inner), z)
+    if not 1 <= max_query_len <= log.window.max_rewind + 1:
+        raise ValueError(f"{op}: max_query_len must be in 1..{log.window.max_rewind + 1}, got {max_query_len}")
+    if z.is_cpu:
+        rows = _Rows.read(query_start, row_start, slots, state_base, log)
+        y = _replay(columns, dt, weights, conv_state, ssm_state, log, rows)
+        return gated_rms_norm(y, z, weights.norm_weight, weights.norm_eps, weights.norm_group_size, out=out)
+    _, num_heads, head_dim, state_size = ssm_state.shape
+    width, conv_dim = weights.conv_weight.shape
+    num_groups = (conv_dim - num_heads * head_dim) // (2 * state_size)
+    scratch = _Scratch.allocate(z, conv_dim, num_heads)
+    result = output_like(op, out, (num_tokens, num_heads * head_dim), z)
     kernels, stream = target_of(z)
     # fmt: off
     kernels.mamba_decode(
-        num_rows, num_heads, head_dim, num_groups, state_size, width,
+        num_rows, query_start.data_ptr(), row_start.data_ptr(), num_tokens, max_query_len,
+        num_heads, head_dim, num_groups, state_size, width,
         z.data_ptr(), columns.data_ptr(), dt.data_ptr(), z.stride(0),
-        conv_weight.data_ptr(), 0 if conv_bias is None else conv_bias.data_ptr(),
-        A.data_ptr(), D.data_ptr(), dt_bias.data_ptr(), dt_min, dt_max, norm_weight.data_ptr(), norm_eps,
+        weights.conv_weight.data_ptr(), 0 if weights.conv_bias is None else weights.conv_bias.data_ptr(),
+        weights.A.data_ptr(), weights.D.data_ptr(), weights.dt_bias.data_ptr(), weights.dt_min, weights.dt_max,
+        weights.norm_weight.data_ptr(), weights.norm_eps, weights.norm_group_size,
         conv_state.data_ptr(), conv_state.stride(0), ssm_state.data_ptr(), ssm_state.stride(0),
-        row_start.data_ptr(), read_slots.data_ptr(), write_slots.data_ptr(),
-        result.data_ptr(), dtype_code(op, "z", z), stream,
+        slots.data_ptr(), state_base.data_ptr(),
+        log.columns.data_ptr(), log.columns.stride(0), log.dt.data_ptr(), log.dt.stride(0),
+        log.raw.data_ptr(), log.raw.stride(0), log.columns.shape[1], log.raw.shape[1], log.window.num_tokens, log.window.max_rewind,
+        scratch.convolved.data_ptr(), scratch.weights.data_ptr(), scratch.scanned.data_ptr(), result.data_ptr(),
+        dtype_code(op, "z", z), variant, stream,
     )
     # fmt: on
     return result
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The step's rows on the host."""
+
+    begins: list[int]  # of each row's tokens
+    counts: list[int]
+    starts: list[int]
+    slots: list[int]
+    bases: list[int]
+    next_bases: list[int]
+
+    @staticmethod
+    def read(query_start: Tensor, row_start: Tensor, slots: Tensor, state_base: Tensor, log: StateLog) -> _Rows:
+        bounds, starts, bases = query_start.tolist(), row_start.tolist(), state_base.tolist()
+        counts = [end - begin for begin, end in zip(bounds, bounds[1:], strict=False)]
+        ends = [
+            log.window.next_base(base, start, start + count)
+            for base, start, count in zip(bases, starts, counts, strict=True)
+        ]
+        return _Rows(bounds[:-1], counts, starts, slots.tolist(), bases, ends)
+
+
+def _replay(
+    columns: Tensor,
+    dt: Tensor,
+    weights: MixerWeights,
+    conv_state: Tensor,
+    ssm_state: Tensor,
+    log: StateLog,
+    rows: _Rows,
+) -> Tensor:
+    """y [T, H * P], row by row: the log and the new tokens run from the base on, cut where the state is kept."""
+    y = columns.new_zeros(columns.shape[0], ssm_state.shape[1] * ssm_state.shape[2])
+    for index, count in enumerate(rows.counts):
+        slot, base, start = rows.slots[index], rows.bases[index], rows.starts[index]
+        if count == 0 or slot == 0:
+            continue
+        tokens = slice(rows.begins[index], rows.begins[index] + count)
+        past = _past_columns(conv_state, log, slot, base, start)
+        convolved = _convolve(columns[tokens], past, weights, start)
+        _append(log, slot, start, convolved, dt[tokens], torch.cat([past, columns[tokens]]))
+        num_old, num_folded = start - base, rows.next_bases[index] - base
+        inputs = torch.cat([_logged(log.columns[slot], base, start), convolved[:, : log.columns.shape[2]]])
+        steps = torch.cat([_logged(log.dt[slot], base, start), dt[tokens]])
+        queries = torch.cat([convolved.new_zeros(num_old, log.raw.shape[2] - inputs.shape[1]), convolved[:, inputs.shape[1] :]])
+        state = ssm_state[slot : slot + 1] if base > 0 else torch.zeros_like(ssm_state[slot : slot + 1])
+        folded = state.clone()
+        first = _scan(inputs[:num_folded], queries[:num_folded], steps[:num_folded], weights, folded, base)
+        if num_folded > 0:
+            ssm_state[slot] = folded[0]
+            conv_state[slot] = _past_columns(conv_state, log, slot, base, base + num_folded)
+        rest = _scan(
+            inputs[num_folded:], queries[num_folded:], steps[num_folded:], weights, folded, base + num_folded
+        )
+        y[tokens] = torch.cat([first, rest])[num_old:]
+    return y
+
+
+def _past_columns(conv_state: Tensor, log: StateLog, slot: int, base: int, start: int) -> Tensor:
+    """The W - 1 raw columns before start, zeros before the sequence."""
+    if start == base:
+        return conv_state[slot].clone() if start > 0 else torch.zeros_like(conv_state[slot])
+    positions = range(start - conv_state.shape[1], start)
+    column = log.raw[slot]
+    return torch.stack([column[p % len(column)] if p >= 0 else torch.zeros_like(column[0]) for p in positions])
+
+
+def _convolve(columns: Tensor, past: Tensor, weights: MixerWeights, start: int) -> Tensor:
+    row = _one_row(columns.shape[0], start)
+    return causal_conv1d(columns, weights.conv_weight, weights.conv_bias, past[None].clone(), *row)
+
+
+def _scan(inputs: Tensor, queries: Tensor, dt: Tensor, weights: MixerWeights, state: Tensor, start: int) -> Tensor:
+    """inputs [tokens, H * P + G * N] (x and B), queries [tokens, G * N] (C) -> [tokens, H * P]; updates state."""
+    _, num_heads, head_dim, state_size = state.shape
+    x, B = torch.split(inputs, [num_heads * head_dim, queries.shape[1]], dim=1)
+    groups = (queries.shape[1] // state_size, state_size)
+    y = ssm_scan(
+        x.unflatten(1, (num_heads, head_dim)), B.unflatten(1, groups), queries.unflatten(1, groups), dt,
+        weights.A, weights.D, weights.dt_bias, state, *_one_row(len(inputs), start), weights.dt_min, weights.dt_max,
+    )  # fmt: skip
+    return y.flatten(1)
+
+
+def _one_row(num_tokens: int, start: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """query_start, row_start, read_slots and write_slots of a row alone."""
+    slot = torch.zeros(1, dtype=torch.int32)
+    return torch.tensor([0, num_tokens], dtype=torch.int32), torch.tensor([start], dtype=torch.int32), slot, slot
+
+
+def _append(log: StateLog, slot: int, start: int, convolved: Tensor, dt: Tensor, raw: Tensor) -> None:
+    """Keeps the new tokens' inputs; raw begins with the columns before start."""
+    positions = torch.arange(start, start + len(dt))
+    log.columns[slot, positions % log.columns.shape[1]] = convolved[:, : log.columns.shape[2]]
+    log.dt[slot, positions % log.dt.shape[1]] = dt
+    raw_positions = torch.arange(start + len(dt) - len(raw), start + len(dt))
+    log.raw[slot, raw_positions % log.raw.shape[1]] = raw
+
+
+def _logged(ring: Tensor, begin: int, end: int) -> Tensor:
+    return ring[torch.arange(begin, end) % len(ring)]
 
 
 def _check(
@@ -117,52 +265,24 @@ def _check(
     z: Tensor,
     columns: Tensor,
     dt: Tensor,
-    conv_weight: Tensor,
+    weights: MixerWeights,
     conv_state: Tensor,
     ssm_state: Tensor,
-    norm_weight: Tensor,
 ) -> None:
-    num_rows, num_slots = z.shape[0], conv_state.shape[0]
+    num_tokens, num_slots = z.shape[0], conv_state.shape[0]
     _, num_heads, head_dim, state_size = ssm_state.shape
-    width, conv_dim = conv_weight.shape
+    width, conv_dim = weights.conv_weight.shape
     d_inner = num_heads * head_dim
     if conv_dim <= d_inner or (conv_dim - d_inner) % (2 * state_size):
         raise ValueError(
             f"{op}: conv_weight must have H * P + 2 G N columns, H * P = {d_inner}, N = {state_size}; got {conv_dim}"
         )
-    check_shape(op, "z", z, (num_rows, d_inner), "R, H * P")
-    check_shape(op, "columns", columns, (num_rows, conv_dim), "R, conv_dim")
-    check_shape(op, "dt", dt, (num_rows, num_heads), "R, H")
+    check_shape(op, "z", z, (num_tokens, d_inner), "T, H * P")
+    check_shape(op, "columns", columns, (num_tokens, conv_dim), "T, conv_dim")
+    check_shape(op, "dt", dt, (num_tokens, num_heads), "T, H")
     check_shape(op, "conv_state", conv_state, (num_slots, width - 1, conv_dim), "num_slots, W - 1, conv_dim")
-    check_vector(op, "norm_weight", norm_weight, d_inner, "H * P")
+    check_vector(op, "norm_weight", weights.norm_weight, d_inner, "H * P")
     for name, tensor in (("z", z), ("columns", columns), ("dt", dt), ("conv_state", conv_state)):
         check_inner_dense(op, name, tensor)
         check_same_dtype(op, name, tensor, z.dtype)
     check_same_dtype(op, "ssm_state", ssm_state, torch.float32)
-
-
-def _is_fused(
-    z: Tensor,
-    columns: Tensor,
-    dt: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    conv_state: Tensor,
-    ssm_state: Tensor,
-    norm_weight: Tensor,
-) -> bool:
-    """Whether the one-launch kernel takes these tensors."""
-    vectors = [z, columns, conv_weight, conv_state, ssm_state, norm_weight]
-    if conv_bias is not None:
-        vectors.append(conv_bias)
-    has_one_stride = z.shape[0] <= 1 or z.stride(0) == columns.stride(0) == dt.stride(0)
-    fits = conv_weight.shape[0] == FUSED_WIDTH and ssm_state.shape[3] in FUSED_STATE_SIZES
-    fits = fits and ssm_state.shape[2] % FUSED_HEAD_DIM_MULTIPLE == 0
-    return z.is_cuda and has_one_stride and fits and all(_is_vectorisable(tensor) for tensor in vectors)
-
-
-def _is_vectorisable(tensor: Tensor) -> bool:
-    """Rows of the last dimension can be read in 16-byte pieces."""
-    elements = VECTOR_BYTES // tensor.element_size()
-    strides = (*tensor.stride()[:-1], tensor.shape[-1])
-    return tensor.data_ptr() % VECTOR_BYTES == 0 and all(stride % elements == 0 for stride in strides)

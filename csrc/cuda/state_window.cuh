@@ -1,0 +1,144 @@
+// A slot's state over a window: what a warp holds of it in registers (ssm_recurrence.cuh), and the inputs since.
+//
+//   S_e = exp(A sum(dt)) S_b + sum_j exp(A sum_{k > j} dt_k) dt_j x_j B_j^T          (fold, arXiv 2405.21060)
+//   y_t = exp(A sum(dt)) S_b C_t + sum_{j <= t} exp(A sum_{j < k <= t} dt_k) dt_j (B_j . C_t) x_j + D x_t  (read out)
+//
+// Sums run from a canonical base on (core/state_base.h), so that their order depends on positions alone.
+#pragma once
+
+#include "cuda/mamba_decode.h"
+#include "cuda/ssm_recurrence.cuh"
+
+namespace headway::cuda {
+
+template <typename T>
+__device__ __forceinline__ float step_size(const MambaDecodeParams& params, T raw, int head) {
+  return fminf(fmaxf(softplus(to_float(raw) + params.dt_bias[head]), params.dt_min), params.dt_max);
+}
+
+// Lane l's entry of a stretch of `count` <= kMaxWindow tokens; dt is the lane's step size.
+struct Stretch {
+  float dt;      // 0 beyond the stretch
+  float before;  // A sum(dt) up to and with the entry
+  float total;   // A sum(dt) of the stretch
+
+  __device__ __forceinline__ Stretch(float lane_dt, int count, float A) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+    dt = lane < count ? lane_dt : 0.0f;
+    float sum = dt;
+#pragma unroll
+    for (int offset = 1; offset < kMaxWindow; offset *= 2) {
+      const float other = __shfl_up_sync(kFullWarp, sum, offset);
+      if (lane >= offset) sum += other;
+    }
+    before = A * sum;
+    total = __shfl_sync(kFullWarp, before, count - 1);
+  }
+
+  // Weight of the lane's input at the end of the stretch.
+  __device__ __forceinline__ float weight() const { return dt * expf(total - before); }
+};
+
+// Folds `count` inputs into the state: B [count, N] and x [count, x_stride] at the warp's first channel, both fp32.
+template <int kN>
+__device__ __forceinline__ void fold_stretch(StateRows<kN, true>& state, const Stretch& stretch, int count,
+                                             const float* B, const float* x, int x_stride) {
+  using L = ScanLayout<kN>;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const float weights = stretch.weight();
+  const float decay = expf(stretch.total);
+#pragma unroll
+  for (int r = 0; r < L::kRows; ++r) {
+#pragma unroll
+    for (int c = 0; c < L::kPieces; ++c) {
+#pragma unroll
+      for (int i = 0; i < kPiece; ++i) state.values[r][c][i] *= decay;
+    }
+  }
+  x += lane / L::kLanes;
+  B += lane % L::kLanes * kPiece;
+  for (int j = 0; j < count; ++j, x += x_stride, B += kN) {
+    const float weight = __shfl_sync(kFullWarp, weights, j);
+    float inflow[L::kRows];
+#pragma unroll
+    for (int r = 0; r < L::kRows; ++r) inflow[r] = weight * x[r * L::kRowsAtOnce];
+#pragma unroll
+    for (int c = 0; c < L::kPieces; ++c) {
+      float piece[kPiece];
+      load_floats<float, kPiece>(B + c * L::kLanes * kPiece, piece);
+#pragma unroll
+      for (int r = 0; r < L::kRows; ++r) {
+#pragma unroll
+        for (int i = 0; i < kPiece; ++i) {
+          state.values[r][c][i] = fmaf(inflow[r], piece[i], state.values[r][c][i]);
+        }
+      }
+    }
+  }
+}
+
+// A lane's part of C, in the order of its pieces of a state row.
+template <typename T, int kN>
+struct LaneStates {
+  using L = ScanLayout<kN>;
+  Vector<T, kPiece> pieces[L::kPieces];
+
+  __device__ __forceinline__ void load(const T* source) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+#pragma unroll
+    for (int c = 0; c < L::kPieces; ++c) {
+      pieces[c] = *reinterpret_cast<const Vector<T, kPiece>*>(source + (c * L::kLanes + lane % L::kLanes) * kPiece);
+    }
+  }
+};
+
+// A warp's state rows in shared memory.
+template <int kN>
+struct SharedRows {
+  const float* rows;  // [kWarpRows, N]
+};
+
+template <int kN>
+__device__ __forceinline__ void get_piece(const StateRows<kN, true>& state, int r, int c, float (&piece)[kPiece]) {
+#pragma unroll
+  for (int i = 0; i < kPiece; ++i) piece[i] = state.values[r][c][i];
+}
+
+template <int kN>
+__device__ __forceinline__ void get_piece(const SharedRows<kN>& state, int r, int c, float (&piece)[kPiece]) {
+  using L = ScanLayout<kN>;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  load_floats<float, kPiece>(state.rows + (r * L::kRowsAtOnce + lane / L::kLanes) * kN +
+                                 (c * L::kLanes + lane % L::kLanes) * kPiece,
+                             piece);
+}
+
+// S C: lane l gets the sum of row l % kWarpRows.
+template <typename T, int kN, typename State>
+__device__ __forceinline__ float state_dot(const State& state, const LaneStates<T, kN>& C) {
+  using L = ScanLayout<kN>;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  float sums[L::kRows] = {};
+#pragma unroll
+  for (int c = 0; c < L::kPieces; ++c) {
+#pragma unroll
+    for (int r = 0; r < L::kRows; ++r) {
+      float piece[kPiece];
+      get_piece(state, r, c, piece);
+#pragma unroll
+      for (int i = 0; i < kPiece; ++i) sums[r] = fmaf(piece[i], to_float(C.pieces[c].values[i]), sums[r]);
+    }
+  }
+  // Row r * kRowsAtOnce + g is summed in the lanes of group g; lane l wants row l % kWarpRows.
+  const int row = lane % L::kWarpRows;
+  const int source = row % L::kRowsAtOnce * L::kLanes;
+  float dot = 0.0f;
+#pragma unroll
+  for (int r = 0; r < L::kRows; ++r) {
+    const float sum = __shfl_sync(kFullWarp, warp_sum<L::kLanes>(sums[r]), source);
+    if (row / L::kRowsAtOnce == r) dot = sum;
+  }
+  return dot;
+}
+
+}  // namespace headway::cuda
