@@ -65,10 +65,46 @@ void mamba_decode(int num_rows, Address query_start, Address row_start, int64_t 
                      stream);
 }
 
+void fold_states(int num_copies, Address copies, Address state_base, int num_heads, int head_dim, int num_groups,
+                 int state_size, Address a, Address dt_bias, float dt_min, float dt_max, Address conv_state,
+                 int64_t conv_state_stride, Address ssm_state, int64_t ssm_state_stride, Address log_columns,
+                 int64_t log_columns_stride, Address log_dt, int64_t log_dt_stride, Address log_raw,
+                 int64_t log_raw_stride, int num_entries, int num_raw, int window, int max_rewind, int dtype,
+                 Address stream) {
+  cuda::fold_states({.num_copies = num_copies,
+                     .copies = copies,
+                     .state_base = state_base,
+                     .num_heads = num_heads,
+                     .head_dim = head_dim,
+                     .num_groups = num_groups,
+                     .state_size = state_size,
+                     .A = a,
+                     .dt_bias = dt_bias,
+                     .dt_min = dt_min,
+                     .dt_max = dt_max,
+                     .conv_state = conv_state,
+                     .conv_state_stride = conv_state_stride,
+                     .ssm_state = ssm_state,
+                     .ssm_state_stride = ssm_state_stride,
+                     .log = {.columns = log_columns,
+                             .columns_stride = log_columns_stride,
+                             .dt = log_dt,
+                             .dt_stride = log_dt_stride,
+                             .raw = log_raw,
+                             .raw_stride = log_raw_stride,
+                             .num_entries = num_entries,
+                             .num_raw = num_raw,
+                             .window = window,
+                             .max_rewind = max_rewind},
+                     .dtype = DType{dtype}},
+                    stream);
+}
+
 }  // namespace
 
 void bind_mamba_decode(pybind11::module_& module) {
   module.def("mamba_decode", &mamba_decode, pybind11::call_guard<pybind11::gil_scoped_release>());
+  module.def("fold_states", &fold_states, pybind11::call_guard<pybind11::gil_scoped_release>());
 }
 
 }  // namespace headway

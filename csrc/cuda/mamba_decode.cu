@@ -16,7 +16,6 @@ namespace headway::cuda {
 namespace {
 
 constexpr char kOp[] = "mamba_decode";
-constexpr int kMaxWarps = 4;  // a block
 constexpr int kTaps = 4;
 
 // A warp's channels, all of one head.
@@ -25,54 +24,6 @@ struct WarpChannels {
   int head;
   int group;
 };
-
-template <int kN>
-__device__ __forceinline__ void load_state(StateRows<kN, true>& state, const float* source) {
-  state.for_each_piece(ScanLayout<kN>::kWarpRows, kN, [&](float (&piece)[kPiece], int offset, int) {
-    const float4 value = __ldcs(reinterpret_cast<const float4*>(source + offset));
-    piece[0] = value.x, piece[1] = value.y, piece[2] = value.z, piece[3] = value.w;
-  });
-}
-
-template <int kN>
-__device__ __forceinline__ void store_state(StateRows<kN, true>& state, float* target) {
-  state.for_each_piece(ScanLayout<kN>::kWarpRows, kN, [&](float (&piece)[kPiece], int offset, int) {
-    __stcs(reinterpret_cast<float4*>(target + offset), make_float4(piece[0], piece[1], piece[2], piece[3]));
-  });
-}
-
-// The inputs of a stretch that a block folds.
-template <int kN>
-struct FoldMemory {
-  static constexpr int kChannels = kMaxWarps * ScanLayout<kN>::kWarpRows;
-  alignas(16) float B[kMaxWindow][kN];
-  float x[kMaxWindow][kChannels];
-};
-
-// Positions [begin, begin + count), for the block's channels. All its threads call it.
-template <typename T, int kN>
-__device__ __forceinline__ void stage_stretch(const MambaDecodeParams& params, const SlotRow& row, int group,
-                                              int first_channel, int num_channels, int begin, int count,
-                                              FoldMemory<kN>& memory) {
-  const int64_t group_channel = inner_channels(params) + static_cast<int64_t>(group) * kN;
-  __syncthreads();  // the stretch before is folded
-#pragma unroll 2
-  for (int index = static_cast<int>(threadIdx.x); index < count * (kN / kPiece); index += static_cast<int>(blockDim.x)) {
-    const int entry = index / (kN / kPiece);
-    const int n = index % (kN / kPiece) * kPiece;
-    float piece[kPiece];
-    load_floats(log_column<T>(params, row.slot, (begin + entry) % params.log.num_entries, group_channel + n), piece);
-    store_floats(&memory.B[entry][n], piece);
-  }
-#pragma unroll 2
-  for (int index = static_cast<int>(threadIdx.x); index < count * num_channels; index += static_cast<int>(blockDim.x)) {
-    const int entry = index / num_channels;
-    const int channel = index - entry * num_channels;
-    memory.x[entry][channel] = to_float(
-        *log_column<T>(params, row.slot, (begin + entry) % params.log.num_entries, first_channel + channel));
-  }
-  __syncthreads();
-}
 
 // y of new tokens i .. i + count - 1, which share the canonical base `base` that the state is at.
 template <typename T, int kN, typename State>
@@ -143,12 +94,11 @@ __device__ __forceinline__ void begin_bulk_copy(float* target, const float* sour
 }
 
 template <typename T, int kN, int kMinBlocks>
-__global__ void __launch_bounds__(kMaxWarps* kWarpSize, kMinBlocks)
+__global__ void __launch_bounds__(kFoldWarps* kWarpSize, kMinBlocks)
     decode_state_kernel(MambaDecodeParams params, int blocks_a_row) {
   using L = ScanLayout<kN>;
   __shared__ FoldMemory<kN> memory;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int row_idx = static_cast<int>(blockIdx.x) / blocks_a_row;
   const int num_channels = static_cast<int>(blockDim.x) / kWarpSize * L::kWarpRows;
   const int first_channel = static_cast<int>(blockIdx.x) % blocks_a_row * num_channels;
@@ -203,13 +153,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, kMinBlocks)
     const int position = row.start + i;
     if (base < row.canonical(position)) {
       const int end = base / kMaxWindow * kMaxWindow + kMaxWindow;
-      stage_stretch<T, kN>(params, row, channels.group, first_channel, num_channels, base, end - base, memory);
-      float dt = 0.0f;
-      if (lane < end - base) {
-        const int entry = (base + lane) % params.log.num_entries;
-        dt = step_size(params, *log_dt<T>(params, row.slot, entry, channels.head), channels.head);
-      }
-      const Stretch stretch(dt, end - base, params.A[channels.head]);
+      stage_stretch<T, kN>(params, row.slot, channels.group, first_channel, num_channels, base, end - base, memory);
+      const Stretch stretch = logged_stretch<T>(params, row.slot, channels.head, base, end - base);
       fold_stretch<kN>(state, stretch, end - base, memory.B[0], &memory.x[0][warp * L::kWarpRows],
                        FoldMemory<kN>::kChannels);
       base = end;
@@ -230,7 +175,7 @@ void launch_state(const MambaDecodeParams& params, cudaStream_t stream) {
   // Blocks tile a group, so that they fold one B; single warps while that leaves multiprocessors idle.
   const int group_warps = params.num_heads / params.num_groups * params.head_dim / kRows;
   const int64_t all_warps = static_cast<int64_t>(params.rows.num_rows) * params.num_groups * group_warps;
-  int wanted = all_warps >= 4096 ? kMaxWarps : all_warps >= 1024 ? 2 : 1;
+  int wanted = all_warps >= 4096 ? kFoldWarps : all_warps >= 1024 ? 2 : 1;
   if (params.variant / 10 > 0) wanted = params.variant / 10;
   int warps = 1;
   for (int count = 2; count <= wanted; ++count) {

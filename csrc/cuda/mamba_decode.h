@@ -41,25 +41,29 @@ struct SlotRow {
   __device__ __forceinline__ bool is_padding() const { return slot == 0; }
 };
 
-__device__ __forceinline__ int64_t inner_channels(const MambaDecodeParams& params) {
+// Below, Params is any record of a mixer's sizes and log.
+template <typename Params>
+__device__ __forceinline__ int64_t inner_channels(const Params& params) {
   return static_cast<int64_t>(params.num_heads) * params.head_dim;
 }
-__device__ __forceinline__ int64_t group_states(const MambaDecodeParams& params) {
+template <typename Params>
+__device__ __forceinline__ int64_t group_states(const Params& params) {
   return static_cast<int64_t>(params.num_groups) * params.state_size;
 }
-__device__ __forceinline__ int64_t conv_channels(const MambaDecodeParams& params) {
+template <typename Params>
+__device__ __forceinline__ int64_t conv_channels(const Params& params) {
   return inner_channels(params) + 2 * group_states(params);
 }
 
 // The log's columns of ring entry `entry`; `channel` counts those of x and B.
-template <typename T>
-__device__ __forceinline__ T* log_column(const MambaDecodeParams& params, int64_t slot, int entry, int64_t channel) {
+template <typename T, typename Params>
+__device__ __forceinline__ T* log_column(const Params& params, int64_t slot, int entry, int64_t channel) {
   return static_cast<T*>(params.log.columns) + slot * params.log.columns_stride +
          entry * (inner_channels(params) + group_states(params)) + channel;
 }
 
-template <typename T>
-__device__ __forceinline__ T* log_dt(const MambaDecodeParams& params, int64_t slot, int entry, int head) {
+template <typename T, typename Params>
+__device__ __forceinline__ T* log_dt(const Params& params, int64_t slot, int entry, int head) {
   return static_cast<T*>(params.log.dt) + slot * params.log.dt_stride + entry * params.num_heads + head;
 }
 

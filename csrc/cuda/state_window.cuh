@@ -11,8 +11,10 @@
 
 namespace headway::cuda {
 
-template <typename T>
-__device__ __forceinline__ float step_size(const MambaDecodeParams& params, T raw, int head) {
+inline constexpr int kFoldWarps = 4;  // a block at most
+
+template <typename T, typename Params>
+__device__ __forceinline__ float step_size(const Params& params, T raw, int head) {
   return fminf(fmaxf(softplus(to_float(raw) + params.dt_bias[head]), params.dt_min), params.dt_max);
 }
 
@@ -38,6 +40,64 @@ struct Stretch {
   // Weight of the lane's input at the end of the stretch.
   __device__ __forceinline__ float weight() const { return dt * expf(total - before); }
 };
+
+template <int kN>
+__device__ __forceinline__ void load_state(StateRows<kN, true>& state, const float* source) {
+  state.for_each_piece(ScanLayout<kN>::kWarpRows, kN, [&](float (&piece)[kPiece], int offset, int) {
+    const float4 value = __ldcs(reinterpret_cast<const float4*>(source + offset));
+    piece[0] = value.x, piece[1] = value.y, piece[2] = value.z, piece[3] = value.w;
+  });
+}
+
+template <int kN>
+__device__ __forceinline__ void store_state(StateRows<kN, true>& state, float* target) {
+  state.for_each_piece(ScanLayout<kN>::kWarpRows, kN, [&](float (&piece)[kPiece], int offset, int) {
+    __stcs(reinterpret_cast<float4*>(target + offset), make_float4(piece[0], piece[1], piece[2], piece[3]));
+  });
+}
+
+// The inputs of a stretch that a block folds.
+template <int kN>
+struct FoldMemory {
+  static constexpr int kChannels = kFoldWarps * ScanLayout<kN>::kWarpRows;
+  alignas(16) float B[kMaxWindow][kN];
+  float x[kMaxWindow][kChannels];
+};
+
+// Positions [begin, begin + count), for the block's channels. All its threads call it.
+template <typename T, int kN, typename Params>
+__device__ __forceinline__ void stage_stretch(const Params& params, int64_t slot, int group, int first_channel,
+                                              int num_channels, int begin, int count, FoldMemory<kN>& memory) {
+  const int64_t group_channel = inner_channels(params) + static_cast<int64_t>(group) * kN;
+  __syncthreads();  // the stretch before is folded
+#pragma unroll 2
+  for (int index = static_cast<int>(threadIdx.x); index < count * (kN / kPiece); index += static_cast<int>(blockDim.x)) {
+    const int entry = index / (kN / kPiece);
+    const int n = index % (kN / kPiece) * kPiece;
+    float piece[kPiece];
+    load_floats(log_column<T>(params, slot, (begin + entry) % params.log.num_entries, group_channel + n), piece);
+    store_floats(&memory.B[entry][n], piece);
+  }
+#pragma unroll 2
+  for (int index = static_cast<int>(threadIdx.x); index < count * num_channels; index += static_cast<int>(blockDim.x)) {
+    const int entry = index / num_channels;
+    const int channel = index - entry * num_channels;
+    memory.x[entry][channel] = to_float(
+        *log_column<T>(params, slot, (begin + entry) % params.log.num_entries, first_channel + channel));
+  }
+  __syncthreads();
+}
+
+// The stretch of a head's positions [begin, begin + count) in the log.
+template <typename T, typename Params>
+__device__ __forceinline__ Stretch logged_stretch(const Params& params, int64_t slot, int head, int begin, int count) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  float dt = 0.0f;
+  if (lane < count) {
+    dt = step_size(params, *log_dt<T>(params, slot, (begin + lane) % params.log.num_entries, head), head);
+  }
+  return Stretch(dt, count, params.A[head]);
+}
 
 // Folds `count` inputs into the state: B [count, N] and x [count, x_stride] at the warp's first channel, both fp32.
 template <int kN>

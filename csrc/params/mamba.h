@@ -1,5 +1,6 @@
 #pragma once
 
+#include "core/step_layout.h"
 #include "params/common.h"
 
 namespace headway {
@@ -110,6 +111,28 @@ struct MambaDecodeParams {
   void* out;                      // [T, H * P] dtype, contiguous
   DType dtype;
   int32_t variant;
+};
+
+// States of one layer to slots, with what their logs hold: the target's state has seen the copy's position, its log is
+// empty. In place where source and target are one. Before a step's begin_step: state_base is as the step before left it.
+struct FoldStatesParams {
+  int32_t num_copies;
+  const StateCopy* copies;        // [num_copies] memory of the device
+  const int32_t* state_base;      // [num_slots]
+  int32_t num_heads;              // H
+  int32_t head_dim;               // P
+  int32_t num_groups;             // G
+  int32_t state_size;             // N
+  const float* A;                 // [H] negative
+  const float* dt_bias;           // [H]
+  float dt_min;
+  float dt_max;
+  void* conv_state;               // [num_slots, W - 1, conv_dim] dtype, W = 4
+  int64_t conv_state_stride;
+  float* ssm_state;               // [num_slots, H, P, N]
+  int64_t ssm_state_stride;
+  StateLogParams log;
+  DType dtype;
 };
 
 }  // namespace headway

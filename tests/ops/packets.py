@@ -224,7 +224,8 @@ def copy_to(buffers: ops.StepBuffers, device: str) -> ops.StepBuffers:
         tensors = {f.name: getattr(record, f.name).to(device, copy=True) for f in dataclasses.fields(record)}
         return type(record)(**tensors)
 
-    return ops.StepBuffers(copied(buffers.mirror), copied(buffers.inputs), copied(buffers.results), buffers.state_window)
+    parts = (copied(record) for record in (buffers.mirror, buffers.inputs, buffers.results))
+    return ops.StepBuffers(*parts, buffers.state_window)
 
 
 def result_rows(buffers: ops.StepBuffers, num_sampled: int) -> Any:

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from headway import ops
 from headway.ops import reference
-from headway.ops.mamba_decode import MixerWeights
-from headway.ops.state_log import StateLog, StateWindow
+from headway.ops.state_log import MixerWeights, StateLog, StateWindow
 from tests.cases import NAN, MambaCase
 from tests.inputs import normal
 
@@ -38,7 +37,9 @@ def mixer_weights(case: MambaCase, dtype: torch.dtype, device: str) -> MixerWeig
 def _in_float64(record: Any) -> Any:
     """The record with its floating-point tensors in float64 on the CPU, sharing nothing."""
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    wide = {name: value.detach().cpu().double() for name, value in values.items() if isinstance(value, Tensor)}
+    wide = {
+        name: value.detach().cpu().double() for name, value in values.items() if isinstance(value, Tensor)
+    }
     return type(record)(**{**values, **wide})
 
 
@@ -51,11 +52,15 @@ class Inputs:
     dt: Tensor  # [rows, length, H]
 
     @staticmethod
-    def draw(case: MambaCase, num_rows: int, length: int, dtype: torch.dtype, device: str, seed: int = 1) -> Inputs:
+    def draw(
+        case: MambaCase, num_rows: int, length: int, dtype: torch.dtype, device: str, seed: int = 1
+    ) -> Inputs:
         width = case.d_inner + case.conv_dim + case.num_heads
         # Row by row, so that a row's values do not depend on how many rows there are.
         rows = [normal(length, width, dtype=dtype, seed=100 * seed + row) for row in range(num_rows)]
-        return Inputs(*torch.stack(rows).to(device).split([case.d_inner, case.conv_dim, case.num_heads], dim=2))
+        return Inputs(
+            *torch.stack(rows).to(device).split([case.d_inner, case.conv_dim, case.num_heads], dim=2)
+        )
 
     def in_float64(self) -> Inputs:
         return _in_float64(self)
@@ -68,7 +73,9 @@ class Inputs:
         width = flat.shape[1]
         buffer = torch.full((len(flat), width + 8 + -width % 8), NAN, dtype=flat.dtype, device=flat.device)
         buffer[:, :width] = flat
-        return tuple(buffer[:, :width].split([self.z.shape[2], self.columns.shape[2], self.dt.shape[2]], dim=1))
+        return tuple(
+            buffer[:, :width].split([self.z.shape[2], self.columns.shape[2], self.dt.shape[2]], dim=1)
+        )
 
 
 class WindowedRows:
@@ -178,6 +185,8 @@ def in_place(rows: WindowedRows, inputs: Inputs, end: int) -> Tensor:
             weights.A, weights.D, weights.dt_bias, ssm_state, *step, max_query_len=1,
         )  # fmt: skip
         parts.append(
-            ops.gated_rms_norm(y.flatten(1), z, weights.norm_weight, weights.norm_eps, weights.norm_group_size)
+            ops.gated_rms_norm(
+                y.flatten(1), z, weights.norm_weight, weights.norm_eps, weights.norm_group_size
+            )
         )
     return torch.stack(parts, dim=1)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from headway import ops
+from headway.ops import reference
+from headway.ops.layout import STATE_COPY
 from tests.cases import MambaCase
 from tests.compare import assert_bit_equal, assert_close
 from tests.ops.slot_windows import WINDOW, Inputs, WindowedRows, in_place, walk
@@ -40,7 +43,9 @@ def test_against_the_oracle(case, dtype, device):
     used = slice(1, len(origins) + 1)
     assert_close(rows.ssm_state[used], oracle.ssm_state[used], "state", tolerance=tolerance)
     assert_bit_equal(rows.conv_state[used], oracle.conv_state[used].to(dtype), "convolution columns")
-    assert_bit_equal(rows.log.raw[used].nan_to_num(9), oracle.log.raw[used].to(dtype).nan_to_num(9), "raw columns")
+    assert_bit_equal(
+        rows.log.raw[used].nan_to_num(9), oracle.log.raw[used].to(dtype).nan_to_num(9), "raw columns"
+    )
 
 
 @each_case
@@ -116,3 +121,26 @@ def test_refuses_longer_rows_than_can_be_taken_back(device):
     rows = WindowedRows(SMALL, [4], torch.float32, device, max_rewind=2)
     with pytest.raises(ValueError, match=r"max_query_len must be in 1\.\.3, got 4"):
         rows.step(Inputs.draw(SMALL, 1, 40, torch.float32, device), [4])
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 2, 11, 12, 27, 28, 31])
+@pytest.mark.parametrize("target", [1, 2])
+def test_a_folded_state_is_that_in_place(num_tokens, target, dtype, device):
+    """To another slot and to its own, from every phase: what a prompt chunk continues from, log and all."""
+    case, origin = CASES["p64_g2"], 5
+    rows = WindowedRows(case, [origin], dtype, device)
+    oracle = rows.oracle()
+    inputs = Inputs.draw(case, 1, 64, dtype, device)
+    if num_tokens:
+        walk(rows, inputs, origin + num_tokens)
+        walk(oracle, inputs.in_float64(), origin + num_tokens)
+    state_base = torch.tensor([0, rows.bases[0], 0], dtype=torch.int32, device=device)
+    copies = np.array([(1, target, origin + num_tokens, 0)], STATE_COPY)
+    memory = torch.from_numpy(copies.view(np.uint8).copy()).to(device)
+    held = (rows.weights, rows.conv_state, rows.ssm_state, rows.log, state_base)
+    ops.fold_states(*held, memory.data_ptr(), 1)
+    held = (oracle.weights, oracle.conv_state, oracle.ssm_state, oracle.log, state_base.cpu())
+    reference.fold_states_ref(*held, [(1, target, origin + num_tokens)])
+    tolerance = 1e-5 if dtype == torch.float32 else 2.0**-7
+    assert_close(rows.ssm_state[target], oracle.ssm_state[target], "state", tolerance=tolerance)
+    assert_bit_equal(rows.conv_state[target], oracle.conv_state[target].to(dtype), "convolution columns")

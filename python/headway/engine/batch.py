@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -54,9 +53,7 @@ class StepBatch:
 
     @cached_property
     def all_rows(self) -> RowTensors:
-        return RowTensors(
-            self.query_start, self.row_start, self.read_slots, self.write_slots, self.snapshots
-        )
+        return RowTensors(self.query_start, self.row_start, self.read_slots, self.write_slots, self.snapshots)
 
     @cached_property
     def chunk_rows(self) -> RowTensors:

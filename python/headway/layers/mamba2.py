@@ -131,6 +131,20 @@ class Mamba2:
             self._scan(batch.chunk_rows, batch.max_query_len, caches, chunks)
         return self.out_proj(scratch.gated, out)
 
+    def fold_states(
+        self, caches: ModelCaches, state_base: torch.Tensor, copies_address: int, num_copies: int
+    ) -> None:
+        idx = self.cache_idx
+        ops.fold_states(
+            self.weights,
+            caches.conv_state[idx],
+            caches.ssm_state[idx],
+            caches.state_log[idx],
+            state_base,
+            copies_address,
+            num_copies,
+        )
+
     def _scan(
         self, rows: RowTensors, max_query_len: int, caches: ModelCaches, scratch: Mamba2Scratch
     ) -> None:

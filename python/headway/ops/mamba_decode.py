@@ -1,7 +1,7 @@
 """The decode step of a Mamba-2 mixer over slot windows: convolution, recurrence, gate and grouped norm.
 
-Two launches on a GPU (`csrc/cuda/mamba_decode.cu`). On a CPU the log is replayed token by token by the other ops, so that
-every bit is that of the recurrence in place.
+Three chained launches on a GPU (`csrc/cuda/mamba_decode.cu`). On a CPU the log is replayed by the other ops
+(`ops.state_replay`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from headway.ops.checks import (
     dtype_code,
     output_like,
 )
-from headway.ops.mamba import causal_conv1d, ssm_scan
 from headway.ops.norm import gated_rms_norm
-from headway.ops.state_log import WINDOW_TOKENS, StateLog
+from headway.ops.state_log import WINDOW_TOKENS, MixerWeights, StateLog
+from headway.ops.state_replay import SlotRows, replay_rows
 
 MAX_QUERY_LEN = 8
 VECTOR_BYTES = 16
@@ -44,22 +44,6 @@ def is_supported(
         and d_inner % elements == 0
         and is_aligned
     )
-
-
-@dataclass(frozen=True)
-class MixerWeights:
-    """What a mixer's decode step reads and never changes."""
-
-    conv_weight: Tensor  # [W, conv_dim] tap-major
-    conv_bias: Tensor | None  # [conv_dim]
-    A: Tensor  # [H] float32, negative
-    D: Tensor  # [H] float32
-    dt_bias: Tensor  # [H] float32
-    norm_weight: Tensor  # [H * P]
-    norm_eps: float
-    norm_group_size: int
-    dt_min: float = 0.0
-    dt_max: float = float("inf")
 
 
 @dataclass(frozen=True)
@@ -100,7 +84,8 @@ def mamba_decode(
     """gated_rms_norm(ssm_scan(causal_conv1d(columns)), z) for rows of a few tokens, whose slots have a log.
 
     Row r owns tokens query_start[r] .. query_start[r + 1], at most max_query_len. Its slot holds the state after
-    state_base[r] tokens and the log since; where the step leaves it is `StateWindow.next_base`. Rows of slot 0 are padding.
+    state_base[r] tokens and the log since; where the step leaves it is `StateWindow.next_base`. Rows of slot 0 are
+    padding: their outputs mean nothing and no slot changes.
 
     Args:
         z: [T, H * P], like columns and dt a slice of the in_proj output.
@@ -127,10 +112,12 @@ def mamba_decode(
     for name, tensor in (("row_start", row_start), ("slots", slots), ("state_base", state_base)):
         check_index(op, name, tensor, num_rows, "R")
     if not 1 <= max_query_len <= log.window.max_rewind + 1:
-        raise ValueError(f"{op}: max_query_len must be in 1..{log.window.max_rewind + 1}, got {max_query_len}")
+        raise ValueError(
+            f"{op}: max_query_len must be in 1..{log.window.max_rewind + 1}, got {max_query_len}"
+        )
     if z.is_cpu:
-        rows = _Rows.read(query_start, row_start, slots, state_base, log)
-        y = _replay(columns, dt, weights, conv_state, ssm_state, log, rows)
+        rows = SlotRows.read(query_start, row_start, slots, state_base, log)
+        y = replay_rows(columns, dt, weights, conv_state, ssm_state, log, rows)
         return gated_rms_norm(y, z, weights.norm_weight, weights.norm_eps, weights.norm_group_size, out=out)
     _, num_heads, head_dim, state_size = ssm_state.shape
     width, conv_dim = weights.conv_weight.shape
@@ -149,115 +136,13 @@ def mamba_decode(
         conv_state.data_ptr(), conv_state.stride(0), ssm_state.data_ptr(), ssm_state.stride(0),
         slots.data_ptr(), state_base.data_ptr(),
         log.columns.data_ptr(), log.columns.stride(0), log.dt.data_ptr(), log.dt.stride(0),
-        log.raw.data_ptr(), log.raw.stride(0), log.columns.shape[1], log.raw.shape[1], log.window.num_tokens, log.window.max_rewind,
+        log.raw.data_ptr(), log.raw.stride(0), log.columns.shape[1], log.raw.shape[1],
+        log.window.num_tokens, log.window.max_rewind,
         scratch.convolved.data_ptr(), scratch.weights.data_ptr(), scratch.scanned.data_ptr(), result.data_ptr(),
         dtype_code(op, "z", z), variant, stream,
     )
     # fmt: on
     return result
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The step's rows on the host."""
-
-    begins: list[int]  # of each row's tokens
-    counts: list[int]
-    starts: list[int]
-    slots: list[int]
-    bases: list[int]
-    next_bases: list[int]
-
-    @staticmethod
-    def read(query_start: Tensor, row_start: Tensor, slots: Tensor, state_base: Tensor, log: StateLog) -> _Rows:
-        bounds, starts, bases = query_start.tolist(), row_start.tolist(), state_base.tolist()
-        counts = [end - begin for begin, end in zip(bounds, bounds[1:], strict=False)]
-        ends = [
-            log.window.next_base(base, start, start + count)
-            for base, start, count in zip(bases, starts, counts, strict=True)
-        ]
-        return _Rows(bounds[:-1], counts, starts, slots.tolist(), bases, ends)
-
-
-def _replay(
-    columns: Tensor,
-    dt: Tensor,
-    weights: MixerWeights,
-    conv_state: Tensor,
-    ssm_state: Tensor,
-    log: StateLog,
-    rows: _Rows,
-) -> Tensor:
-    """y [T, H * P], row by row: the log and the new tokens run from the base on, cut where the state is kept."""
-    y = columns.new_zeros(columns.shape[0], ssm_state.shape[1] * ssm_state.shape[2])
-    for index, count in enumerate(rows.counts):
-        slot, base, start = rows.slots[index], rows.bases[index], rows.starts[index]
-        if count == 0 or slot == 0:
-            continue
-        tokens = slice(rows.begins[index], rows.begins[index] + count)
-        past = _past_columns(conv_state, log, slot, base, start)
-        convolved = _convolve(columns[tokens], past, weights, start)
-        _append(log, slot, start, convolved, dt[tokens], torch.cat([past, columns[tokens]]))
-        num_old, num_folded = start - base, rows.next_bases[index] - base
-        inputs = torch.cat([_logged(log.columns[slot], base, start), convolved[:, : log.columns.shape[2]]])
-        steps = torch.cat([_logged(log.dt[slot], base, start), dt[tokens]])
-        queries = torch.cat([convolved.new_zeros(num_old, log.raw.shape[2] - inputs.shape[1]), convolved[:, inputs.shape[1] :]])
-        state = ssm_state[slot : slot + 1] if base > 0 else torch.zeros_like(ssm_state[slot : slot + 1])
-        folded = state.clone()
-        first = _scan(inputs[:num_folded], queries[:num_folded], steps[:num_folded], weights, folded, base)
-        if num_folded > 0:
-            ssm_state[slot] = folded[0]
-            conv_state[slot] = _past_columns(conv_state, log, slot, base, base + num_folded)
-        rest = _scan(
-            inputs[num_folded:], queries[num_folded:], steps[num_folded:], weights, folded, base + num_folded
-        )
-        y[tokens] = torch.cat([first, rest])[num_old:]
-    return y
-
-
-def _past_columns(conv_state: Tensor, log: StateLog, slot: int, base: int, start: int) -> Tensor:
-    """The W - 1 raw columns before start, zeros before the sequence."""
-    if start == base:
-        return conv_state[slot].clone() if start > 0 else torch.zeros_like(conv_state[slot])
-    positions = range(start - conv_state.shape[1], start)
-    column = log.raw[slot]
-    return torch.stack([column[p % len(column)] if p >= 0 else torch.zeros_like(column[0]) for p in positions])
-
-
-def _convolve(columns: Tensor, past: Tensor, weights: MixerWeights, start: int) -> Tensor:
-    row = _one_row(columns.shape[0], start)
-    return causal_conv1d(columns, weights.conv_weight, weights.conv_bias, past[None].clone(), *row)
-
-
-def _scan(inputs: Tensor, queries: Tensor, dt: Tensor, weights: MixerWeights, state: Tensor, start: int) -> Tensor:
-    """inputs [tokens, H * P + G * N] (x and B), queries [tokens, G * N] (C) -> [tokens, H * P]; updates state."""
-    _, num_heads, head_dim, state_size = state.shape
-    x, B = torch.split(inputs, [num_heads * head_dim, queries.shape[1]], dim=1)
-    groups = (queries.shape[1] // state_size, state_size)
-    y = ssm_scan(
-        x.unflatten(1, (num_heads, head_dim)), B.unflatten(1, groups), queries.unflatten(1, groups), dt,
-        weights.A, weights.D, weights.dt_bias, state, *_one_row(len(inputs), start), weights.dt_min, weights.dt_max,
-    )  # fmt: skip
-    return y.flatten(1)
-
-
-def _one_row(num_tokens: int, start: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """query_start, row_start, read_slots and write_slots of a row alone."""
-    slot = torch.zeros(1, dtype=torch.int32)
-    return torch.tensor([0, num_tokens], dtype=torch.int32), torch.tensor([start], dtype=torch.int32), slot, slot
-
-
-def _append(log: StateLog, slot: int, start: int, convolved: Tensor, dt: Tensor, raw: Tensor) -> None:
-    """Keeps the new tokens' inputs; raw begins with the columns before start."""
-    positions = torch.arange(start, start + len(dt))
-    log.columns[slot, positions % log.columns.shape[1]] = convolved[:, : log.columns.shape[2]]
-    log.dt[slot, positions % log.dt.shape[1]] = dt
-    raw_positions = torch.arange(start + len(dt) - len(raw), start + len(dt))
-    log.raw[slot, raw_positions % log.raw.shape[1]] = raw
-
-
-def _logged(ring: Tensor, begin: int, end: int) -> Tensor:
-    return ring[torch.arange(begin, end) % len(ring)]
 
 
 def _check(

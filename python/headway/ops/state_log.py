@@ -92,3 +92,17 @@ def log_entries(window: StateWindow, max_query_len: int, width: int) -> LogEntri
     return LogEntries(window.num_tokens + reach, reach + width - 1)
 
 
+@dataclass(frozen=True)
+class MixerWeights:
+    """What a mixer's decode step reads and never changes."""
+
+    conv_weight: Tensor  # [W, conv_dim] tap-major
+    conv_bias: Tensor | None  # [conv_dim]
+    A: Tensor  # [H] float32, negative
+    D: Tensor  # [H] float32
+    dt_bias: Tensor  # [H] float32
+    norm_weight: Tensor  # [H * P]
+    norm_eps: float
+    norm_group_size: int
+    dt_min: float = 0.0
+    dt_max: float = float("inf")

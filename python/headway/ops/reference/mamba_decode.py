@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
-from headway.ops.mamba_decode import MixerWeights
-from headway.ops.reference.common import deliver, silu, wide
+from headway.ops.reference.common import silu, wide
 from headway.ops.reference.mamba import step_sizes
 from headway.ops.reference.norm import gated_rms_norm_ref
-from headway.ops.state_log import StateLog
+from headway.ops.state_log import MixerWeights, StateLog
 
 
 def mamba_decode_ref(
@@ -45,6 +46,23 @@ def mamba_decode_ref(
     return gated_rms_norm_ref(y, z, weights.norm_weight, weights.norm_eps, weights.norm_group_size, out=out)
 
 
+def fold_states_ref(
+    weights: MixerWeights,
+    conv_state: Tensor,
+    ssm_state: Tensor,
+    log: StateLog,
+    state_base: Tensor,
+    copies: Iterable[tuple[int, int, int]],
+) -> None:
+    """See `ops.fold_states`; copies are (from slot, to slot, position)."""
+    for source, target, position in copies:
+        base = int(state_base[source])
+        row = _Row(weights, conv_state, ssm_state, log, source, base, position)
+        for logged in range(base, position):
+            row.replay(logged, position)
+        ssm_state[target], conv_state[target] = row.state, row.conv_slot.clone()
+
+
 class _Row:
     """One row's state on its way from the base to the step's end."""
 
@@ -63,7 +81,9 @@ class _Row:
         self.columns, self.dt, self.raw = log.columns[slot], log.dt[slot], log.raw[slot]
         self.state = self.ssm_slot.clone() if base > 0 else torch.zeros_like(self.ssm_slot)
         if start == base:
-            for age in range(min(start, len(self.conv_slot))):  # the ring takes over from the columns at the base
+            for age in range(
+                min(start, len(self.conv_slot))
+            ):  # the ring takes over from the columns at the base
                 self.raw[(start - 1 - age) % len(self.raw)] = self.conv_slot[-1 - age]
 
     def replay(self, position: int, next_base: int) -> None:
@@ -92,7 +112,7 @@ class _Row:
     def _advance(self, inputs: Tensor, dt: Tensor, position: int, next_base: int) -> None:
         """S = exp(A dt) S + dt x B^T; kept where the slot's state moves to."""
         weights = self.weights
-        num_heads, head_dim, state_size = self.state.shape
+        num_heads, head_dim, _ = self.state.shape
         x, B = torch.split(wide(inputs), [num_heads * head_dim, len(inputs) - num_heads * head_dim])
         step = step_sizes(wide(dt) + wide(weights.dt_bias), weights.dt_min, weights.dt_max)
         inflow = (step[:, None] * x.view(num_heads, head_dim))[:, :, None] * self._by_head(B)[:, None, :]
