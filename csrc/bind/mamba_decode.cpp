@@ -12,12 +12,12 @@ namespace {
 void mamba_decode(int num_rows, Address query_start, Address row_start, int64_t num_tokens, int max_query_len,
                   int num_heads, int head_dim, int num_groups, int state_size, int width, Address z, Address columns,
                   Address dt, int64_t token_stride, Address conv_weight, Address conv_bias, Address a, Address d,
-                  Address dt_bias, float dt_min, float dt_max, Address norm_weight, float norm_eps,
-                  int norm_group_size, Address conv_state, int64_t conv_state_stride, Address ssm_state,
-                  int64_t ssm_state_stride, Address slots, Address state_base, Address log_columns,
-                  int64_t log_columns_stride, Address log_dt, int64_t log_dt_stride, Address log_raw,
-                  int64_t log_raw_stride, int num_entries, int num_raw, int window, int max_rewind, Address convolved,
-                  Address table, Address scanned, Address out, int dtype, int variant, Address stream) {
+                  Address dt_bias, float dt_min, float dt_max, Address norm_weight, float norm_eps, int norm_group_size,
+                  Address conv_state, int64_t conv_state_stride, Address ssm_state, int64_t ssm_state_stride,
+                  Address slots, Address state_base, Address log_columns, int64_t log_columns_stride, Address log_dt,
+                  int64_t log_dt_stride, Address log_raw, int64_t log_raw_stride, int num_entries, int num_raw,
+                  int window, int max_rewind, Address convolved, Address table, Address scanned, Address out, int dtype,
+                  Address stream) {
   cuda::mamba_decode({.rows = {num_rows, query_start, row_start},
                       .num_tokens = num_tokens,
                       .max_query_len = max_query_len,
@@ -60,8 +60,7 @@ void mamba_decode(int num_rows, Address query_start, Address row_start, int64_t 
                       .table = table,
                       .scanned = scanned,
                       .out = out,
-                      .dtype = DType{dtype},
-                      .variant = variant},
+                      .dtype = DType{dtype}},
                      stream);
 }
 

@@ -122,7 +122,7 @@ void fill_row(const BeginStepParams& params, const StepRow& live, const int32_t*
 }
 
 // The packet's snapshots, as lists that the rows' entries point into; those of dummy rows are left out.
-void fill_snapshots(const StepInputs& inputs, const uint8_t* packet, int num_rows) {
+void fill_snapshots(const DeviceMirror& mirror, const StepInputs& inputs, const uint8_t* packet, int num_rows) {
   const auto& header = *reinterpret_cast<const PacketHeader*>(packet);
   const auto* next = section<StateSnapshot>(packet, header.snapshots_offset);
   const auto* end = next + header.num_snapshots;
@@ -131,6 +131,7 @@ void fill_snapshots(const StepInputs& inputs, const uint8_t* packet, int num_row
     inputs.snapshot_starts[i] = num_kept;
     for (; next < end && next->row_index == i; ++next) {
       if (inputs.rows[i] == kDummyRow) continue;
+      mirror.state_base[next->slot] = next->position;
       inputs.snapshot_positions[num_kept] = next->position;
       inputs.snapshot_slots[num_kept++] = next->slot;
     }
@@ -176,7 +177,7 @@ void begin_step(const BeginStepParams& params, Stream) {
     }
   }
   if (has_packet) fill_scores(inputs, params.packet);
-  if (has_packet && header->num_snapshots > 0) fill_snapshots(inputs, params.packet, params.num_rows);
+  if (has_packet && header->num_snapshots > 0) fill_snapshots(params.mirror, inputs, params.packet, params.num_rows);
 }
 
 }  // namespace headway::cpu

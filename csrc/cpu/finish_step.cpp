@@ -4,8 +4,8 @@
 #include <atomic>
 #include <cstring>
 
-#include "cpu/ops.h"
 #include "core/state_base.h"
+#include "cpu/ops.h"
 
 namespace headway::cpu {
 namespace {
@@ -18,7 +18,8 @@ void advance_rows(const FinishStepParams& params) {
     params.mirror.num_computed[row] = num_computed;
     const bool is_decode = i < params.num_decode_rows;
     int32_t& base = params.mirror.state_base[params.inputs.write_slots[i]];
-    base = is_decode ? next_state_base(base, params.inputs.row_start[i], num_computed, params.mirror.state_window) : num_computed;
+    base = is_decode ? next_state_base(base, params.inputs.row_start[i], num_computed, params.mirror.state_window)
+                     : num_computed;
     if (i >= params.num_sampled) continue;
     params.mirror.last_token[row] = params.results[i].token;
     params.mirror.stopped[row] = params.results[i].is_stopped;

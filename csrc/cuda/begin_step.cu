@@ -273,8 +273,10 @@ __device__ void derive_snapshots(const BeginStepParams& params, const PacketView
     snapshots_before += sum.total;
     if (i < params.num_rows) inputs.snapshot_starts[i + 1] = end;
     for (int k = 0; k < count; ++k) {
-      inputs.snapshot_positions[end - count + k] = packet.snapshots[from + k].position;
-      inputs.snapshot_slots[end - count + k] = packet.snapshots[from + k].slot;
+      const StateSnapshot snapshot = packet.snapshots[from + k];
+      params.mirror.state_base[snapshot.slot] = snapshot.position;
+      inputs.snapshot_positions[end - count + k] = snapshot.position;
+      inputs.snapshot_slots[end - count + k] = snapshot.slot;
     }
   }
 }

@@ -1,9 +1,9 @@
 // Last kernel of a step: advances the mirror by what was sampled and publishes the results to the host's ring, the step
 // number last. One block: its barrier orders the entry's parts before the number.
+#include "core/state_base.h"
 #include "cuda/common/check.h"
 #include "cuda/common/clock.cuh"
 #include "cuda/ops.h"
-#include "core/state_base.h"
 
 namespace headway::cuda {
 namespace {
@@ -21,7 +21,8 @@ __device__ void advance_rows(const FinishStepParams& params) {
     params.mirror.num_computed[row] = num_computed;
     const bool is_decode = i < params.num_decode_rows;
     int32_t& base = params.mirror.state_base[inputs.write_slots[i]];
-    base = is_decode ? next_state_base(base, inputs.row_start[i], num_computed, params.mirror.state_window) : num_computed;
+    base =
+        is_decode ? next_state_base(base, inputs.row_start[i], num_computed, params.mirror.state_window) : num_computed;
     if (i >= params.num_sampled) continue;
     params.mirror.last_token[row] = params.results[i].token;
     params.mirror.stopped[row] = params.results[i].is_stopped;

@@ -7,8 +7,6 @@
 #include <algorithm>
 
 #include "cuda/common/chained.cuh"
-#include "cuda/common/mbarrier.cuh"
-#include "cuda/common/mma.cuh"
 #include "cuda/ops.h"
 #include "cuda/state_window.cuh"
 
@@ -17,6 +15,7 @@ namespace {
 
 constexpr char kOp[] = "mamba_decode";
 constexpr int kTaps = 4;
+constexpr int kMinBlocks = 4;  // a multiprocessor: 16 warps with 8 KB of state each under way
 
 // A warp's channels, all of one head.
 struct WarpChannels {
@@ -26,10 +25,10 @@ struct WarpChannels {
 };
 
 // y of new tokens i .. i + count - 1, which share the canonical base `base` that the state is at.
-template <typename T, int kN, typename State>
+template <typename T, int kN>
 __device__ __forceinline__ void read_out(const MambaDecodeParams& params, const SlotRow& row,
-                                         const WarpChannels& channels, const State& state, int base, int i,
-                                         int count) {
+                                         const WarpChannels& channels, const StateRows<kN, true>& state, int base,
+                                         int i, int count) {
   constexpr int kRows = ScanLayout<kN>::kWarpRows;
   constexpr int kParts = kWarpSize / kRows;  // lanes that share a channel's inputs
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -78,22 +77,7 @@ __device__ __forceinline__ void clear_outputs(const MambaDecodeParams& params, c
   }
 }
 
-// Begins to copy the block's state to shared memory; one thread calls it.
-__device__ __forceinline__ void begin_bulk_copy(float* target, const float* source, uint32_t num_bytes,
-                                                const Barrier& barrier) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  barrier.init(1);
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier.address), "r"(num_bytes) : "memory");
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          shared_address(target)),
-      "l"(source), "r"(num_bytes), "r"(barrier.address)
-      : "memory");
-#endif
-}
-
-template <typename T, int kN, int kMinBlocks>
+template <typename T, int kN>
 __global__ void __launch_bounds__(kFoldWarps* kWarpSize, kMinBlocks)
     decode_state_kernel(MambaDecodeParams params, int blocks_a_row) {
   using L = ScanLayout<kN>;
@@ -110,41 +94,14 @@ __global__ void __launch_bounds__(kFoldWarps* kWarpSize, kMinBlocks)
   // What the launch before does not write: the row and its state.
   const SlotRow row(params, row_idx);
   float* slot_state = params.ssm_state + row.slot * params.ssm_state_stride + static_cast<int64_t>(channels.first) * kN;
-  constexpr bool kBulk = kMinBlocks == 5;
-  extern __shared__ __align__(128) float tile[];
-  __shared__ __align__(8) uint64_t barrier_memory;
-  const Barrier barrier{shared_address(&barrier_memory)};
   StateRows<kN, true> state;
-  const bool has_state = row.base > 0 && !row.is_padding();
-  if constexpr (kBulk) {
-    if (has_state && threadIdx.x == 0) {
-      begin_bulk_copy(tile, slot_state, static_cast<uint32_t>(num_channels * kN * sizeof(float)), barrier);
-    }
-    __syncthreads();
-  } else if (has_state) {
-    load_state<kN>(state, slot_state);
-  } else {
-    state.clear();
-  }
+  state.clear();
+  if (row.base > 0 && !row.is_padding()) load_state<kN>(state, slot_state);
   wait_for_previous_kernel();
   allow_next_kernel();
   if (row.is_padding()) {
     clear_outputs<T, kN>(params, row, channels.first);
     return;
-  }
-
-  if constexpr (kBulk) {
-    if (has_state) {
-      barrier.wait(0);
-      const float* rows = tile + warp * L::kWarpRows * kN;
-      if (row.canonical(row.start + row.num_tokens - 1) == row.base) {
-        read_out<T, kN>(params, row, channels, SharedRows<kN>{rows}, row.base, 0, row.num_tokens);
-        return;
-      }
-      state.load(rows, L::kWarpRows, kN);
-    } else {
-      state.clear();
-    }
   }
 
   // From one canonical base to the next, and the tokens between.
@@ -167,7 +124,7 @@ __global__ void __launch_bounds__(kFoldWarps* kWarpSize, kMinBlocks)
   }
 }
 
-template <typename T, int kN, int kMinBlocks>
+template <typename T, int kN>
 void launch_state(const MambaDecodeParams& params, cudaStream_t stream) {
   constexpr int kRows = ScanLayout<kN>::kWarpRows;
   require(params.head_dim % kRows == 0, kOp,
@@ -175,31 +132,22 @@ void launch_state(const MambaDecodeParams& params, cudaStream_t stream) {
   // Blocks tile a group, so that they fold one B; single warps while that leaves multiprocessors idle.
   const int group_warps = params.num_heads / params.num_groups * params.head_dim / kRows;
   const int64_t all_warps = static_cast<int64_t>(params.rows.num_rows) * params.num_groups * group_warps;
-  int wanted = all_warps >= 4096 ? kFoldWarps : all_warps >= 1024 ? 2 : 1;
-  if (params.variant / 10 > 0) wanted = params.variant / 10;
+  const int wanted = all_warps >= 4096 ? kFoldWarps : all_warps >= 1024 ? 2 : 1;
   int warps = 1;
   for (int count = 2; count <= wanted; ++count) {
     if (group_warps % count == 0) warps = count;
   }
   const int64_t num_blocks = all_warps / warps;
   require(num_blocks <= INT32_MAX, kOp, "num_rows * num_heads is too large for one launch");
-  const size_t num_bytes = kMinBlocks == 5 ? warps * kRows * kN * sizeof(float) : 0;
-  const auto kernel = decode_state_kernel<T, kN, kMinBlocks>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(num_bytes)), kOp);
-  launch_chained_with_shared(kOp, kernel, dim3(static_cast<unsigned>(num_blocks)), warps * kWarpSize, num_bytes, stream,
+  launch_chained(kOp, decode_state_kernel<T, kN>, dim3(static_cast<unsigned>(num_blocks)), warps * kWarpSize, stream,
                  params, params.num_groups * group_warps / warps);
 }
 
 template <typename T>
 void launch_state_size(const MambaDecodeParams& params, cudaStream_t stream) {
-  if (params.variant % 10 == 0) {
-    if (params.state_size == 64) return launch_state<T, 64, 4>(params, stream);
-    if (params.state_size == 128) return launch_state<T, 128, 4>(params, stream);
-    return launch_state<T, 256, 4>(params, stream);
-  }
-  if (params.state_size == 64) return launch_state<T, 64, 5>(params, stream);
-  if (params.state_size == 128) return launch_state<T, 128, 5>(params, stream);
-  launch_state<T, 256, 5>(params, stream);
+  if (params.state_size == 64) return launch_state<T, 64>(params, stream);
+  if (params.state_size == 128) return launch_state<T, 128>(params, stream);
+  launch_state<T, 256>(params, stream);
 }
 
 template <typename T>

@@ -245,8 +245,8 @@ __global__ void __launch_bounds__(kThreads) decode_inputs_kernel(MambaDecodePara
     return;
   }
   const int64_t block = thread < kPieces ? part : params.num_groups + part;
-  const int64_t channel = inner_channels(params) + (thread < 2 * kPieces ? block : 0) * kN +
-                          thread % kPieces * kVectorWidth<T>;
+  const int64_t channel =
+      inner_channels(params) + (thread < 2 * kPieces ? block : 0) * kN + thread % kPieces * kVectorWidth<T>;
   const Filter<T> filter(params, channel);
   wait_for_previous_kernel();
   allow_next_kernel();

@@ -71,7 +71,8 @@ __device__ __forceinline__ void stage_stretch(const Params& params, int64_t slot
   const int64_t group_channel = inner_channels(params) + static_cast<int64_t>(group) * kN;
   __syncthreads();  // the stretch before is folded
 #pragma unroll 2
-  for (int index = static_cast<int>(threadIdx.x); index < count * (kN / kPiece); index += static_cast<int>(blockDim.x)) {
+  for (int index = static_cast<int>(threadIdx.x); index < count * (kN / kPiece);
+       index += static_cast<int>(blockDim.x)) {
     const int entry = index / (kN / kPiece);
     const int n = index % (kN / kPiece) * kPiece;
     float piece[kPiece];
@@ -82,8 +83,8 @@ __device__ __forceinline__ void stage_stretch(const Params& params, int64_t slot
   for (int index = static_cast<int>(threadIdx.x); index < count * num_channels; index += static_cast<int>(blockDim.x)) {
     const int entry = index / num_channels;
     const int channel = index - entry * num_channels;
-    memory.x[entry][channel] = to_float(
-        *log_column<T>(params, slot, (begin + entry) % params.log.num_entries, first_channel + channel));
+    memory.x[entry][channel] =
+        to_float(*log_column<T>(params, slot, (begin + entry) % params.log.num_entries, first_channel + channel));
   }
   __syncthreads();
 }
@@ -152,30 +153,9 @@ struct LaneStates {
   }
 };
 
-// A warp's state rows in shared memory.
-template <int kN>
-struct SharedRows {
-  const float* rows;  // [kWarpRows, N]
-};
-
-template <int kN>
-__device__ __forceinline__ void get_piece(const StateRows<kN, true>& state, int r, int c, float (&piece)[kPiece]) {
-#pragma unroll
-  for (int i = 0; i < kPiece; ++i) piece[i] = state.values[r][c][i];
-}
-
-template <int kN>
-__device__ __forceinline__ void get_piece(const SharedRows<kN>& state, int r, int c, float (&piece)[kPiece]) {
-  using L = ScanLayout<kN>;
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  load_floats<float, kPiece>(state.rows + (r * L::kRowsAtOnce + lane / L::kLanes) * kN +
-                                 (c * L::kLanes + lane % L::kLanes) * kPiece,
-                             piece);
-}
-
 // S C: lane l gets the sum of row l % kWarpRows.
-template <typename T, int kN, typename State>
-__device__ __forceinline__ float state_dot(const State& state, const LaneStates<T, kN>& C) {
+template <typename T, int kN>
+__device__ __forceinline__ float state_dot(const StateRows<kN, true>& state, const LaneStates<T, kN>& C) {
   using L = ScanLayout<kN>;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   float sums[L::kRows] = {};
@@ -183,10 +163,10 @@ __device__ __forceinline__ float state_dot(const State& state, const LaneStates<
   for (int c = 0; c < L::kPieces; ++c) {
 #pragma unroll
     for (int r = 0; r < L::kRows; ++r) {
-      float piece[kPiece];
-      get_piece(state, r, c, piece);
 #pragma unroll
-      for (int i = 0; i < kPiece; ++i) sums[r] = fmaf(piece[i], to_float(C.pieces[c].values[i]), sums[r]);
+      for (int i = 0; i < kPiece; ++i) {
+        sums[r] = fmaf(state.values[r][c][i], to_float(C.pieces[c].values[i]), sums[r]);
+      }
     }
   }
   // Row r * kRowsAtOnce + g is summed in the lanes of group g; lane l wants row l % kWarpRows.

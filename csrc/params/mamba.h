@@ -110,7 +110,6 @@ struct MambaDecodeParams {
   void* scanned;                  // [T, H * P] dtype: scratch
   void* out;                      // [T, H * P] dtype, contiguous
   DType dtype;
-  int32_t variant;
 };
 
 // States of one layer to slots, with what their logs hold: the target's state has seen the copy's position, its log is

@@ -218,9 +218,8 @@ def add_news_of_states(rng: random.Random, packet: Packet) -> None:
         positions = rng.sample(
             range(start + 1, start + len(tokens) + 1), rng.randrange(min(len(tokens), 2) + 1)
         )
-        packet.snapshots += [(index, position, rng.randrange(1, 30)) for position in sorted(positions)]
+        packet.snapshots += [(index, position, slots.pop()) for position in sorted(positions)]
     del packet.snapshots[12:]
-    slots = rng.sample(range(1, 30), 6)  # no copy's target is another's source or target
     for source, target in list(zip(slots[::2], slots[1::2], strict=True))[: rng.randrange(4)]:
         packet.copies.append((source, rng.choice([source, target]), rng.randrange(60)))
     for row in rng.sample(range(1, 9), rng.randrange(3)):

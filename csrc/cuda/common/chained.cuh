@@ -35,27 +35,19 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 #endif
 }
 
-// num_shared_bytes: dynamic shared memory of a block.
 template <typename... Params, typename... Args>
-void launch_chained_with_shared(const char* op, void (*kernel)(Params...), dim3 grid, int num_threads,
-                                size_t num_shared_bytes, cudaStream_t stream, Args&&... args) {
+void launch_chained(const char* op, void (*kernel)(Params...), dim3 grid, int num_threads, cudaStream_t stream,
+                    Args&&... args) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(num_threads));
-  config.dynamicSmemBytes = num_shared_bytes;
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = is_compiled_for(kernel, 90, op) ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), op);
-}
-
-template <typename... Params, typename... Args>
-void launch_chained(const char* op, void (*kernel)(Params...), dim3 grid, int num_threads, cudaStream_t stream,
-                    Args&&... args) {
-  launch_chained_with_shared(op, kernel, grid, num_threads, 0, stream, std::forward<Args>(args)...);
 }
 
 }  // namespace headway::cuda

@@ -79,7 +79,6 @@ def mamba_decode(
     *,
     max_query_len: int = 1,
     out: Tensor | None = None,
-    variant: int = 0,
 ) -> Tensor:
     """gated_rms_norm(ssm_scan(causal_conv1d(columns)), z) for rows of a few tokens, whose slots have a log.
 
@@ -139,7 +138,7 @@ def mamba_decode(
         log.raw.data_ptr(), log.raw.stride(0), log.columns.shape[1], log.raw.shape[1],
         log.window.num_tokens, log.window.max_rewind,
         scratch.convolved.data_ptr(), scratch.weights.data_ptr(), scratch.scanned.data_ptr(), result.data_ptr(),
-        dtype_code(op, "z", z), variant, stream,
+        dtype_code(op, "z", z), stream,
     )
     # fmt: on
     return result

@@ -199,6 +199,7 @@ def _fill_snapshots(buffers: StepBuffers, num_rows: int, snapshots: Records) -> 
         inputs.snapshot_starts[index] = num_kept
         for snapshot in snapshots[snapshots["row_index"] == index]:
             if inputs.rows[index]:
+                buffers.mirror.state_base[int(snapshot["slot"])] = int(snapshot["position"])
                 inputs.snapshot_positions[num_kept] = int(snapshot["position"])
                 inputs.snapshot_slots[num_kept] = int(snapshot["slot"])
                 num_kept += 1
