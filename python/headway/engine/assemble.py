@@ -71,8 +71,7 @@ def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly
     folder = path if path.is_dir() else path.parent
     defaults = read_generation_defaults(folder, is_applied=config.generation_config == "auto")
     tokenizer = load_tokenizer(config, folder)
-    depth = launch_depth(config, device.type)
-    window = choose_window(config, model_config, device.type, dtype, depth)
+    window = choose_window(config, model_config, device.type, dtype, launch_depth(config, device.type))
     sizes = model_bytes(model_config, config.block_size, dtype, window)
     memory = plan_memory(config, sizes, device.type, available_bytes(config, device))
     logger.info("memory plan\n%s", memory)
@@ -86,9 +85,8 @@ def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly
         seed=config.seed,
     )
     ledger_config = ledger_settings(config, memory, model_config, device.type, dtype)
-    caches = ModelCaches.allocate(
-        model_config, memory.num_blocks + 1, memory.block_size, ledger_config.num_slots + 1, dtype, device, window
-    )
+    blocks, slots = memory.num_blocks + 1, ledger_config.num_slots + 1
+    caches = ModelCaches.allocate(model_config, blocks, memory.block_size, slots, dtype, device, window)
     if ledger_config.use_prefix_cache:
         logger.info("prefixes of %d tokens and more are cached", ledger_config.prefix_unit_tokens)
     runner = make_runner(config, loaded.model, caches, ledger_config, device)
