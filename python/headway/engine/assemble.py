@@ -84,7 +84,7 @@ def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly
         max_position=memory.max_model_len,
         seed=config.seed,
     )
-    ledger_config = ledger_settings(config, memory, model_config, device.type, dtype)
+    ledger_config = ledger_settings(config, memory, model_config, device.type, dtype, window)
     blocks, slots = memory.num_blocks + 1, ledger_config.num_slots + 1
     caches = ModelCaches.allocate(model_config, blocks, memory.block_size, slots, dtype, device, window)
     if ledger_config.use_prefix_cache:
@@ -230,7 +230,12 @@ def launch_depth(config: EngineConfig, device_type: str) -> int:
 
 
 def ledger_settings(
-    config: EngineConfig, memory: MemoryPlan, model: ModelConfig, device_type: str, dtype: torch.dtype
+    config: EngineConfig,
+    memory: MemoryPlan,
+    model: ModelConfig,
+    device_type: str,
+    dtype: torch.dtype,
+    window: StateWindow = IN_PLACE,
 ) -> core.LedgerConfig:
     grid = scan_grid_tokens(device_type, dtype) if model.mamba else 1
     if memory.max_step_tokens < grid:
@@ -252,6 +257,8 @@ def ledger_settings(
         max_snapshots=memory.num_snapshots,
         snapshot_stride_tokens=config.snapshot_stride_tokens,
         weighs_snapshot_cost=config.snapshot_eviction == "cost",
+        state_window=window.num_tokens,
+        max_rewind=window.max_rewind,
     )
 
 
