@@ -155,6 +155,12 @@ void bind_config(py::module_& module) {
       .def_readonly("max_scored_tokens", &LedgerConfig::max_scored_tokens, "Prompt tokens of a step with logprobs.")
       .def_property_readonly("max_results", &LedgerConfig::max_results, "That a step reports.")
       .def_property_readonly("mask_words", &LedgerConfig::mask_words, "Of 32 bits, of a token mask.")
+      .def_property_readonly(
+          "state_window", [](const LedgerConfig& config) { return config.state_window.num_tokens; },
+          "Tokens between rewrites of a Mamba state; 0: states are kept in place.")
+      .def_property_readonly(
+          "max_rewind", [](const LedgerConfig& config) { return config.state_window.max_rewind; },
+          "Positions that a row may go back, with a window.")
       .def_property_readonly("max_blocks_per_row", &LedgerConfig::max_blocks_per_row,
                              "Columns of the block table; at least 1.")
       .def_property_readonly("packet_ring_bytes", &LedgerConfig::packet_ring_bytes)

@@ -65,6 +65,8 @@ class LedgerConfig:
     max_launch_depth: int
     grant_ahead_blocks: int
     prompt_grid_tokens: int
+    state_window: int
+    max_rewind: int
     max_scored_tokens: int
     @property
     def max_results(self) -> int:

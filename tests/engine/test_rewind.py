@@ -146,7 +146,7 @@ MAX_REWIND = 6
 
 @pytest.mark.parametrize(
     ("launch_depth", "stride"),
-    [(0, 5), (1, 11), (3, 11), *(pytest.param(depth, 1, marks=pytest.mark.long) for depth in (0, 1, 3))],
+    [(0, 9), (1, 17), (3, 17), *(pytest.param(depth, 1, marks=pytest.mark.long) for depth in (0, 1, 3))],
 )
 def test_a_windowed_state_goes_back_from_every_phase(
     tiny_model_dir: Path, device: str, launch_depth: int, stride: int

@@ -72,7 +72,7 @@ class Runner:
             max_scored_tokens=config.max_scored_tokens,
             vocab_size=config.vocab_size,
             num_slots=config.num_slots + 1,
-            state_window=caches.state_window,
+            state_window=ops.StateWindow(config.state_window, config.max_rewind),
             device=device,
         )
         self.staging: Staging = stage(config, device)
