@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "request": LEAVES,
     "outputs": LEAVES | {"request"},
     "models.config": set(),
-    "models.caches": {"models.config"},
+    "models.caches": {"models.config", "ops"},
     "engine.batch": {"ops"},
     "_core": set(),
     "_cpu": set(),

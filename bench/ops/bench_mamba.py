@@ -3,8 +3,8 @@
 usage: python -m bench.ops.bench_mamba [--out FILE] [--peer FILE] [--shapes NAME ...] [--only PREFIX ...]
 
 us is the median over replays of a graph of calls on rotating buffers. floor_us is the fewest bytes (each input read
-once, each output written once) over the copy bandwidth measured in the same run. A peer file maps the same names to
-{"gpu_us": ...}.
+once, each output written once) over the copy bandwidth measured in the same run. Where vLLM is installed, its kernels
+run in the same process (peer_mamba.py); elsewhere a peer file may map the same names to {"gpu_us": ...}.
 """
 
 from __future__ import annotations
@@ -13,17 +13,21 @@ import argparse
 import json
 import random
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from bench.ops import peer_mamba
 from bench.ops.timing import copy_bytes_per_us, time_us
 from headway import ops
 
 DTYPE = torch.bfloat16
 DEVICE = "cuda"
+FIRST_POSITION = 1008  # of the decode rows
+WINDOW = 16
 CACHE_BYTES = 200e6  # rotate among buffers of this much in all: several times the L2 cache
 
 
@@ -33,6 +37,7 @@ class Shape:
     head_dim: int
     num_groups: int
     state_size: int
+    chunk_size: int  # the checkpoints' own, which the peer's kernels use
 
     @property
     def d_inner(self) -> int:
@@ -48,10 +53,10 @@ class Shape:
 
 
 SHAPES = {
-    "nano30b": Shape(64, 64, 8, 128),
-    "nano9b": Shape(128, 80, 8, 128),
-    "granite_tiny": Shape(48, 64, 1, 128),
-    "mamba2_2.7b": Shape(80, 64, 1, 128),
+    "nano30b": Shape(64, 64, 8, 128, 128),
+    "nano9b": Shape(128, 80, 8, 128, 128),
+    "granite_tiny": Shape(48, 64, 1, 128, 256),
+    "mamba2_2.7b": Shape(80, 64, 1, 128, 256),
 }
 BATCHES = (1, 8, 64, 256)
 
@@ -123,11 +128,50 @@ class Mixer:
         self.scan()
         self.norm()
 
-    def decode(self) -> None:
-        _, row_start, read_slots, write_slots = self.rows
+
+class WindowedMixer(Mixer):
+    """The same over slot windows: every row at one position, which moves over all phases of a window."""
+
+    def __init__(self, shape: Shape, batch: int, query_len: int, max_rewind: int) -> None:
+        super().__init__(shape, [query_len] * batch, FIRST_POSITION)
+        self.query_len = query_len
+        self.weights = ops.MixerWeights(
+            conv_weight=self.conv_weight,
+            conv_bias=self.conv_bias,
+            A=self.A,
+            D=self.D,
+            dt_bias=self.dt_bias,
+            norm_weight=self.norm_weight,
+            norm_eps=1e-5,
+            norm_group_size=shape.d_inner // shape.num_groups,
+        )
+        self.log = ops.StateLog.allocate(
+            batch + 1,
+            d_inner=shape.d_inner,
+            group_states=shape.num_groups * shape.state_size,
+            num_heads=shape.num_heads,
+            width=4,
+            window=ops.StateWindow(WINDOW, max_rewind),
+            max_query_len=query_len,
+            dtype=DTYPE,
+            device=DEVICE,
+        )
+        for ring in (self.log.columns, self.log.dt, self.log.raw):
+            ring.normal_(std=0.1)
+        self.phases = [self._phase(p) for p in range(FIRST_POSITION, FIRST_POSITION + WINDOW, query_len)]
+
+    def _phase(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """row_start and state_base of rows that come along from far back."""
+        base = (position - self.log.window.max_rewind) // WINDOW * WINDOW
+        slots = self.rows[2]
+        return torch.full_like(slots, position), torch.full_like(slots, base)
+
+    def decode(self, phase: int) -> None:
+        query_start, _, slots, _ = self.rows
+        row_start, state_base = self.phases[phase % len(self.phases)]
         ops.mamba_decode(
-            self.z, self.raw, self.dt, self.conv_weight, self.conv_bias, self.conv_state, self.A, self.D, self.dt_bias,
-            self.ssm_state, self.norm_weight, 1e-5, row_start, read_slots, write_slots, out=self.gated,
+            self.z, self.raw, self.dt, self.weights, self.conv_state, self.ssm_state, self.log,
+            query_start, row_start, slots, state_base, max_query_len=self.query_len, out=self.gated,
         )  # fmt: skip
 
 
@@ -159,16 +203,34 @@ def decode_entries(shape: Shape, name: str, batch: int) -> Iterator[Entry]:
     yield Entry(f"conv_step/{name}/b{batch}", Mixer.conv, conv)
     yield Entry(f"gated_norm/{name}/b{batch}", Mixer.norm, norm)
     yield Entry(f"decode_chain/{name}/b{batch}", Mixer.chain, state + conv + norm)
-    # One launch: the convolution's output and y never leave the chip.
-    fused = state + 16.0 * batch * shape.conv_dim - 2.0 * batch * shape.conv_dim + 4.0 * batch * shape.d_inner
-    yield Entry(f"decode_fused/{name}/b{batch}", Mixer.decode, fused)
+
+
+def run_windows(shape: Shape, name: str, batch: int, report: Report, prefixes: tuple[str, ...]) -> None:
+    """Averages over a whole window; the floor is that of states in place, read and written at every step."""
+    for query_len, max_rewind in ((1, 1), (4, 3)):
+        kind = "decode_window" if query_len == 1 else f"decode_window_{query_len}_tokens"
+        entry = Entry(f"{kind}/{name}/b{batch}/fp32", Mixer.norm, 8.0 * batch * shape.state_elements)
+        if not entry.name.startswith(prefixes):
+            continue
+        first = WindowedMixer(shape, batch, query_len, max_rewind)
+        copies = max(1, min(WINDOW, int(CACHE_BYTES / first.num_bytes)))
+        mixers = [first, *(WindowedMixer(shape, batch, query_len, max_rewind) for _ in range(copies - 1))]
+        num_phases = len(first.phases)
+        calls = [
+            partial(mixers[i % copies].decode, i // copies if copies % num_phases == 0 else i)
+            for i in range(copies * num_phases)
+        ]
+        report.add(entry, time_us(calls))
 
 
 def run_load(shape: Shape, lengths: list[int], start: int, entries: list[Entry], report: Report) -> None:
     first = Mixer(shape, lengths, start)
     copies = max(1, min(64, int(CACHE_BYTES / first.num_bytes)))
     mixers = [first, *(Mixer(shape, lengths, start) for _ in range(copies - 1))]
+    peer_calls = peer_mamba.PeerMixer(first).calls() if report.runs_peer else {}
     for entry in entries:
+        if call := peer_calls.get(entry.name.split("/")[0]):
+            report.peer[entry.name] = {"gpu_us": peer_mamba.kernel_us(call)}
         report.add(entry, time_us([partial(entry.call, mixer) for mixer in mixers]))
 
 
@@ -178,6 +240,7 @@ class Report:
     def __init__(self, bytes_per_us: float, peer: dict[str, dict[str, float]]) -> None:
         self.bytes_per_us = bytes_per_us
         self.peer = peer
+        self.runs_peer = not peer and peer_mamba.is_installed()
         self.results: dict[str, dict[str, float]] = {}
         print(
             f"{'kernel':40s} {'us':>9s} {'GB/s':>7s} {'floor us':>9s} {'x floor':>8s} {'peer us':>9s} {'faster':>7s}"
@@ -202,9 +265,10 @@ class Report:
     def _peer_us(self, name: str) -> float | None:
         kind, _, rest = name.partition("/")
         parts = [name]
-        if kind == "chain":
-            return None  # the peer's norm is not measured at prefill sizes
-        if kind in ("decode_chain", "decode_fused"):
+        if kind == "chain" and name not in self.peer:
+            parts = [f"{part}/{rest}" for part in ("conv", "ssd", "gated_norm_prefill")]
+        if kind in ("decode_chain", "decode_window") and name not in self.peer:
+            rest = rest.removesuffix("/fp32")
             parts = [f"conv_step/{rest}", f"ssm_step/{rest}/fp32", f"gated_norm/{rest}"]
         if any(part not in self.peer for part in parts):
             return None
@@ -228,14 +292,16 @@ def main(argv: list[str] | None = None) -> int:
     def wanted(entries: Iterator[Entry]) -> list[Entry]:
         return [entry for entry in entries if entry.name.startswith(tuple(args.only))]
 
-    for name in args.shapes:
-        shape = SHAPES[name]
-        for load, lengths in PREFILL.items():
-            if entries := wanted(prefill_entries(shape, name, load, lengths)):
-                run_load(shape, lengths, 64, entries, report)
-        for batch in BATCHES:
-            if entries := wanted(decode_entries(shape, name, batch)):
-                run_load(shape, [1] * batch, 1000, entries, report)
+    with peer_mamba.configured() if report.runs_peer else nullcontext():
+        for name in args.shapes:
+            shape = SHAPES[name]
+            for load, lengths in PREFILL.items():
+                if entries := wanted(prefill_entries(shape, name, load, lengths)):
+                    run_load(shape, lengths, 64, entries, report)
+            for batch in BATCHES:
+                if entries := wanted(decode_entries(shape, name, batch)):
+                    run_load(shape, [1] * batch, FIRST_POSITION, entries, report)
+                run_windows(shape, name, batch, report, tuple(args.only))
     if args.out:
         header = {
             "gpu": torch.cuda.get_device_name(),

@@ -76,7 +76,8 @@ LedgerConfig make_config(int32_t max_rows, int32_t num_blocks, int32_t block_siz
                          int32_t max_model_len, int32_t max_step_tokens, int32_t vocab_size, int32_t max_logprobs,
                          int32_t max_launch_depth, int32_t grant_ahead_blocks, int32_t prompt_grid_tokens,
                          int32_t max_scored_tokens, bool use_prefix_cache, int32_t max_snapshots,
-                         int32_t snapshot_stride_tokens, bool weighs_snapshot_cost, bool caches_outputs) {
+                         int32_t snapshot_stride_tokens, bool weighs_snapshot_cost, bool caches_outputs,
+                         int32_t state_window, int32_t max_rewind) {
   const LedgerConfig config{.max_rows = max_rows,
                             .num_blocks = num_blocks,
                             .block_size = block_size,
@@ -93,7 +94,8 @@ LedgerConfig make_config(int32_t max_rows, int32_t num_blocks, int32_t block_siz
                             .max_snapshots = max_snapshots,
                             .snapshot_stride_tokens = snapshot_stride_tokens,
                             .weighs_snapshot_cost = weighs_snapshot_cost,
-                            .caches_outputs = caches_outputs};
+                            .caches_outputs = caches_outputs,
+                            .state_window = {.num_tokens = state_window, .max_rewind = max_rewind}};
   config.validate();
   return config;
 }
@@ -125,7 +127,7 @@ void bind_config(py::module_& module) {
            "max_model_len"_a, "max_step_tokens"_a, "vocab_size"_a, "max_logprobs"_a, "max_launch_depth"_a = 0,
            "grant_ahead_blocks"_a = 1, "prompt_grid_tokens"_a = 1, "max_scored_tokens"_a = 0,
            "use_prefix_cache"_a = false, "max_snapshots"_a = 0, "snapshot_stride_tokens"_a = 0,
-           "weighs_snapshot_cost"_a = false, "caches_outputs"_a = true,
+           "weighs_snapshot_cost"_a = false, "caches_outputs"_a = true, "state_window"_a = 0, "max_rewind"_a = 0,
            "Raises RequestError naming the first size that is out of range.")
       .def_readonly("max_rows", &LedgerConfig::max_rows, "Requests that hold a row at once.")
       .def_readonly("num_blocks", &LedgerConfig::num_blocks, "KV blocks; 0 for a model without attention.")
@@ -153,6 +155,12 @@ void bind_config(py::module_& module) {
       .def_readonly("max_scored_tokens", &LedgerConfig::max_scored_tokens, "Prompt tokens of a step with logprobs.")
       .def_property_readonly("max_results", &LedgerConfig::max_results, "That a step reports.")
       .def_property_readonly("mask_words", &LedgerConfig::mask_words, "Of 32 bits, of a token mask.")
+      .def_property_readonly(
+          "state_window", [](const LedgerConfig& config) { return config.state_window.num_tokens; },
+          "Tokens between rewrites of a Mamba state; 0: states are kept in place.")
+      .def_property_readonly(
+          "max_rewind", [](const LedgerConfig& config) { return config.state_window.max_rewind; },
+          "Positions that a row may go back, with a window.")
       .def_property_readonly("max_blocks_per_row", &LedgerConfig::max_blocks_per_row,
                              "Columns of the block table; at least 1.")
       .def_property_readonly("packet_ring_bytes", &LedgerConfig::packet_ring_bytes)

@@ -21,6 +21,8 @@ inline DeviceMirror mirror_from(const pybind11::tuple& record) {
           .max_blocks_per_row = static_cast<int32_t>(number_at(record, 1)),
           .max_model_len = static_cast<int32_t>(number_at(record, 2)),
           .mask_words = static_cast<int32_t>(number_at(record, 18)),
+          .state_window = {.num_tokens = static_cast<int32_t>(number_at(record, 19)),
+                           .max_rewind = static_cast<int32_t>(number_at(record, 20))},
           .last_token = address_at(record, 3),
           .num_computed = address_at(record, 4),
           .state_base = address_at(record, 5),

@@ -80,6 +80,9 @@ void Ledger::check_mirror_place(const DeviceMirror& mirror, int32_t row) const {
   require_equal("num_computed", row, mirror.num_computed[row], num_computed);
   require_equal("stopped", row, mirror.stopped[row], expected.is_stopped);
   require_equal("last_token", row, mirror.last_token[row], is_decoding ? expected.tokens.back() : 0);
+  // The host knows the bound: the device moves the base with tokens that it computes, not with those after a stop.
+  const bool is_bound = config_.num_slots == 0 || mirror.state_base[rows_.slot(row)] <= rows_.state_base(row);
+  require_equal("state base, within the host's bound or not,", row, is_bound, true);
   const int32_t begin = cache_.history_start(row);
   require_list("history", row, mirror.history + int64_t{row} * mirror.max_model_len + begin,
                expected.tokens.data() + begin, num_computed - begin);

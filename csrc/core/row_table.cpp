@@ -9,11 +9,14 @@ RowTable::RowTable(const LedgerConfig& config, const StepClock& clock, BlockPool
     : block_size_(config.block_size),
       has_blocks_(config.num_blocks > 0),
       has_slots_(config.num_slots > 0),
+      window_(config.state_window),
       block_pool_(blocks),
       ids_(config.max_rows, config.max_in_flight(), clock),
       requests_(config.max_rows + 1, nullptr),
       launched_len_(config.max_rows + 1, 0),
       bound_len_(config.max_rows + 1, 0),
+      newest_len_(config.max_rows + 1, 0),
+      state_base_(config.max_rows + 1, 0),
       max_total_len_(config.max_rows + 1, 0),
       capacity_(config.max_rows + 1, 0),
       is_decoding_(config.max_rows + 1, 0),
@@ -31,7 +34,7 @@ int32_t RowTable::admit(Request& request, RowStart&& start) {
   const int32_t row = ids_.take();
   tickets_[row] = std::move(start.slot);
   requests_[row] = &request;
-  launched_len_[row] = start.num_tokens;
+  launched_len_[row] = newest_len_[row] = state_base_[row] = start.num_tokens;
   bound_len_[row] = request.num_tokens();
   max_total_len_[row] = request.max_total_len;
   const auto num_held = static_cast<int32_t>(start.blocks.size()) * block_size_;
@@ -90,10 +93,12 @@ void RowTable::rewind(int32_t row, int32_t num_tokens) {
   rewinds_.push_back({row, num_tokens - 1, requests_[row]->tokens[num_tokens - 1], 0});
 }
 
-// States are kept in place: they have seen every token that was launched. KV can be cut anywhere, but what was computed
-// as a prompt stays as it is.
+// A state kept in place has seen every token that was launched; over a window it goes back to its base, and no further
+// than the log keeps inputs. KV can be cut anywhere, but what was computed as a prompt stays as it is.
 int32_t RowTable::min_rewound_len(int32_t row) const {
-  return 1 + (has_slots_ ? launched_len_[row] : requests_[row]->prompt_len);
+  if (!has_slots_) return 1 + requests_[row]->prompt_len;
+  if (window_.num_tokens == 0) return 1 + launched_len_[row];
+  return 1 + std::max(state_base_[row], newest_len_[row] - window_.max_rewind);
 }
 
 void RowTable::forget_rewind(int32_t row) {

@@ -2,6 +2,7 @@
 // Struct of arrays by row id 1..max_rows. Keeps the order in which rows run; decides nothing.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -40,7 +41,8 @@ class RowTable {
   // The row goes on as a sequence of num_tokens known tokens, at least min_rewound_len(). What was launched beyond is
   // void, and its blocks stay granted.
   void rewind(int32_t row, int32_t num_tokens);
-  // The shortest sequence that the row's KV and state can go on from.
+  // The shortest sequence that the row's KV and state can go on from. As for lengths, of the state's base the host
+  // knows the bound: where the device has stopped before, it is lower.
   int32_t min_rewound_len(int32_t row) const;
   // What the next packet must tell the device.
   const std::vector<RowRewind>& rewinds() const { return rewinds_; }
@@ -48,7 +50,11 @@ class RowTable {
 
   // The step computes num_tokens of the row and, when is_sampled, one sample more will come.
   void advance(int32_t row, int64_t step, int32_t num_tokens, bool is_sampled) {
-    launched_len_[row] += num_tokens;
+    const int32_t start = launched_len_[row];
+    launched_len_[row] = start + num_tokens;
+    state_base_[row] =
+        is_decoding_[row] ? next_state_base(state_base_[row], start, start + num_tokens, window_) : start + num_tokens;
+    newest_len_[row] = std::max(newest_len_[row], start + num_tokens);
     bound_len_[row] += is_sampled;
     is_decoding_[row] = is_sampled;
     last_step_[row] = step;
@@ -65,6 +71,7 @@ class RowTable {
   bool has_mask(int32_t row) const { return has_mask_[row]; }  // of the tokens that may be sampled
   // All samples the request may take are launched: nothing is left to plan.
   bool is_exhausted(int32_t row) const { return bound_len_[row] >= max_total_len_[row]; }
+  int32_t state_base(int32_t row) const { return state_base_[row]; }
   int64_t last_step(int32_t row) const { return last_step_[row]; }
   int32_t slot(int32_t row) const { return tickets_[row].slot(); }
   SlotTicket& slot_ticket(int32_t row) { return tickets_[row]; }
@@ -84,11 +91,14 @@ class RowTable {
   const int32_t block_size_;
   const bool has_blocks_;
   const bool has_slots_;
+  const StateWindow window_;
   BlockPool& block_pool_;
   FencedPool ids_;
   std::vector<Request*> requests_;
   std::vector<int32_t> launched_len_;
   std::vector<int32_t> bound_len_;
+  std::vector<int32_t> newest_len_;  // launched_len_ at its largest: logs still hold what was computed then
+  std::vector<int32_t> state_base_;
   std::vector<int32_t> max_total_len_;
   std::vector<int32_t> capacity_;
   std::vector<uint8_t> is_decoding_;

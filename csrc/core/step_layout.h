@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "core/state_base.h"
+
 namespace headway {
 
 // Row 0, block 0 and slot 0 are dummies: padding reads and writes them and nothing else.
@@ -121,7 +123,7 @@ struct StateSnapshot {
 };
 
 // Before the step's layers run, the state in src_slot, which has seen `position` tokens, is written to dst_slot, in all
-// layers. Source and target may be the same slot.
+// layers. Source and target may be the same slot; else no copy's target is another copy's source or target.
 struct StateCopy {
   int32_t src_slot;
   int32_t dst_slot;
@@ -163,9 +165,10 @@ struct DeviceMirror {
   int32_t max_blocks_per_row;
   int32_t max_model_len;
   int32_t mask_words;  // 32-bit words of a token mask: ceil(V / 32)
+  StateWindow state_window;
   int32_t* last_token;  // [max_rows] sampled last; the next step's input
   int32_t* num_computed;  // [max_rows] tokens whose KV and state are written: the next position to compute
-  int32_t* state_base;  // [max_rows] tokens folded into the state that the row's slot holds
+  int32_t* state_base;  // [num_slots] tokens folded into the state that the slot holds
   int32_t* slot;  // [max_rows]
   int32_t* stopped;  // [max_rows] 1 once the device saw an end token or the length limit
   int32_t* block_table;  // [max_rows, max_blocks_per_row]

@@ -47,6 +47,8 @@ void LedgerConfig::validate() const {
   if (max_scored_tokens > 0) require_range("max_scored_tokens", max_scored_tokens, prompt_grid_tokens, kMaxRows);
   require_range("max_snapshots", max_snapshots, 0, num_slots);
   require_range("snapshot_stride_tokens", snapshot_stride_tokens, 0, kMaxCount);
+  require_range("state_window", state_window.num_tokens, 0, kMaxCount);
+  require_range("max_rewind", state_window.max_rewind, state_window.num_tokens > 0 ? 1 : 0, kMaxCount);
 }
 
 int32_t LedgerConfig::max_blocks_per_row() const {

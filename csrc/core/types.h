@@ -29,6 +29,7 @@ struct LedgerConfig {
   int32_t snapshot_stride_tokens = 0;  // also keep a prompt's state at each multiple of it; 0: never
   bool weighs_snapshot_cost = false;   // evict, of the oldest snapshots, the one that spares the fewest tokens
   bool caches_outputs = true;          // what a request leaves at its end includes what it generated
+  StateWindow state_window = {};   // how far states lag behind their rows
 
   void validate() const;  // throws RequestError
 

@@ -18,7 +18,6 @@ void apply_init(const DeviceMirror& mirror, const RowInit& init, const int32_t* 
   mirror.last_token[row] = 0;
   mirror.num_computed[row] = 0;
   mirror.stopped[row] = 0;
-  mirror.state_base[row] = 0;
   mirror.slot[row] = init.slot;
   mirror.sampling[row] = sampling;
   const int32_t* list = words + init.words_begin;
@@ -70,6 +69,8 @@ void apply_packet(const DeviceMirror& mirror, const uint8_t* packet, int max_liv
   }
   const auto* rewinds = section<RowRewind>(packet, header.rewinds_offset);
   for (int i = 0; i < header.num_rewinds; ++i) apply_rewind(mirror, rewinds[i]);
+  const auto* copies = section<StateCopy>(packet, header.copies_offset);
+  for (int i = 0; i < header.num_copies; ++i) mirror.state_base[copies[i].dst_slot] = copies[i].position;
   apply_masks(mirror, packet);
   std::copy_n(section<StepRow>(packet, header.rows_offset), std::min(header.num_rows, max_live), mirror.live);
 }
@@ -109,7 +110,7 @@ void fill_row(const BeginStepParams& params, const StepRow& live, const int32_t*
   inputs.kv_lens[i] = start + live.num_tokens;
   inputs.read_slots[i] = is_decode ? mirror.slot[live.row] : live.read_slot;
   inputs.write_slots[i] = mirror.slot[live.row];
-  inputs.state_base[i] = is_decode ? mirror.state_base[live.row] : start;
+  inputs.state_base[i] = is_decode ? mirror.state_base[mirror.slot[live.row]] : start;
   const int32_t* tokens = is_decode ? mirror.last_token + live.row : prompt_tokens + live.prompt_begin;
   int32_t* history = mirror.history + int64_t{live.row} * mirror.max_model_len;
   std::copy_n(tokens - live.num_history, live.num_history, history + start - live.num_history);
@@ -121,7 +122,7 @@ void fill_row(const BeginStepParams& params, const StepRow& live, const int32_t*
 }
 
 // The packet's snapshots, as lists that the rows' entries point into; those of dummy rows are left out.
-void fill_snapshots(const StepInputs& inputs, const uint8_t* packet, int num_rows) {
+void fill_snapshots(const DeviceMirror& mirror, const StepInputs& inputs, const uint8_t* packet, int num_rows) {
   const auto& header = *reinterpret_cast<const PacketHeader*>(packet);
   const auto* next = section<StateSnapshot>(packet, header.snapshots_offset);
   const auto* end = next + header.num_snapshots;
@@ -130,6 +131,7 @@ void fill_snapshots(const StepInputs& inputs, const uint8_t* packet, int num_row
     inputs.snapshot_starts[i] = num_kept;
     for (; next < end && next->row_index == i; ++next) {
       if (inputs.rows[i] == kDummyRow) continue;
+      mirror.state_base[next->slot] = next->position;
       inputs.snapshot_positions[num_kept] = next->position;
       inputs.snapshot_slots[num_kept++] = next->slot;
     }
@@ -175,7 +177,7 @@ void begin_step(const BeginStepParams& params, Stream) {
     }
   }
   if (has_packet) fill_scores(inputs, params.packet);
-  if (has_packet && header->num_snapshots > 0) fill_snapshots(inputs, params.packet, params.num_rows);
+  if (has_packet && header->num_snapshots > 0) fill_snapshots(params.mirror, inputs, params.packet, params.num_rows);
 }
 
 }  // namespace headway::cpu

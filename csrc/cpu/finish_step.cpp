@@ -4,8 +4,8 @@
 #include <atomic>
 #include <cstring>
 
+#include "core/state_base.h"
 #include "cpu/ops.h"
-#include "params/state_base.h"
 
 namespace headway::cpu {
 namespace {
@@ -17,7 +17,9 @@ void advance_rows(const FinishStepParams& params) {
     const int32_t num_computed = params.inputs.kv_lens[i];
     params.mirror.num_computed[row] = num_computed;
     const bool is_decode = i < params.num_decode_rows;
-    params.mirror.state_base[row] = is_decode ? next_state_base(num_computed) : num_computed;
+    int32_t& base = params.mirror.state_base[params.inputs.write_slots[i]];
+    base = is_decode ? next_state_base(base, params.inputs.row_start[i], num_computed, params.mirror.state_window)
+                     : num_computed;
     if (i >= params.num_sampled) continue;
     params.mirror.last_token[row] = params.results[i].token;
     params.mirror.stopped[row] = params.results[i].is_stopped;

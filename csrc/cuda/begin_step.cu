@@ -24,6 +24,7 @@ struct PacketView {
   const int32_t* mask_rows;
   const uint32_t* mask_bits;
   const ScoredToken* scores;
+  const StateCopy* copies;
 };
 
 __device__ PacketView view_packet(const uint8_t* packet) {
@@ -38,7 +39,8 @@ __device__ PacketView view_packet(const uint8_t* packet) {
           reinterpret_cast<const RowRewind*>(packet + header->rewinds_offset),
           reinterpret_cast<const int32_t*>(packet + header->mask_rows_offset),
           reinterpret_cast<const uint32_t*>(packet + header->mask_bits_offset),
-          reinterpret_cast<const ScoredToken*>(packet + header->scores_offset)};
+          reinterpret_cast<const ScoredToken*>(packet + header->scores_offset),
+          reinterpret_cast<const StateCopy*>(packet + header->copies_offset)};
 }
 
 // One warp resets a row's entries and copies its lists.
@@ -51,7 +53,6 @@ __device__ void apply_init(const DeviceMirror& mirror, const RowInit& init, cons
     mirror.last_token[row] = 0;
     mirror.num_computed[row] = 0;
     mirror.stopped[row] = 0;
-    mirror.state_base[row] = 0;
     mirror.slot[row] = init.slot;
     mirror.sampling[row] = init.sampling;
   }
@@ -98,6 +99,9 @@ __device__ void apply_packet(const DeviceMirror& mirror, const PacketView& packe
     mirror.block_table[static_cast<int64_t>(grant.row) * mirror.max_blocks_per_row + grant.index] = grant.block;
   }
   for (int i = thread; i < min(header.num_rows, max_live); i += kThreads) mirror.live[i] = packet.rows[i];
+  for (int i = thread; i < header.num_copies; i += kThreads) {
+    mirror.state_base[packet.copies[i].dst_slot] = packet.copies[i].position;
+  }
   apply_masks(mirror, packet);
   if (header.num_rewinds == 0) return;
   __syncthreads();  // a row that is admitted and rewound at once is reset first
@@ -179,7 +183,7 @@ __device__ void derive_rows(const BeginStepParams& params, const StepShape& shap
       const int slot = is_dummy ? kDummySlot : params.mirror.slot[row.row];
       inputs.read_slots[i] = is_dummy || is_decode ? slot : row.read_slot;
       inputs.write_slots[i] = slot;
-      inputs.state_base[i] = is_dummy ? 0 : is_decode ? params.mirror.state_base[row.row] : start;
+      inputs.state_base[i] = is_dummy ? 0 : is_decode ? params.mirror.state_base[slot] : start;
       if (i < params.num_sampled) inputs.sample_tokens[i] = end - 1;
     }
   }
@@ -269,8 +273,10 @@ __device__ void derive_snapshots(const BeginStepParams& params, const PacketView
     snapshots_before += sum.total;
     if (i < params.num_rows) inputs.snapshot_starts[i + 1] = end;
     for (int k = 0; k < count; ++k) {
-      inputs.snapshot_positions[end - count + k] = packet.snapshots[from + k].position;
-      inputs.snapshot_slots[end - count + k] = packet.snapshots[from + k].slot;
+      const StateSnapshot snapshot = packet.snapshots[from + k];
+      params.mirror.state_base[snapshot.slot] = snapshot.position;
+      inputs.snapshot_positions[end - count + k] = snapshot.position;
+      inputs.snapshot_slots[end - count + k] = snapshot.slot;
     }
   }
 }

@@ -1,9 +1,9 @@
 // Last kernel of a step: advances the mirror by what was sampled and publishes the results to the host's ring, the step
 // number last. One block: its barrier orders the entry's parts before the number.
+#include "core/state_base.h"
 #include "cuda/common/check.h"
 #include "cuda/common/clock.cuh"
 #include "cuda/ops.h"
-#include "params/state_base.h"
 
 namespace headway::cuda {
 namespace {
@@ -20,7 +20,9 @@ __device__ void advance_rows(const FinishStepParams& params) {
     const int32_t num_computed = inputs.kv_lens[i];
     params.mirror.num_computed[row] = num_computed;
     const bool is_decode = i < params.num_decode_rows;
-    params.mirror.state_base[row] = is_decode ? next_state_base(num_computed) : num_computed;
+    int32_t& base = params.mirror.state_base[inputs.write_slots[i]];
+    base =
+        is_decode ? next_state_base(base, inputs.row_start[i], num_computed, params.mirror.state_window) : num_computed;
     if (i >= params.num_sampled) continue;
     params.mirror.last_token[row] = params.results[i].token;
     params.mirror.stopped[row] = params.results[i].is_stopped;

@@ -1,5 +1,6 @@
 // RMS norm over groups of y * silu(z), the norm behind a Mamba-2 mixer. One block a (token, group), the gated values in
 // registers between the two passes. The block size depends on the group's width alone.
+#include "cuda/common/chained.cuh"
 #include "cuda/common/math.cuh"
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/row_shape.h"
@@ -21,6 +22,7 @@ __global__ void __launch_bounds__(max_row_threads(kItems, kWidth)) gated_rms_nor
   const T* y = static_cast<const T*>(params.y) + token * params.hidden + group_begin;
   const T* z = static_cast<const T*>(params.z) + token * params.z_stride + group_begin;
 
+  wait_for_previous_kernel();
   float values[kItems][kWidth];
   float sum = 0.0f;
 #pragma unroll
@@ -57,8 +59,8 @@ template <typename T, int kWidth, int kItems>
 void launch(const GatedRmsNormParams& params, int threads, cudaStream_t stream) {
   const int64_t num_blocks = params.num_tokens * (params.hidden / params.group_size);
   require(num_blocks <= INT32_MAX, kOp, "num_tokens * num_groups is too large for one launch");
-  gated_rms_norm_kernel<T, kWidth, kItems><<<static_cast<unsigned>(num_blocks), threads, 0, stream>>>(params);
-  check_launch(kOp);
+  launch_chained(kOp, gated_rms_norm_kernel<T, kWidth, kItems>, dim3(static_cast<unsigned>(num_blocks)), threads,
+                 stream, params);
 }
 
 template <typename T, int kWidth>

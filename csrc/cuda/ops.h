@@ -18,6 +18,7 @@ void gated_rms_norm(const GatedRmsNormParams& params, Stream stream);
 void causal_conv1d(const CausalConv1dParams& params, Stream stream);
 void ssm_scan(const SsmScanParams& params, Stream stream);
 void mamba_decode(const MambaDecodeParams& params, Stream stream);
+void fold_states(const FoldStatesParams& params, Stream stream);
 void rotary(const RotaryParams& params, Stream stream);
 void kv_write(const KvWriteParams& params, Stream stream);
 // Bytes of scratch that paged_attention wants for these sizes; 0 when it needs none. Pointers are not read.

@@ -51,6 +51,8 @@ class LedgerConfig:
         snapshot_stride_tokens: int = 0,  # also keep a prompt's state at each multiple of it; 0: never
         weighs_snapshot_cost: bool = False,  # evict, of the oldest snapshots, the one that spares the fewest tokens
         caches_outputs: bool = True,  # what a request leaves at its end includes what it generated
+        state_window: int = 0,  # tokens between rewrites of a Mamba state; 0: kept in place
+        max_rewind: int = 0,  # positions that a row may go back; at least 1 with a window
     ) -> None: ...
     max_rows: int
     num_blocks: int
@@ -63,6 +65,8 @@ class LedgerConfig:
     max_launch_depth: int
     grant_ahead_blocks: int
     prompt_grid_tokens: int
+    state_window: int
+    max_rewind: int
     max_scored_tokens: int
     @property
     def max_results(self) -> int:

@@ -125,6 +125,26 @@ class EngineConfig:
         tier="advanced",
         help="which state goes first: the one unused longest, or of the oldest the one that spares least",
     )
+    state_window: int | None = setting(
+        None,
+        kind="tokens",
+        low=0,
+        high=16,
+        tier="advanced",
+        unit="tokens",
+        help="0 or 16: a decoding request's Mamba state is rewritten once in so many tokens, its inputs are logged "
+        "meanwhile; 0: at every token; unset: 16 on a GPU that has the kernel for the model, 0 elsewhere",
+    )
+    max_rewind_tokens: int | None = setting(
+        None,
+        kind="tokens",
+        low=1,
+        high=16,
+        tier="advanced",
+        unit="tokens",
+        help="outputs that a request can take back without computing its state anew, with a state window; unset: "
+        "launch_depth, at least 1",
+    )
     seed: int = setting(
         0, kind="int", low=0, high=2**63 - 1, help="of the requests that bring none, and of dummy weights"
     )
@@ -185,6 +205,8 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         refuse_values(self, config_error)
+        if self.state_window not in (None, 0, 16):
+            raise config_error("state_window", self.state_window, "0 or 16")
         tokens, seqs = self.max_num_batched_tokens, self.max_num_seqs
         if tokens is not None and seqs is not None and tokens < seqs:
             raise config_error("max_num_batched_tokens", tokens, f"at least max_num_seqs ({seqs})")

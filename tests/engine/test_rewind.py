@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from headway.engine.completion import Request
 from headway.errors import RequestError
 from headway.llm import LLM
 from headway.request import SamplingParams
 from tests.engine.driving import prompt_of, run_dry, submit, tokens_of
 from tests.engine.fake_model import make_engine
 from tests.engine.test_depth import LetterDetokenizer
-from tests.engine.traces import drain, outcome_of
+from tests.engine.traces import drain, outcome_of, rewind
 
 PARAMS = {
     "max_tokens": 14,
@@ -138,3 +139,43 @@ def test_a_model_of_attention_alone_goes_back_on_every_device(attention_dir: Pat
                 run_dry(engine)
                 drain(engine)
                 assert [tokens_of(request) for request in requests] == [expected] * 2, (num_steps, num_tokens)
+
+
+MAX_REWIND = 6
+
+
+@pytest.mark.parametrize(
+    ("launch_depth", "stride"),
+    [(0, 9), (1, 17), (3, 17), *(pytest.param(depth, 1, marks=pytest.mark.long) for depth in (0, 1, 3))],
+)
+def test_a_windowed_state_goes_back_from_every_phase(
+    tiny_model_dir: Path, device: str, launch_depth: int, stride: int
+) -> None:
+    """Two windows and what lies around them, from a prompt that ends inside one; a row for each way back."""
+    settings = {"device": device, "max_num_seqs": MAX_REWIND + 2, "max_model_len": 128, "check_mirror": True}
+    window = {"state_window": 16, "max_rewind_tokens": MAX_REWIND}
+    if device == "cuda":
+        stride = 7 * stride
+    with LLM(tiny_model_dir, launch_depth=launch_depth, **settings, **window) as llm:
+        engine = llm._engine
+
+        def start(num_rows: int) -> list[Request]:
+            params = {"max_tokens": 40, "ignore_eos": True, "presence_penalty": 0.5}
+            return [submit(engine, prompt_of(21), **params) for _ in range(num_rows)]
+
+        (undisturbed,) = start(1)
+        run_dry(engine)
+        drain(engine)
+        expected = tokens_of(undisturbed)
+        for num_steps in range(2, 37, stride):
+            rows = start(MAX_REWIND + 1)
+            for _ in range(num_steps):
+                engine.step()
+            num_done = 0
+            for num_positions, request in enumerate(rows):
+                num_done += rewind(engine, request, num_positions)
+            # The prompt's own state is the floor; steps in flight count as positions.
+            assert num_done == min(MAX_REWIND - launch_depth + 1, num_steps)
+            run_dry(engine)
+            drain(engine)
+            assert [tokens_of(request) for request in rows] == [expected] * len(rows), num_steps

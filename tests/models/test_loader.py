@@ -16,6 +16,7 @@ from headway.models.caches import ModelCaches, cache_bytes
 from headway.models.hybrid import model_specs, weight_bytes
 from headway.models.loader import load_model, load_params
 from headway.models.registry import config_from_dict, read_model_config
+from headway.ops.state_log import IN_PLACE, StateWindow
 from tests.models.checkpoints import VOCAB, case_named, save_model
 from tests.models.driver import Driver, generate
 
@@ -258,9 +259,14 @@ def test_dummy_activations_stay_of_order_one_at_full_depth(name: str, tmp_path: 
 
 def test_cache_bytes_are_those_of_the_allocated_caches() -> None:
     config = config_from_dict({**case_named("nemotron_h").settings, "model_type": "nemotron_h"})
-    for dtype in (torch.float32, torch.bfloat16):
-        sizes = cache_bytes(config, 16, dtype)
-        caches = ModelCaches.allocate(config, 5, 16, 3, dtype, "cpu")
+    for dtype, window in (
+        (torch.float32, IN_PLACE),
+        (torch.bfloat16, IN_PLACE),
+        (torch.bfloat16, StateWindow(16, 3)),
+    ):
+        sizes = cache_bytes(config, 16, dtype, window)
+        caches = ModelCaches.allocate(config, 5, 16, 3, dtype, "cpu", window)
+        assert len(caches.state_log) == (config.count("mamba") if window.num_tokens else 0)
         assert caches.num_bytes == 5 * sizes.per_block + 3 * sizes.per_slot
         assert all(state.dtype == torch.float32 and not state.any() for state in caches.ssm_state)
         assert all(

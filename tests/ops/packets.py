@@ -159,7 +159,7 @@ def sampling_record(init: Init) -> npt.NDArray[Any]:
     return record
 
 
-def allocate(device: str, **changes: int) -> ops.StepBuffers:
+def allocate(device: str, **changes: Any) -> ops.StepBuffers:
     sizes = {
         "max_rows": 9,
         "max_blocks_per_row": 4,
@@ -169,6 +169,7 @@ def allocate(device: str, **changes: int) -> ops.StepBuffers:
         "max_snapshots": 12,
         "vocab_size": 1 << 13,
         "max_scored_tokens": 6,
+        "num_slots": 64,
     }
     return ops.StepBuffers.allocate(**{**sizes, **changes}, device=device)
 
@@ -223,7 +224,8 @@ def copy_to(buffers: ops.StepBuffers, device: str) -> ops.StepBuffers:
         tensors = {f.name: getattr(record, f.name).to(device, copy=True) for f in dataclasses.fields(record)}
         return type(record)(**tensors)
 
-    return ops.StepBuffers(copied(buffers.mirror), copied(buffers.inputs), copied(buffers.results))
+    parts = (copied(record) for record in (buffers.mirror, buffers.inputs, buffers.results))
+    return ops.StepBuffers(*parts, buffers.state_window)
 
 
 def result_rows(buffers: ops.StepBuffers, num_sampled: int) -> Any:

@@ -1,110 +1,146 @@
-"""The decode step of a mixer in one call: against the float64 oracle, and bit for bit against the three ops."""
+"""The decode step over slot windows: against states in place, over every phase of a window, and across rewinds."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from headway import ops
 from headway.ops import reference
-from tests.cases import NAN, MambaCase
+from headway.ops.layout import STATE_COPY
+from tests.cases import MambaCase
 from tests.compare import assert_bit_equal, assert_close
-from tests.inputs import in_float64, normal, on_device
+from tests.ops.slot_windows import WINDOW, Inputs, WindowedRows, in_place, walk
 
 CASES = {
-    "p64_g2": MambaCase(16, 64, 2, 128),
-    "p80_g1": MambaCase(6, 80, 1, 128),
+    "p64_g2": MambaCase(4, 64, 2, 128),
+    "p80_g1": MambaCase(3, 80, 1, 128),
     "p64_n64": MambaCase(5, 64, 1, 64),
     "p128_n256": MambaCase(3, 128, 3, 256),
-    "many_heads": MambaCase(40, 16, 1, 64),
-    "not_fused": MambaCase(4, 24, 2, 16, width=3, has_bias=False),
+    "many_heads": MambaCase(20, 16, 1, 64),
 }
-STARTS = {"one": (9,), "fresh": (0,), "batch": (5, 0, 1, 77, 0, 3)}
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-each_batch = pytest.mark.parametrize("starts", STARTS.values(), ids=STARTS)
-
-
-def decode_arguments(case: MambaCase, starts: tuple[int, ...], dtype: torch.dtype) -> dict[str, object]:
-    """z, columns and dt are slices of one tensor, as an in_proj leaves them; slots that are not read hold NaN."""
-    num_rows, d_inner = len(starts), case.num_heads * case.head_dim
-    width = d_inner + case.conv_dim + case.num_heads
-    projected = normal(num_rows, width + -width % 8, dtype=dtype)
-    read_slots = torch.arange(num_rows, 0, -1, dtype=torch.int32)
-    conv_state = torch.full((2 * num_rows + 1, case.width - 1, case.conv_dim), NAN, dtype=dtype)
-    ssm_state = torch.full((2 * num_rows + 1, case.num_heads, case.head_dim, case.state_size), NAN)
-    for slot, start in zip(read_slots.tolist(), starts, strict=True):
-        if start > 0:
-            conv_state[slot] = normal(*conv_state.shape[1:], dtype=dtype, seed=10 + slot)
-            ssm_state[slot] = normal(*ssm_state.shape[1:], seed=30 + slot)
-    heads = torch.rand(3, case.num_heads, generator=torch.Generator().manual_seed(5))
-    return {
-        "z": projected[:, :d_inner],
-        "columns": projected[:, d_inner : d_inner + case.conv_dim],
-        "dt": projected[:, d_inner + case.conv_dim : width],
-        "conv_weight": normal(case.width, case.conv_dim, dtype=dtype, seed=2, scale=0.5),
-        "conv_bias": normal(case.conv_dim, dtype=dtype, seed=3) if case.has_bias else None,
-        "conv_state": conv_state,
-        "A": -heads[0] * 4,
-        "D": heads[1],
-        "dt_bias": heads[2] - 1,
-        "ssm_state": ssm_state,
-        "norm_weight": normal(d_inner, dtype=dtype, seed=4),
-        "norm_eps": 1e-5,
-        "row_start": torch.tensor(starts, dtype=torch.int32),
-        "read_slots": read_slots,
-        # Every other row goes on in place.
-        "write_slots": read_slots + torch.tensor([num_rows * (i % 2) for i in range(num_rows)]).int(),
-    }
+SMALL = MambaCase(2, 32, 1, 64)
 
 
 @each_case
-@each_batch
-def test_against_the_oracle(case, starts, dtype, device):
-    arguments = decode_arguments(case, starts, dtype)
-    oracle, given = in_float64(arguments), on_device(arguments, device)
-    expected, actual = reference.mamba_decode_ref(**oracle), ops.mamba_decode(**given)
-    error = (actual.cpu().double() - expected).norm() / expected.norm()
-    assert error < (
-        1e-5 if dtype == torch.float32 else 3e-2
-    )  # in bf16 all three ops round, and the norm magnifies
-    slots = arguments["write_slots"].long()
+def test_against_the_oracle(case, dtype, device):
+    """Ragged rows of their own phases over two windows, some of their tokens taken back; states and rings too."""
+    origins = [1, 3, 15, 16, 40]
+    rows = WindowedRows(case, origins, dtype, device, max_rewind=3)
+    oracle = rows.oracle()
+    inputs = Inputs.draw(case, len(origins), 96, dtype, device)
+    for step in range(14):
+        counts = [1 + (step + row) % 4 for row in range(len(origins))]
+        actual, expected = rows.step(inputs, counts), oracle.step(inputs.in_float64(), counts)
+        error = (actual.cpu().double() - expected).norm() / expected.norm()
+        assert error < (1e-5 if dtype == torch.float32 else 2e-2), f"step {step}"
+        if step % 3 == 2:
+            rows.rewind(step % 4)
+            oracle.rewind(step % 4)
     tolerance = 1e-5 if dtype == torch.float32 else 2.0**-7
-    assert_close(given["ssm_state"][slots], oracle["ssm_state"][slots], "state", tolerance=tolerance)
-    assert_bit_equal(given["conv_state"][slots], oracle["conv_state"][slots].to(dtype), "conv state")
+    used = slice(1, len(origins) + 1)
+    assert_close(rows.ssm_state[used], oracle.ssm_state[used], "state", tolerance=tolerance)
+    assert_bit_equal(rows.conv_state[used], oracle.conv_state[used].to(dtype), "convolution columns")
+    assert_bit_equal(
+        rows.log.raw[used].nan_to_num(9), oracle.log.raw[used].to(dtype).nan_to_num(9), "raw columns"
+    )
 
 
 @each_case
-@each_batch
-def test_equals_the_three_ops(case, starts, dtype, device):
-    given = on_device(decode_arguments(case, starts, dtype), device)
-    chained = {**given, **{name: given[name].clone() for name in ("conv_state", "ssm_state")}}
-    out, expected = ops.mamba_decode(**given), three_ops(case, **chained)
-    assert_bit_equal(given["ssm_state"], chained["ssm_state"], "state")
-    assert_bit_equal(given["conv_state"], chained["conv_state"], "conv state")
-    assert_close(out, expected, "out", tolerance=1e-6 if dtype == torch.float32 else None)
+@pytest.mark.parametrize("origin", [1, 14, 16])
+@pytest.mark.parametrize("query_len", [1, 3, 8])
+def test_equals_states_in_place(case, origin, query_len, dtype, device):
+    end = origin + 3 * WINDOW + 2
+    inputs = Inputs.draw(case, 2, end, dtype, device)
+    rows = WindowedRows(case, [origin] * 2, dtype, device)
+    expected = in_place(rows, inputs, end)
+    actual = walk(rows, inputs, end, query_len)
+    if device == "cpu":
+        assert_bit_equal(actual, expected, "out")
+        return
+    error = (actual.double() - expected.double()).norm() / expected.double().norm()
+    assert error < (2e-5 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("max_rewind", [1, 3, 7, 11])
+def test_rewinds_leave_no_trace(max_rewind, dtype, device):
+    """At every phase, back by every length: what follows has the bits of a row that never went ahead."""
+    case, origin, end = SMALL, 5, 5 + 2 * WINDOW + 9
+    inputs = Inputs.draw(case, 1, end + 16, dtype, device)
+    wrong = Inputs.draw(case, 1, end + 16, dtype, device, seed=7)
+    query_len = min(max_rewind + 1, 4)
+    rows = WindowedRows(case, [origin], dtype, device, max_rewind=max_rewind)
+    expected = walk(rows, inputs, end)
+    for length in range(1, max_rewind + 1):
+        rows = WindowedRows(case, [origin], dtype, device, max_rewind=max_rewind)
+        parts = []
+        while (position := rows.positions[0]) < end:
+            parts.append(walk(rows, inputs, position + 1))
+            walk(rows, wrong, position + 1 + length, query_len)
+            rows.rewind(length)
+        assert_bit_equal(torch.cat(parts, dim=1), expected, f"back by {length}")
 
 
 @each_case
-def test_batch_mates_change_nothing(case, dtype, device):
-    """A row alone is spread over more blocks than a row among many."""
-    starts = (4,) * 150
-    arguments = on_device(decode_arguments(case, starts, dtype), device)
-    alone = {**arguments, **{name: arguments[name].clone() for name in ("conv_state", "ssm_state")}}
-    out = ops.mamba_decode(**arguments)
-    for row in (0, 77, 149):
-        rows = ("z", "columns", "dt", "row_start", "read_slots", "write_slots")
-        mine = {name: arguments[name][row : row + 1] for name in rows}
-        assert_bit_equal(ops.mamba_decode(**{**alone, **mine}), out[row : row + 1], f"row {row}")
+def test_batch_mates_and_query_lengths_change_nothing(case, dtype, device):
+    """Ragged rows of their own phases, among padding, have the bits of the same row alone, token by token."""
+    origins = [1, 2, 9, 15, 16, 17, 30, 31, 33]
+    inputs = Inputs.draw(case, len(origins), 96, dtype, device)
+    rows = WindowedRows(case, origins, dtype, device)
+    alone = WindowedRows(case, origins, dtype, device)
+    for step in range(8):
+        counts = [1 + (step + 3 * row) % 8 for row in range(len(origins))]
+        out = rows.step(inputs, counts).split(counts)
+        for row in (0, 3, 8):
+            single = torch.cat([alone.step(inputs, [1], [row]) for _ in range(counts[row])])
+            assert_bit_equal(out[row], single, f"row {row} at step {step}")
 
 
-def three_ops(case, z, columns, dt, conv_weight, conv_bias, conv_state, A, D, dt_bias, ssm_state, **rest):
-    query_start = torch.arange(len(z) + 1, dtype=torch.int32, device=z.device)
-    rows = (query_start, rest["row_start"], rest["read_slots"], rest["write_slots"])
-    d_inner, states = case.num_heads * case.head_dim, case.num_groups * case.state_size
-    convolved = ops.causal_conv1d(columns, conv_weight, conv_bias, conv_state, *rows)
-    x, B, C = convolved.split([d_inner, states, states], dim=1)
-    heads, groups = (case.num_heads, case.head_dim), (case.num_groups, case.state_size)
-    mixed = (x.unflatten(1, heads), B.unflatten(1, groups), C.unflatten(1, groups), dt)
-    y = ops.ssm_scan(*mixed, A, D, dt_bias, ssm_state, *rows, max_query_len=1)
-    group_size = d_inner // case.num_groups
-    return ops.gated_rms_norm(y.flatten(1), z, rest["norm_weight"], rest["norm_eps"], group_size)
+def test_padding_touches_nothing(dtype, device):
+    rows = WindowedRows(SMALL, [4], dtype, device)
+    inputs = Inputs.draw(SMALL, 1, 40, dtype, device)
+    walk(rows, inputs, 9)
+    kept = [t.clone() for t in (rows.conv_state, rows.ssm_state, rows.log.columns, rows.log.dt, rows.log.raw)]
+
+    def index(*values: int) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    out = ops.mamba_decode(
+        *inputs.of([0, 0], [0, 0], [1, 1]), rows.weights, rows.conv_state, rows.ssm_state, rows.log,
+        index(0, 1, 2), index(0, 0), index(0, 0), index(0, 0),
+    )  # fmt: skip
+    assert not out.any()
+    after = (rows.conv_state, rows.ssm_state, rows.log.columns, rows.log.dt, rows.log.raw)
+    for tensor, before in zip(after, kept, strict=True):
+        assert torch.equal(tensor[1:].nan_to_num(7), before[1:].nan_to_num(7))
+
+
+def test_refuses_longer_rows_than_can_be_taken_back(device):
+    rows = WindowedRows(SMALL, [4], torch.float32, device, max_rewind=2)
+    with pytest.raises(ValueError, match=r"max_query_len must be in 1\.\.3, got 4"):
+        rows.step(Inputs.draw(SMALL, 1, 40, torch.float32, device), [4])
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 2, 11, 12, 27, 28, 31])
+@pytest.mark.parametrize("target", [1, 2])
+def test_a_folded_state_is_that_in_place(num_tokens, target, dtype, device):
+    """To another slot and to its own, from every phase: what a prompt chunk continues from, log and all."""
+    case, origin = CASES["p64_g2"], 5
+    rows = WindowedRows(case, [origin], dtype, device)
+    oracle = rows.oracle()
+    inputs = Inputs.draw(case, 1, 64, dtype, device)
+    if num_tokens:
+        walk(rows, inputs, origin + num_tokens)
+        walk(oracle, inputs.in_float64(), origin + num_tokens)
+    state_base = torch.tensor([0, rows.bases[0], 0], dtype=torch.int32, device=device)
+    copies = np.array([(1, target, origin + num_tokens, 0)], STATE_COPY)
+    memory = torch.from_numpy(copies.view(np.uint8).copy()).to(device)
+    held = (rows.weights, rows.conv_state, rows.ssm_state, rows.log, state_base)
+    ops.fold_states(*held, memory.data_ptr(), 1)
+    held = (oracle.weights, oracle.conv_state, oracle.ssm_state, oracle.log, state_base.cpu())
+    reference.fold_states_ref(*held, [(1, target, origin + num_tokens)])
+    tolerance = 1e-5 if dtype == torch.float32 else 2.0**-7
+    assert_close(rows.ssm_state[target], oracle.ssm_state[target], "state", tolerance=tolerance)
+    assert_bit_equal(rows.conv_state[target], oracle.conv_state[target].to(dtype), "convolution columns")

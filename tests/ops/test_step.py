@@ -79,6 +79,7 @@ def decoding(device: str) -> ops.StepBuffers:
     for row, computed in ((2, 9), (5, 4), (1, 30)):
         buffers.mirror.num_computed[row] = computed
         buffers.mirror.last_token[row] = 100 + row
+        buffers.mirror.state_base[row + 1] = computed - 3
     buffers.mirror.stopped[5] = 1
     return copy_to(buffers, device)
 
@@ -130,7 +131,7 @@ def test_a_chunk_continues_from_the_slot_it_names_and_only_that_step(device):
     expected = assert_same_after(packet, device)
     assert expected.inputs.read_slots[:2].tolist() == [3, 8]
     assert expected.inputs.write_slots[:2].tolist() == [3, 4]
-    assert expected.inputs.state_base[:2].tolist() == [0, 5]
+    assert expected.inputs.state_base[:2].tolist() == [6, 5]
     assert expected.mirror.history[3, :8].tolist() == [40, 41, 42, 43, 44, 45, 46, 0]
     assert expected.inputs.token_ids[:3].tolist() == [102, 45, 46]
     actual = copy_to(expected, device)
@@ -166,6 +167,12 @@ def test_a_rewind_sets_what_the_next_step_begins_with(device):
     assert expected.mirror.stopped.tolist() == [0] * 9
 
 
+def test_a_copied_state_has_seen_every_token(device):
+    packet = Packet(2, [(2, 9, None)], num_sampled=1, copies=[(3, 7, 9), (5, 5, 4)])
+    expected = assert_same_after(packet, device)
+    assert expected.mirror.state_base[[3, 5, 7]].tolist() == [6, 4, 9]
+
+
 def fill_results(buffers: ops.StepBuffers, rng: random.Random) -> None:
     rows = buffers.results.rows.numpy().view(RESULT_ROW)[:, 0]
     for index, record in enumerate(rows):
@@ -187,7 +194,7 @@ def random_packet(rng: random.Random, step: int, known: dict[int, int]) -> Packe
         stops = [rng.randrange(50) for _ in range(rng.randrange(4))]
         words = [[rng.randrange(50) for _ in range(rng.randrange(1, 4))] for _ in range(rng.randrange(3))]
         sampling = {"seed": rng.getrandbits(64)}
-        inits.append(Init(row, rng.randrange(1, 9), sampling, stops, {3: rng.random()}, words))
+        inits.append(Init(row, 30 + row, sampling, stops, {3: rng.random()}, words))
         start = rng.choice([0, 0, 0, rng.randrange(1, 9)])
         chunks.append((row, start, [rng.randrange(50) for _ in range(rng.randrange(1, 9))]))
         grants.append((row, rng.randrange(4), rng.randrange(1, 30)))
@@ -201,6 +208,7 @@ def random_packet(rng: random.Random, step: int, known: dict[int, int]) -> Packe
 
 def add_news_of_states(rng: random.Random, packet: Packet) -> None:
     """Slots to continue from, history, snapshots, copies, rewinds, masks and scores, in no sensible relation."""
+    slots = rng.sample(range(1, 30), 29)  # none is written twice, or read by a copy and written by another
     for index, (row, start, tokens) in enumerate(packet.rows):
         if tokens is None:
             if rng.random() < 0.1:
@@ -211,10 +219,10 @@ def add_news_of_states(rng: random.Random, packet: Packet) -> None:
         positions = rng.sample(
             range(start + 1, start + len(tokens) + 1), rng.randrange(min(len(tokens), 2) + 1)
         )
-        packet.snapshots += [(index, position, rng.randrange(1, 30)) for position in sorted(positions)]
+        packet.snapshots += [(index, position, slots.pop()) for position in sorted(positions)]
     del packet.snapshots[12:]
-    for _ in range(rng.randrange(4)):
-        packet.copies.append((rng.randrange(1, 30), rng.randrange(1, 30), rng.randrange(60)))
+    for source, target in list(zip(slots[::2], slots[1::2], strict=False))[: rng.randrange(4)]:
+        packet.copies.append((source, rng.choice([source, target]), rng.randrange(60)))
     for row in rng.sample(range(1, 9), rng.randrange(3)):
         packet.masks[row] = [rng.getrandbits(32) for _ in range(256)]
     for _ in range(rng.randrange(6)):
@@ -225,7 +233,8 @@ def add_news_of_states(rng: random.Random, packet: Packet) -> None:
 def test_traces_of_steps(seed, device):
     """Forty steps of packets and of silence: mirror, inputs and ring entries stay equal to the reference's."""
     rng = random.Random(seed)
-    expected, actual = allocate("cpu"), allocate(device)
+    window = ops.StateWindow(16, seed) if seed % 2 else ops.StateWindow()
+    expected, actual = allocate("cpu", state_window=window), allocate(device, state_window=window)
     known: dict[int, int] = {}
     packet = Packet(0, [], 0)
     for step in range(1, 41):

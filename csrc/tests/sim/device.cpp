@@ -33,9 +33,10 @@ Device::Device(const LedgerConfig& config, bool has_replays)
              .max_blocks_per_row = config.max_blocks_per_row(),
              .max_model_len = config.max_model_len,
              .mask_words = config.mask_words(),
+             .state_window = config.state_window,
              .last_token = ints(num_rows),
              .num_computed = ints(num_rows),
-             .state_base = ints(num_rows),
+             .state_base = ints(config.num_slots + 1),
              .slot = ints(num_rows),
              .stopped = ints(num_rows),
              .block_table = ints(num_rows * config.max_blocks_per_row()),
@@ -218,7 +219,8 @@ uint64_t Device::content_before(int32_t row, int32_t position) {
 void Device::write_state(const Plan& plan, int32_t i, int32_t row) {
   State state = states_[inputs_.read_slots[i]];
   const bool is_decode = i < plan.num_decode_rows;
-  if (inputs_.row_start[i] == 0) state = {Context(sampling_[row].seed).content(), 0};
+  if (inputs_.row_start[i] == 0) state = {.content = Context(sampling_[row].seed).content(), .num_tokens = 0};
+  if (is_decode) go_back(state, inputs_.row_start[i], inputs_.state_base[i]);
   expect(is_decode || !state.has_log, "a state is read before its log is folded");
   expect(state.num_tokens == inputs_.row_start[i], "a state has seen other positions than the step says");
   const bool has_cells = config_.num_blocks > 0 && fault_.empty();
@@ -227,7 +229,11 @@ void Device::write_state(const Plan& plan, int32_t i, int32_t row) {
   int32_t next = has_snapshots ? inputs_.snapshot_starts[i] : 0;
   const int32_t end = has_snapshots ? inputs_.snapshot_starts[i + 1] : 0;
   for (int32_t t = inputs_.query_start[i]; t < inputs_.query_start[i + 1]; ++t) {
-    state = {Context::extend(state.content, inputs_.token_ids[t]), state.num_tokens + 1, is_decode};
+    state.past.resize(state.num_tokens, 0);
+    state.past.push_back(state.content);
+    state.content = Context::extend(state.content, inputs_.token_ids[t]);
+    state.newest_len = std::max(state.newest_len, ++state.num_tokens);
+    state.has_log = is_decode;
     if (next < end && inputs_.snapshot_positions[next] == state.num_tokens) {
       states_[inputs_.snapshot_slots[next++]] = state;
     }
@@ -241,9 +247,12 @@ void Device::copy_states(const Plan& plan) {
   for (int32_t i = 0; i < plan.num_copies; ++i) {
     const StateCopy& copy = copies[i];
     expect(copy.src_slot > 0 && copy.dst_slot > 0, "the dummy's state is copied");
-    expect(states_[copy.src_slot].num_tokens == copy.position, "a copied state has seen other positions");
-    states_[copy.dst_slot] = states_[copy.src_slot];
-    states_[copy.dst_slot].has_log = false;
+    State state = states_[copy.src_slot];
+    go_back(state, copy.position, 0);
+    expect(state.num_tokens == copy.position, "a copied state has seen other positions");
+    state.newest_len = state.num_tokens;
+    state.has_log = false;
+    states_[copy.dst_slot] = state;
   }
 }
 
@@ -269,6 +278,17 @@ void Device::check_slots(const Plan& plan) {
     const bool is_own = inputs_.read_slots[i] == inputs_.write_slots[i];
     expect(writer == -1 || (is_own && writer == i), "a row reads a slot that another writes");
   }
+}
+
+// Over a window a state goes back to its base, and no further than its log keeps inputs; in place it never does.
+void Device::go_back(State& state, int32_t num_tokens, int32_t base) {
+  if (num_tokens >= state.num_tokens) return;
+  expect(config_.state_window.num_tokens > 0, "a state that is kept in place goes back");
+  expect(num_tokens >= base, "a state goes back behind its base");
+  expect(num_tokens >= state.newest_len - config_.state_window.max_rewind, "a state goes back behind its log");
+  if (!fault_.empty()) return;
+  state.content = state.past[num_tokens];
+  state.num_tokens = num_tokens;
 }
 
 void Device::finish(const Plan& plan) {

@@ -46,6 +46,8 @@ class Device {
     uint64_t content = 0;
     int32_t num_tokens = -1;
     bool has_log = false;  // decode steps leave an older state and inputs since; prompts cannot start from that
+    int32_t newest_len = 0;  // the most tokens it ever had
+    std::vector<uint64_t> past = {};  // [num_tokens] its content after so many tokens; 0 where it did not see them
   };
 
   bool is_replayed(const Plan& plan) const { return has_replays_ && plan.num_decode_rows == plan.num_rows; }
@@ -59,6 +61,7 @@ class Device {
   void write_state(const Plan& plan, int32_t i, int32_t row);
   void copy_states(const Plan& plan);
   void check_slots(const Plan& plan);
+  void go_back(State& state, int32_t num_tokens, int32_t base);
   void finish(const Plan& plan);
   ResultRow sample(int32_t i);
   bool is_stopped(int32_t row, int32_t token, int32_t kv_len) const;

@@ -18,7 +18,12 @@ from headway.engine.engine import Engine
 from headway.engine.graphs import row_buckets
 from headway.engine.memory import MemoryPlan, ModelBytes, available_bytes, plan_memory
 from headway.engine.runner import Runner
+<<<<<<< HEAD
 from headway.engine.stages import with_mirror_checks, with_nvtx_ranges, with_poisoned_slots
+=======
+from headway.engine.stages import with_mirror_checks, with_nvtx_ranges
+from headway.engine.state_window import choose_window
+>>>>>>> w-ahead
 from headway.errors import ConfigError, ModelLoadError
 from headway.models.caches import ModelCaches, cache_bytes
 from headway.models.config import ModelConfig
@@ -27,6 +32,7 @@ from headway.models.loader import load_model
 from headway.models.registry import read_model_config
 from headway.ops.backend import target_of
 from headway.ops.mamba import scan_grid_tokens
+from headway.ops.state_log import IN_PLACE, StateWindow
 from headway.request import SamplingParams
 from headway.sampling.defaults import GenerationDefaults, read_generation_defaults
 from headway.sampling.grammar import GrammarCompiler
@@ -70,7 +76,8 @@ def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly
     folder = path if path.is_dir() else path.parent
     defaults = read_generation_defaults(folder, is_applied=config.generation_config == "auto")
     tokenizer = load_tokenizer(config, folder)
-    sizes = model_bytes(model_config, config.block_size, dtype)
+    window = choose_window(config, model_config, device.type, dtype, launch_depth(config, device.type))
+    sizes = model_bytes(model_config, config.block_size, dtype, window)
     memory = plan_memory(config, sizes, device.type, available_bytes(config, device))
     logger.info("memory plan\n%s", memory)
     loaded = load_model(
@@ -82,10 +89,9 @@ def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly
         max_position=memory.max_model_len,
         seed=config.seed,
     )
-    ledger_config = ledger_settings(config, memory, model_config, device.type, dtype)
-    caches = ModelCaches.allocate(
-        model_config, memory.num_blocks + 1, memory.block_size, ledger_config.num_slots + 1, dtype, device
-    )
+    ledger_config = ledger_settings(config, memory, model_config, device.type, dtype, window)
+    blocks, slots = memory.num_blocks + 1, ledger_config.num_slots + 1
+    caches = ModelCaches.allocate(model_config, blocks, memory.block_size, slots, dtype, device, window)
     if ledger_config.use_prefix_cache:
         logger.info("prefixes of %d tokens and more are cached", ledger_config.prefix_unit_tokens)
     runner = make_runner(config, loaded.model, caches, ledger_config, device)
@@ -196,8 +202,10 @@ def load_template(folder: Path) -> ChatTemplate | None:
         return None
 
 
-def model_bytes(model: ModelConfig, block_size: int, dtype: torch.dtype) -> ModelBytes:
-    caches = cache_bytes(model, block_size, dtype)
+def model_bytes(
+    model: ModelConfig, block_size: int, dtype: torch.dtype, window: StateWindow = IN_PLACE
+) -> ModelBytes:
+    caches = cache_bytes(model, block_size, dtype, window)
     return ModelBytes(
         weights=weight_bytes(model, dtype),
         per_block=caches.per_block,
@@ -224,14 +232,22 @@ def _activation_columns(model: ModelConfig) -> int:
     return columns
 
 
+def launch_depth(config: EngineConfig, device_type: str) -> int:
+    return DEFAULT_LAUNCH_DEPTH[device_type] if config.launch_depth is None else config.launch_depth
+
+
 def ledger_settings(
-    config: EngineConfig, memory: MemoryPlan, model: ModelConfig, device_type: str, dtype: torch.dtype
+    config: EngineConfig,
+    memory: MemoryPlan,
+    model: ModelConfig,
+    device_type: str,
+    dtype: torch.dtype,
+    window: StateWindow = IN_PLACE,
 ) -> core.LedgerConfig:
     grid = scan_grid_tokens(device_type, dtype) if model.mamba else 1
     if memory.max_step_tokens < grid:
         limit = f"at least {grid}, where the scan on this device lets a prompt be cut"
         raise config_error("max_num_batched_tokens", memory.max_step_tokens, limit)
-    depth = config.launch_depth
     return core.LedgerConfig(
         max_rows=memory.max_rows,
         num_blocks=memory.num_blocks,
@@ -241,13 +257,15 @@ def ledger_settings(
         max_step_tokens=memory.max_step_tokens,
         vocab_size=model.vocab_size,
         max_logprobs=config.max_logprobs,
-        max_launch_depth=DEFAULT_LAUNCH_DEPTH[device_type] if depth is None else depth,
+        max_launch_depth=launch_depth(config, device_type),
         prompt_grid_tokens=grid,
         max_scored_tokens=max(grid, min(MAX_SCORED_TOKENS, memory.max_step_tokens)),
         use_prefix_cache=config.enable_prefix_caching,
         max_snapshots=memory.num_snapshots,
         snapshot_stride_tokens=config.snapshot_stride_tokens,
         weighs_snapshot_cost=config.snapshot_eviction == "cost",
+        state_window=window.num_tokens,
+        max_rewind=window.max_rewind,
     )
 
 

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
     from headway.ops import Snapshots
+
+
+@dataclass(frozen=True)
+class RowTensors:
+    """Rows as the recurrent ops take them."""
+
+    query_start: torch.Tensor
+    row_start: torch.Tensor
+    read_slots: torch.Tensor
+    write_slots: torch.Tensor
+    snapshots: Snapshots | None
 
 
 @dataclass(frozen=True)
@@ -38,3 +50,20 @@ class StepBatch:
     sample_tokens: torch.Tensor  # [Rs] int32, index into [T]
     block_table: torch.Tensor  # [max_rows, max_blocks_per_row] int32, by row id
     snapshots: Snapshots | None = None  # states that prompt chunks leave beside the rows' own
+
+    @cached_property
+    def all_rows(self) -> RowTensors:
+        return RowTensors(self.query_start, self.row_start, self.read_slots, self.write_slots, self.snapshots)
+
+    @cached_property
+    def chunk_rows(self) -> RowTensors:
+        """The prompt chunks of a step that also decodes, their tokens counted from the first chunk's on."""
+        first = self.num_decode_rows
+        snapshots = self.snapshots
+        return RowTensors(
+            self.query_start[first:] - first,
+            self.row_start[first:],
+            self.read_slots[first:],
+            self.write_slots[first:],
+            None if snapshots is None else snapshots._replace(starts=snapshots.starts[first:]),
+        )

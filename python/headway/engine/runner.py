@@ -32,6 +32,9 @@ class StepModel(Protocol):
 
     def forward(self, batch: StepBatch, caches: ModelCaches) -> torch.Tensor: ...
     def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
+    def fold_states(
+        self, caches: ModelCaches, state_base: torch.Tensor, copies_address: int, num_copies: int
+    ) -> None: ...
 
 
 class Runner:
@@ -68,6 +71,8 @@ class Runner:
             max_snapshots=config.max_packet_snapshots,
             max_scored_tokens=config.max_scored_tokens,
             vocab_size=config.vocab_size,
+            num_slots=config.num_slots + 1,
+            state_window=ops.StateWindow(config.state_window, config.max_rewind),
             device=device,
         )
         self.staging: Staging = stage(config, device)
@@ -136,7 +141,11 @@ class Runner:
         self.staging.bring(plan.packet_address, plan.packet_bytes)
         if plan.num_copies:
             copies_address = self.staging.packet_address + plan.copies_offset
-            ops.copy_states(self._caches.state_pools, copies_address, plan.num_copies)
+            if self._caches.state_log:
+                state_base = self._buffers.mirror.state_base
+                self._model.fold_states(self._caches, state_base, copies_address, plan.num_copies)
+            else:
+                ops.copy_states(self._caches.state_pools, copies_address, plan.num_copies)
         if not self._row_buckets or plan.num_rows != plan.num_decode_rows:
             self._run_planned(plan)
             return

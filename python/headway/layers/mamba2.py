@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +14,7 @@ from headway.layers.scratch import Take
 from headway.models.config import MambaConfig
 
 if TYPE_CHECKING:
-    from headway.engine.batch import StepBatch
+    from headway.engine.batch import RowTensors, StepBatch
     from headway.models.caches import ModelCaches
 
 
@@ -52,6 +52,18 @@ class Mamba2Scratch:
     scanned_heads: torch.Tensor  # [T, H, P]
     scanned: torch.Tensor  # [T, d_inner], the same memory
     gated: torch.Tensor  # [T, d_inner]
+    parts: dict[int, tuple[Mamba2Scratch, Mamba2Scratch]] = field(default_factory=dict)  # the last split
+
+    def split(self, num_tokens: int) -> tuple[Mamba2Scratch, Mamba2Scratch]:
+        """The first num_tokens and the rest. Kept: all layers of a step ask for the same."""
+        if num_tokens not in self.parts:
+            tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "parts"}
+            self.parts.clear()
+            self.parts[num_tokens] = (
+                Mamba2Scratch(**{name: tensor[:num_tokens] for name, tensor in tensors.items()}),
+                Mamba2Scratch(**{name: tensor[num_tokens:] for name, tensor in tensors.items()}),
+            )
+        return self.parts[num_tokens]
 
     @classmethod
     def allocate(cls, mamba: MambaConfig, take: Take) -> Mamba2Scratch:
@@ -84,13 +96,18 @@ class Mamba2:
     def __init__(self, mamba: MambaConfig, norm_eps: float, params: Params, cache_idx: int) -> None:
         self.in_proj = Linear(params["in_proj"], params.get("in_proj_bias"))
         self.out_proj = Linear(params["out_proj"], params.get("out_proj_bias"))
-        self.conv_weight = params["conv_weight"]
-        self.conv_bias = params.get("conv_bias")
-        self.A, self.D, self.dt_bias = params["A"], params["D"], params["dt_bias"]
-        self.gate_norm = params["gate_norm"]
-        self.norm_eps = norm_eps
-        self.norm_group_size = mamba.norm_group_size or mamba.d_inner // mamba.num_groups
-        self.dt_min, self.dt_max = mamba.dt_min, mamba.dt_max
+        self.weights = ops.MixerWeights(
+            conv_weight=params["conv_weight"],
+            conv_bias=params.get("conv_bias"),
+            A=params["A"],
+            D=params["D"],
+            dt_bias=params["dt_bias"],
+            norm_weight=params["gate_norm"],
+            norm_eps=norm_eps,
+            norm_group_size=mamba.norm_group_size or mamba.d_inner // mamba.num_groups,
+            dt_min=mamba.dt_min,
+            dt_max=mamba.dt_max,
+        )
         self.cache_idx = cache_idx
 
     def __call__(
@@ -102,15 +119,45 @@ class Mamba2:
         out: torch.Tensor,
     ) -> torch.Tensor:
         """hidden [T, C] -> out [T, C]; advances the rows' convolution and SSM state."""
-        rows = (batch.query_start, batch.row_start, batch.read_slots, batch.write_slots)
         self.in_proj.into(hidden, scratch.projected)
+        num_logged = batch.num_decode_rows if caches.state_log else 0
+        if num_logged == 0:
+            self._scan(batch.all_rows, batch.max_query_len, caches, scratch)
+        elif num_logged == batch.num_rows:
+            self._decode(batch, caches, scratch)
+        else:
+            decoded, chunks = scratch.split(num_logged)
+            self._decode(batch, caches, decoded)
+            self._scan(batch.chunk_rows, batch.max_query_len, caches, chunks)
+        return self.out_proj(scratch.gated, out)
+
+    def fold_states(
+        self, caches: ModelCaches, state_base: torch.Tensor, copies_address: int, num_copies: int
+    ) -> None:
+        idx = self.cache_idx
+        ops.fold_states(
+            self.weights,
+            caches.conv_state[idx],
+            caches.ssm_state[idx],
+            caches.state_log[idx],
+            state_base,
+            copies_address,
+            num_copies,
+        )
+
+    def _scan(
+        self, rows: RowTensors, max_query_len: int, caches: ModelCaches, scratch: Mamba2Scratch
+    ) -> None:
+        """Rows of any length, over states in place: projected -> gated."""
+        weights = self.weights
+        where = (rows.query_start, rows.row_start, rows.read_slots, rows.write_slots)
         ops.causal_conv1d(
             scratch.raw_columns,
-            self.conv_weight,
-            self.conv_bias,
+            weights.conv_weight,
+            weights.conv_bias,
             caches.conv_state[self.cache_idx],
-            *rows,
-            snapshots=batch.snapshots,
+            *where,
+            snapshots=rows.snapshots,
             out=scratch.columns,
         )
         ops.ssm_scan(
@@ -118,18 +165,40 @@ class Mamba2:
             scratch.B,
             scratch.C,
             scratch.dt,
-            self.A,
-            self.D,
-            self.dt_bias,
+            weights.A,
+            weights.D,
+            weights.dt_bias,
             caches.ssm_state[self.cache_idx],
-            *rows,
-            self.dt_min,
-            self.dt_max,
-            max_query_len=batch.max_query_len,
-            snapshots=batch.snapshots,
+            *where,
+            weights.dt_min,
+            weights.dt_max,
+            max_query_len=max_query_len,
+            snapshots=rows.snapshots,
             out=scratch.scanned_heads,
         )
         ops.gated_rms_norm(
-            scratch.scanned, scratch.z, self.gate_norm, self.norm_eps, self.norm_group_size, out=scratch.gated
+            scratch.scanned,
+            scratch.z,
+            weights.norm_weight,
+            weights.norm_eps,
+            weights.norm_group_size,
+            out=scratch.gated,
         )
-        return self.out_proj(scratch.gated, out)
+
+    def _decode(self, batch: StepBatch, caches: ModelCaches, scratch: Mamba2Scratch) -> None:
+        """The step's decode rows, over slot windows: projected -> gated."""
+        num_rows = batch.num_decode_rows
+        ops.mamba_decode(
+            scratch.z,
+            scratch.raw_columns,
+            scratch.dt,
+            self.weights,
+            caches.conv_state[self.cache_idx],
+            caches.ssm_state[self.cache_idx],
+            caches.state_log[self.cache_idx],
+            batch.query_start[: num_rows + 1],
+            batch.row_start[:num_rows],
+            batch.write_slots[:num_rows],
+            batch.state_base[:num_rows],
+            out=scratch.gated,
+        )

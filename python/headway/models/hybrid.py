@@ -120,6 +120,15 @@ class HybridModel:
         """hidden [Rs, C], rows of what `forward` returned -> [Rs, V] float32."""
         return self._head(hidden)
 
+    @torch.inference_mode()
+    def fold_states(
+        self, caches: ModelCaches, state_base: torch.Tensor, copies_address: int, num_copies: int
+    ) -> None:
+        """`ops.fold_states` in every Mamba layer: a step's StateCopy records, where states lag behind their rows."""
+        for layer in self._layers:
+            if isinstance(layer, Mamba2):
+                layer.fold_states(caches, state_base, copies_address, num_copies)
+
     def _rotary_table(self, max_position: int) -> torch.Tensor | None:
         attention = self.config.attention
         if attention is None or attention.rope is None:

@@ -6,6 +6,7 @@ Each op `f` has a twin `f_ref` in `ops.reference` with the same signature in pla
 
 from headway.ops.attention import kv_write, paged_attention, rotary
 from headway.ops.backend import set_num_threads
+from headway.ops.fold_states import fold_states
 from headway.ops.linear import PackedMatrix, linear, pack_linear
 from headway.ops.mamba import causal_conv1d, ssm_scan
 from headway.ops.mamba_decode import mamba_decode
@@ -16,14 +17,18 @@ from headway.ops.records import ActivationKind, Routing, ScoreKind, Snapshots
 from headway.ops.routing import fits_route_hidden, route, route_hidden
 from headway.ops.sample import sample, score
 from headway.ops.state import copy_states
+from headway.ops.state_log import MixerWeights, StateLog, StateWindow
 from headway.ops.step import StepBuffers, begin_step, finish_step
 
 __all__ = [
     "ActivationKind",
+    "MixerWeights",
     "PackedMatrix",
     "Routing",
     "ScoreKind",
     "Snapshots",
+    "StateLog",
+    "StateWindow",
     "StepBuffers",
     "activation",
     "add_rms_norm",
@@ -32,6 +37,7 @@ __all__ = [
     "copy_states",
     "finish_step",
     "fits_route_hidden",
+    "fold_states",
     "gated_rms_norm",
     "kv_write",
     "linear",

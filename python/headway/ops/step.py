@@ -22,6 +22,7 @@ from headway.ops.layout import (
     STEP_COUNTER,
     STEP_ROW,
 )
+from headway.ops.state_log import IN_PLACE, StateWindow
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class StepMirror:
 
     last_token: Tensor  # [max_rows]
     num_computed: Tensor  # [max_rows]
-    state_base: Tensor  # [max_rows]
+    state_base: Tensor  # [num_slots]
     slot: Tensor  # [max_rows]
     stopped: Tensor  # [max_rows]
     block_table: Tensor  # [max_rows, max_blocks_per_row]
@@ -118,6 +119,7 @@ class StepBuffers:
     mirror: StepMirror
     inputs: StepInputs
     results: StepResults
+    state_window: StateWindow = IN_PLACE
 
     @staticmethod
     def allocate(
@@ -130,9 +132,12 @@ class StepBuffers:
         max_snapshots: int = 0,
         vocab_size: int,
         max_scored_tokens: int = 0,
+        num_slots: int = 1,
+        state_window: StateWindow = IN_PLACE,
         device: torch.device | str,
     ) -> StepBuffers:
-        """Zeroed buffers. max_rows counts the dummy row; at least one block a row is kept for models without KV."""
+        """Zeroed buffers. max_rows counts the dummy row, num_slots the dummy slot; at least one block a row is kept for
+        models without KV."""
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -140,7 +145,7 @@ class StepBuffers:
         mirror = StepMirror(
             last_token=zeros(max_rows),
             num_computed=zeros(max_rows),
-            state_base=zeros(max_rows),
+            state_base=zeros(num_slots),
             slot=zeros(max_rows),
             stopped=zeros(max_rows),
             block_table=zeros(max_rows, max(1, max_blocks_per_row)),
@@ -161,12 +166,12 @@ class StepBuffers:
             top_ids=zeros(max_results, max_logprobs),
             top_logprobs=zeros(max_results, max_logprobs, dtype=torch.float32),
         )
-        return StepBuffers(mirror, inputs, results)
+        return StepBuffers(mirror, inputs, results, state_window)
 
     def on_host(self) -> StepBuffers:
         """The mirror copied to host memory; on a CPU these very buffers. Waits for torch's current stream."""
         tensors = {field.name: getattr(self.mirror, field.name).cpu() for field in fields(StepMirror)}
-        return StepBuffers(StepMirror(**tensors), self.inputs, self.results)
+        return StepBuffers(StepMirror(**tensors), self.inputs, self.results, self.state_window)
 
     @property
     def max_rows(self) -> int:
@@ -204,6 +209,8 @@ class StepBuffers:
             mirror.bad_words.data_ptr(),
             mirror.token_masks.data_ptr(),
             mirror.token_masks.shape[1],
+            self.state_window.num_tokens,
+            self.state_window.max_rewind,
         )
 
     @cached_property

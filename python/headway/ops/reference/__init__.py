@@ -2,7 +2,8 @@
 
 from headway.ops.reference.attention import kv_write_ref, paged_attention_ref, rotary_ref
 from headway.ops.reference.linear import linear_ref
-from headway.ops.reference.mamba import causal_conv1d_ref, mamba_decode_ref, ssm_scan_ref
+from headway.ops.reference.mamba import causal_conv1d_ref, ssm_scan_ref
+from headway.ops.reference.mamba_decode import fold_states_ref, mamba_decode_ref
 from headway.ops.reference.moe import activation_ref, moe_experts_ref, route_ref
 from headway.ops.reference.norm import add_rms_norm_ref, gated_rms_norm_ref, rms_norm_ref
 from headway.ops.reference.sample import sample_ref, score_ref
@@ -16,6 +17,7 @@ __all__ = [
     "causal_conv1d_ref",
     "copy_states_ref",
     "finish_step_ref",
+    "fold_states_ref",
     "gated_rms_norm_ref",
     "kv_write_ref",
     "linear_ref",

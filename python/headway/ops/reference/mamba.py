@@ -10,7 +10,6 @@ from torch import Tensor
 
 from headway.ops.records import Snapshots
 from headway.ops.reference.common import deliver, silu, wide
-from headway.ops.reference.norm import gated_rms_norm_ref
 
 
 def causal_conv1d_ref(
@@ -94,40 +93,6 @@ def _snapshots_of(row: int, start: int, snapshots: Snapshots | None) -> list[tup
     entries = slice(int(snapshots.starts[row]), int(snapshots.starts[row + 1]))
     num_seen = (snapshots.positions[entries] - start).tolist()
     return list(zip(num_seen, snapshots.slots[entries].tolist(), strict=True))
-
-
-def mamba_decode_ref(
-    z: Tensor,
-    columns: Tensor,
-    dt: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    conv_state: Tensor,
-    A: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    ssm_state: Tensor,
-    norm_weight: Tensor,
-    norm_eps: float,
-    row_start: Tensor,
-    read_slots: Tensor,
-    write_slots: Tensor,
-    dt_min: float = 0.0,
-    dt_max: float = float("inf"),
-    *,
-    out: Tensor | None = None,
-) -> Tensor:
-    """The three ops one after the other on rows of one token: z [R, H * P], columns [R, conv_dim] -> [R, H * P]."""
-    _, num_heads, head_dim, state_size = ssm_state.shape
-    d_inner = num_heads * head_dim
-    num_groups = (columns.shape[1] - d_inner) // (2 * state_size)
-    rows = (torch.arange(z.shape[0] + 1), row_start, read_slots, write_slots)
-    convolved = causal_conv1d_ref(columns, conv_weight, conv_bias, conv_state, *rows)
-    x, B, C = torch.split(convolved, [d_inner, num_groups * state_size, num_groups * state_size], dim=1)
-    heads, groups = (num_heads, head_dim), (num_groups, state_size)
-    mixed = (torch.unflatten(x, 1, heads), torch.unflatten(B, 1, groups), torch.unflatten(C, 1, groups), dt)
-    y = ssm_scan_ref(*mixed, A, D, dt_bias, ssm_state, *rows, dt_min, dt_max)
-    return gated_rms_norm_ref(y.flatten(1), z, norm_weight, norm_eps, d_inner // num_groups, out=out)
 
 
 def step_sizes(raw: Tensor, dt_min: float, dt_max: float) -> Tensor:

@@ -17,6 +17,7 @@ from headway.ops.layout import (
     ROW_REWIND,
     ROW_SAMPLING,
     SCORED_TOKEN,
+    STATE_COPY,
     STATE_SNAPSHOT,
     STEP_COUNTER,
     STEP_ROW,
@@ -38,6 +39,7 @@ class _Packet(NamedTuple):
     mask_rows: npt.NDArray[np.int32]
     mask_bits: npt.NDArray[np.int32]  # [num_masks, mask_words]
     scores: Records
+    copies: Records
 
 
 def begin_step_ref(
@@ -107,6 +109,7 @@ def _read_packet(address: int, mask_words: int) -> _Packet:
         mask_rows=section(np.int32, "num_masks", "mask_rows_offset"),
         mask_bits=section((np.int32, mask_words), "num_masks", "mask_bits_offset"),
         scores=section(SCORED_TOKEN, "num_scored", "scores_offset"),
+        copies=section(STATE_COPY, "num_copies", "copies_offset"),
     )
 
 
@@ -122,7 +125,6 @@ def _apply(buffers: StepBuffers, packet: _Packet) -> None:
         mirror.last_token[row] = 0
         mirror.num_computed[row] = 0
         mirror.stopped[row] = 0
-        mirror.state_base[row] = 0
         mirror.slot[row] = int(init["slot"])
         sampling[row] = init["sampling"]
         num_stop = int(init["sampling"]["num_stop_ids"])
@@ -148,6 +150,8 @@ def _apply(buffers: StepBuffers, packet: _Packet) -> None:
         mirror.num_computed[row] = int(rewind["num_computed"])
         mirror.last_token[row] = int(rewind["last_token"])
         mirror.stopped[row] = 0
+    for copy in packet.copies:
+        mirror.state_base[int(copy["dst_slot"])] = int(copy["position"])
 
 
 def _fill_row(
@@ -160,7 +164,7 @@ def _fill_row(
     inputs.positions.numpy()[begin : begin + len(tokens)] = np.arange(start, end)
     inputs.rows[index] = row
     inputs.read_slots[index] = inputs.write_slots[index] = buffers.mirror.slot[row]
-    inputs.state_base[index] = buffers.mirror.state_base[row]
+    inputs.state_base[index] = buffers.mirror.state_base[buffers.mirror.slot[row]]
     inputs.row_start[index] = start
     inputs.kv_lens[index] = end
 
@@ -195,6 +199,7 @@ def _fill_snapshots(buffers: StepBuffers, num_rows: int, snapshots: Records) -> 
         inputs.snapshot_starts[index] = num_kept
         for snapshot in snapshots[snapshots["row_index"] == index]:
             if inputs.rows[index]:
+                buffers.mirror.state_base[int(snapshot["slot"])] = int(snapshot["position"])
                 inputs.snapshot_positions[num_kept] = int(snapshot["position"])
                 inputs.snapshot_slots[num_kept] = int(snapshot["slot"])
                 num_kept += 1
@@ -219,8 +224,12 @@ def finish_step_ref(
         row = int(inputs.rows[index])
         if row == 0:
             continue
-        mirror.num_computed[row] += inputs.query_start[index + 1] - inputs.query_start[index]
-        mirror.state_base[row] = mirror.num_computed[row]
+        start = int(mirror.num_computed[row])
+        end = start + int(inputs.query_start[index + 1] - inputs.query_start[index])
+        mirror.num_computed[row] = end
+        slot, base = int(mirror.slot[row]), int(mirror.state_base[mirror.slot[row]])
+        is_decode = index < num_decode_rows
+        mirror.state_base[slot] = buffers.state_window.next_base(base, start, end) if is_decode else end
         if index < num_sampled:
             mirror.last_token[row] = int(sampled[index]["token"])
             mirror.stopped[row] = int(sampled[index]["is_stopped"])

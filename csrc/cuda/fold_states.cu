@@ -1,0 +1,99 @@
+// Moves states over slot windows, with their logs folded in: one layer a launch, only in steps that bring copies.
+#include <algorithm>
+
+#include "cuda/ops.h"
+#include "cuda/state_window.cuh"
+
+namespace headway::cuda {
+namespace {
+
+constexpr char kOp[] = "fold_states";
+constexpr int kThreads = kFoldWarps * kWarpSize;
+constexpr int kPastColumns = 3;
+
+// A thread's channel of the convolution: its last columns before the copy's position.
+template <typename T>
+__device__ __forceinline__ void move_columns(const FoldStatesParams& params, const StateCopy& copy, int base,
+                                             int64_t channel) {
+  const int64_t conv_dim = conv_channels(params);
+  if (channel >= conv_dim) return;
+  T* states = static_cast<T*>(params.conv_state) + channel;
+  const T* ring = static_cast<const T*>(params.log.raw) + copy.src_slot * params.log.raw_stride + channel;
+  for (int tap = 0; tap < kPastColumns; ++tap) {
+    const int position = copy.position - kPastColumns + tap;
+    T column = from_float<T>(0.0f);
+    if (copy.position == base) {
+      column = states[copy.src_slot * params.conv_state_stride + tap * conv_dim];
+    } else if (position >= 0) {
+      column = ring[position % params.log.num_raw * conv_dim];
+    }
+    states[copy.dst_slot * params.conv_state_stride + tap * conv_dim] = column;
+  }
+}
+
+template <typename T, int kN>
+__global__ void __launch_bounds__(kThreads) fold_states_kernel(FoldStatesParams params, int state_blocks) {
+  using L = ScanLayout<kN>;
+  __shared__ FoldMemory<kN> memory;
+  const StateCopy copy = params.copies[blockIdx.y];
+  const int base = params.state_base[copy.src_slot];
+  const int block = static_cast<int>(blockIdx.x);
+  if (copy.src_slot == copy.dst_slot && copy.position == base) return;
+  if (block >= state_blocks) {
+    move_columns<T>(params, copy, base, static_cast<int64_t>(block - state_blocks) * blockDim.x + threadIdx.x);
+    return;
+  }
+
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int num_channels = static_cast<int>(blockDim.x) / kWarpSize * L::kWarpRows;
+  const int first_channel = block * num_channels;
+  const int channel = first_channel + warp * L::kWarpRows;
+  const int head = channel / params.head_dim;
+  const int group = head / (params.num_heads / params.num_groups);
+  StateRows<kN, true> state;
+  state.clear();
+  const int64_t offset = static_cast<int64_t>(channel) * kN;
+  if (base > 0) load_state<kN>(state, params.ssm_state + copy.src_slot * params.ssm_state_stride + offset);
+  for (int begin = base; begin < copy.position;) {
+    const int end = min(copy.position, begin / kMaxWindow * kMaxWindow + kMaxWindow);
+    stage_stretch<T, kN>(params, copy.src_slot, group, first_channel, num_channels, begin, end - begin, memory);
+    const Stretch stretch = logged_stretch<T>(params, copy.src_slot, head, begin, end - begin);
+    fold_stretch<kN>(state, stretch, end - begin, memory.B[0], &memory.x[0][warp * L::kWarpRows],
+                     FoldMemory<kN>::kChannels);
+    begin = end;
+  }
+  store_state<kN>(state, params.ssm_state + copy.dst_slot * params.ssm_state_stride + offset);
+}
+
+template <typename T, int kN>
+void launch(const FoldStatesParams& params, cudaStream_t stream) {
+  constexpr int kRows = ScanLayout<kN>::kWarpRows;
+  require(params.head_dim % kRows == 0, kOp, "head_dim must be a multiple of " + std::to_string(kRows));
+  const int group_warps = params.num_heads / params.num_groups * params.head_dim / kRows;
+  const int warps = group_warps % kFoldWarps == 0 ? kFoldWarps : 1;
+  const int state_blocks = params.num_groups * group_warps / warps;
+  const int conv_dim = params.num_heads * params.head_dim + 2 * params.num_groups * params.state_size;
+  const int num_threads = warps * kWarpSize;
+  const int column_blocks = (conv_dim + num_threads - 1) / num_threads;
+  require(params.num_copies <= 65535, kOp, "too many copies for one launch");
+  const dim3 grid(static_cast<unsigned>(state_blocks + column_blocks), static_cast<unsigned>(params.num_copies));
+  fold_states_kernel<T, kN><<<grid, num_threads, 0, stream>>>(params, state_blocks);
+  check_launch(kOp);
+}
+
+}  // namespace
+
+void fold_states(const FoldStatesParams& params, Stream stream) {
+  if (params.num_copies == 0) return;
+  require(params.log.window == kMaxWindow, kOp, "window is " + std::to_string(params.log.window) + "; expected 16");
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  dispatch_dtype(params.dtype, kOp, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    if (params.state_size == 64) return launch<T, 64>(params, cuda_stream);
+    if (params.state_size == 128) return launch<T, 128>(params, cuda_stream);
+    if (params.state_size == 256) return launch<T, 256>(params, cuda_stream);
+    require(false, kOp, "state_size is " + std::to_string(params.state_size) + "; expected 64, 128 or 256");
+  });
+}
+
+}  // namespace headway::cuda

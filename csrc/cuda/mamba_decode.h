@@ -1,0 +1,70 @@
+// The two halves of the decode step over slot windows, and the rows as both see them.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "core/state_base.h"
+#include "params/mamba.h"
+
+namespace headway::cuda {
+
+inline constexpr int kMaxWindow = 16;  // tokens between canonical bases
+inline constexpr int kMaxQuery = 8;    // new tokens of a row
+
+// Of each token and head: how much of the state at its canonical base is left, then the weight of each input since in
+// its output, zero beyond the token itself.
+inline constexpr int kTableWidth = 1 + kMaxWindow;
+
+// Convolves the new tokens, keeps them in the slots' logs, and fills params.table; C goes to params.convolved.
+void launch_decode_inputs(const MambaDecodeParams& params, cudaStream_t stream);
+
+// A row of the step and its slot.
+struct SlotRow {
+  int token;  // the row's first
+  int num_tokens;
+  int start;  // its position
+  int base;
+  int next_base;
+  int64_t slot;
+
+  __device__ __forceinline__ SlotRow(const MambaDecodeParams& params, int row)
+      : token(params.rows.query_start[row]),
+        num_tokens(params.rows.query_start[row + 1] - token),
+        start(params.rows.row_start[row]),
+        base(params.state_base[row]),
+        slot(params.slots[row]) {
+    const StateWindow window{kMaxWindow, params.log.max_rewind};
+    next_base = next_state_base(base, start, start + num_tokens, window);
+  }
+
+  __device__ __forceinline__ int canonical(int position) const { return canonical_base(base, position, kMaxWindow); }
+  __device__ __forceinline__ bool is_padding() const { return slot == 0; }
+};
+
+// Below, Params is any record of a mixer's sizes and log.
+template <typename Params>
+__device__ __forceinline__ int64_t inner_channels(const Params& params) {
+  return static_cast<int64_t>(params.num_heads) * params.head_dim;
+}
+template <typename Params>
+__device__ __forceinline__ int64_t group_states(const Params& params) {
+  return static_cast<int64_t>(params.num_groups) * params.state_size;
+}
+template <typename Params>
+__device__ __forceinline__ int64_t conv_channels(const Params& params) {
+  return inner_channels(params) + 2 * group_states(params);
+}
+
+// The log's columns of ring entry `entry`; `channel` counts those of x and B.
+template <typename T, typename Params>
+__device__ __forceinline__ T* log_column(const Params& params, int64_t slot, int entry, int64_t channel) {
+  return static_cast<T*>(params.log.columns) + slot * params.log.columns_stride +
+         entry * (inner_channels(params) + group_states(params)) + channel;
+}
+
+template <typename T, typename Params>
+__device__ __forceinline__ T* log_dt(const Params& params, int64_t slot, int entry, int head) {
+  return static_cast<T*>(params.log.dt) + slot * params.log.dt_stride + entry * params.num_heads + head;
+}
+
+}  // namespace headway::cuda
