@@ -1,126 +1,451 @@
 // Attention for rows of few queries (decode, and verification of drafts): bound by reading keys and values, so the work
-// is cut along the keys. A block takes a stretch of one row's keys for all packed rows (queries x heads that share a
-// key head) that fit its registers. One warp streams, four compute. All lengths are read on the device: a captured
-// graph serves any.
-#include "cuda/attention_warp.cuh"
+// is cut along the keys. Each of a block's four warps streams a leaf of 64 keys at a time for 16 packed rows (queries x
+// heads that share a key head); the leaves of a step meet in shared memory, where all threads fold them, while the next
+// keys are on their way. A block works through its piece of the launch's list of steps. All lengths are read on the
+// device: a captured graph serves any.
+#include "cuda/attention_leaf.cuh"
 #include "cuda/common/chained.cuh"
 #include "cuda/common/dtype.cuh"
 
 namespace headway::cuda {
 namespace {
 
-// How the step's items are numbered: by row, cut, group of packed rows, key head.
-struct ItemList {
-  Cut cut;
-  int64_t count;
+// One step of the list.
+struct Step {
+  QueryRow row;
+  RowSteps all;  // of its row, key head and part
+  int part;
+  int kv_head;
+  int position;  // among its row's steps
+  int first_packed;  // of the fragment's rows; packed index = query * group + head of the group
+  int num_packed;  // of them; 0 or less: the row has no such fragment
+  int first_channel;  // of the values
+
+  __device__ int first_key() const { return position * kStepKeys; }
+  __device__ bool has_queries_of(const Step& other) const { return all.first == other.all.first; }
 };
 
-template <typename Memory>
-__device__ ItemList list_items(const DecodeParams& params, const Memory& memory) {
-  const int num_rows = params.attention.rows.num_rows;
+__device__ Step find_step(const DecodeParams& params, const StepList& list, const int32_t* prefix, int index) {
   const int num_kv_heads = params.attention.num_kv_heads;
-  if (threadIdx.x / kWarpSize == 1) {
-    int spans = 0;
-    for (int r = static_cast<int>(threadIdx.x) % kWarpSize; r < num_rows; r += kWarpSize) {
-      spans += num_units(params, r, Cut::kSpans);
+  Step step;
+  step.part = index / list.part_steps;
+  const int local = index - step.part * list.part_steps;
+  const int r = find_row(prefix, params.attention.rows.num_rows, local / num_kv_heads);
+  step.row = query_row(params.attention, r);
+  const int before = local - prefix[r] * num_kv_heads;
+  const int count = prefix[r + 1] - prefix[r];
+  step.kv_head = before / count;
+  step.position = before - step.kv_head * count;
+  step.all = row_steps(params, list, prefix[r], count, step.part, r, step.kv_head);
+  step.first_packed = step.part / params.num_channel_parts * kFragmentRows;
+  step.first_channel = step.part % params.num_channel_parts * kMaxSumChannels;
+  step.num_packed = min(kFragmentRows, step.row.num_queries * params.group - step.first_packed);
+  return step;
+}
+
+// Element offset of row `index` of the step's fragment in a [T, Hq, D] tensor with tokens `stride` apart.
+__device__ __forceinline__ int64_t fragment_offset(const DecodeParams& params, const Step& step, int index,
+                                                   int64_t stride) {
+  const int packed = step.first_packed + index;
+  const int head = step.kv_head * params.group + packed % params.group;
+  return (step.row.first_token + packed / params.group) * stride +
+         static_cast<int64_t>(head) * params.attention.head_dim;
+}
+
+// Steps ahead of the one under way: the next one's keys are being loaded, the places of the one after are known, and
+// the block table is being read for the last.
+constexpr int kStepsKnown = 4;
+
+template <int kDim>
+struct DecodeMemory {
+  static constexpr int kChannels = kDim < kMaxSumChannels ? kDim : kMaxSumChannels;
+  static constexpr int kHalfWords = kChannels / 16;  // a lane's, of one of its two rows
+  static constexpr int kThreadWords = kHalfWords / 2;  // that a thread folds
+  float4 leaves[kDecodeWarps][2][kHalfWords][kWarpSize];
+  float4 span[kThreadWords + 1][kDecodeThreads];  // sums over the span so far
+  uint4 queries[kDim / 32][2][kWarpSize];
+  unsigned char values[kDecodeWarps][kLoadKeys * kChannels * 2];  // LeafWarp's
+  float largest[kDecodeWarps][kFragmentRows];
+  float totals[kDecodeWarps][kFragmentRows];
+  Step steps[kStepsKnown];  // of index i at i % kStepsKnown
+  uint32_t places[2][kStepKeys];  // of the steps' keys, in 16 bytes: up to 64 GiB of keys a layer
+};  // then the prefix sums of the rows' steps
+
+// What a thread holds of a sum while it is folded: one row's channels, and the softmax's state.
+template <int kWords>
+struct Folded {
+  float4 words[kWords];
+  float largest;
+  float total;
+
+  __device__ void reset() {
+    largest = minus_infinity();
+    total = 0.0f;
+#pragma unroll
+    for (auto& word : words) word = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  }
+
+  __device__ MergeFactors begin_merge(float later, float later_total, float log2_scale) {
+    const MergeFactors factors = merge_factors(largest, later, log2_scale);
+    largest = factors.largest;
+    total = merge(total, later_total, factors);
+    return factors;
+  }
+
+  __device__ void merge_word(int i, const float4& later, const MergeFactors& factors) {
+    words[i].x = merge(words[i].x, later.x, factors);
+    words[i].y = merge(words[i].y, later.y, factors);
+    words[i].z = merge(words[i].z, later.z, factors);
+    words[i].w = merge(words[i].w, later.w, factors);
+  }
+
+  __device__ void add(const Folded& later, float log2_scale) {
+    const MergeFactors factors = begin_merge(later.largest, later.total, log2_scale);
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) merge_word(i, later.words[i], factors);
+  }
+};
+
+template <typename T, int kDim, bool kIsPadded>
+class DecodeBlock {
+ public:
+  using Memory = DecodeMemory<kDim>;
+
+  __device__ DecodeBlock(const DecodeParams& params, Memory& memory, const int32_t* prefix, const StepList& list)
+      : params_(params),
+        memory_(memory),
+        prefix_(prefix),
+        list_(list),
+        lane_(static_cast<int>(threadIdx.x) % kWarpSize),
+        warp_(static_cast<int>(threadIdx.x) / kWarpSize),
+        leaf_warp_(params, shared_address(memory.values[threadIdx.x / kWarpSize]), lane_) {}
+
+  __device__ void attend(int begin, int end) {
+    begin_ = begin;
+    end_ = end;
+    for (int index = begin; index < min(begin + kStepsKnown - 1, end); ++index) {
+      if (warp_ == index % kDecodeWarps) store_step(index);
     }
-    spans = __reduce_add_sync(kFullWarp, spans);
-    if (threadIdx.x % kWarpSize == 0) *memory.num_spans = spans;
+    __syncthreads();
+    int32_t blocks[kThreadKeys];
+    for (int index = begin; index < min(begin + 2, end); ++index) {
+      find_blocks(index, blocks);
+      store_places(index, blocks);
+    }
+    if (begin + 2 < end) find_blocks(begin + 2, blocks);
+    copy_queries(step_at(begin));
+    wait_copies<0>();
+    __syncthreads();
+    for (int index = begin; index < end; ++index) {
+      const Step& step = step_at(index);
+      add_leaf(step, index);
+      publish(step);
+      if (warp_ == index % kDecodeWarps && index + 3 < end) store_step(index + 3);
+      __syncthreads();
+      if (index + 1 < end && !step_at(index + 1).has_queries_of(step)) copy_queries(step_at(index + 1));
+      if (index + 2 < end) store_places(index + 2, blocks);
+      if (index + 3 < end) find_blocks(index + 3, blocks);
+      if (step.num_packed > 0) fold(step, index);
+      wait_copies<0>();
+      __syncthreads();
+    }
   }
-  prefix_rows(memory.prefix, num_rows, [&](int r) { return num_units(params, r, Cut::kSteps); });
-  const int64_t step_items = static_cast<int64_t>(memory.prefix[num_rows]) * num_kv_heads;
-  const Cut cut = choose_cut(params, step_items, static_cast<int64_t>(*memory.num_spans) * num_kv_heads);
-  if (cut == Cut::kSteps) return {cut, step_items};
-  __syncthreads();
-  prefix_rows(memory.prefix, num_rows, [&](int r) { return num_units(params, r, cut); });
-  return {cut, static_cast<int64_t>(memory.prefix[num_rows]) * num_kv_heads};
-}
 
-template <typename Memory>
-__device__ DecodeItem find_item(const DecodeParams& params, const Memory& memory, Cut cut, int64_t index) {
-  const int num_kv_heads = params.attention.num_kv_heads;
-  const int unit = static_cast<int>(index / num_kv_heads);
-  const int r = find_row(memory.prefix, params.attention.rows.num_rows, unit);
-  const QueryRow row = query_row(params.attention, r);
-  const int groups = num_groups(params, row);
-  const int local = unit - memory.prefix[r];
-  DecodeItem item{packed_rows(params, row, local % groups, static_cast<int>(index % num_kv_heads)), 0, row.kv_len};
-  if (cut != Cut::kRows) {
-    const int keys = cut_keys(params, cut);
-    item.begin = local / groups * keys;
-    item.end = min(item.begin + keys, row.kv_len);
+  __device__ Step find(int index) const { return find_step(params_, list_, prefix_, index); }
+
+ private:
+  static constexpr int kWords = Memory::kThreadWords;
+  using Sum = Folded<kWords>;
+
+  static constexpr int kThreadKeys = kStepKeys / kDecodeThreads;
+
+  __device__ const Step& step_at(int index) const { return memory_.steps[index % kStepsKnown]; }
+
+  // A warp's work.
+  __device__ void store_step(int index) {
+    const Step step = find(index);
+    if (lane_ == 0) memory_.steps[index % kStepsKnown] = step;
   }
-  return item;
-}
 
-template <typename T, int kDim, int kFragments>
-__global__ void __launch_bounds__(kDecodeThreads, kResidentBlocks<kDim, kFragments>)
-    decode_kernel(const __grid_constant__ DecodeParams params) {
-  extern __shared__ __align__(128) unsigned char shared[];
-  using Memory = DecodeMemory<kDim, kFragments>;
-  const Memory memory(shared);
+  // Key i of the thread's in a step; those beyond the row's last are the last.
+  __device__ static int key_of(const Step& step, int i) {
+    const int key = step.first_key() + static_cast<int>(threadIdx.x) + i * kDecodeThreads;
+    return min(key, step.row.kv_len - 1);
+  }
+
+  __device__ void find_blocks(int index, int32_t (&blocks)[kThreadKeys]) const {
+    const Step& step = step_at(index);
+#pragma unroll
+    for (int i = 0; i < kThreadKeys; ++i) {
+      blocks[i] = step.row.blocks[key_of(step, i) / params_.attention.cache.block_size];
+    }
+  }
+
+  __device__ void store_places(int index, const int32_t (&blocks)[kThreadKeys]) {
+    const Step& step = step_at(index);
+    const KvCache& cache = params_.attention.cache;
+    const auto head_pieces = static_cast<uint32_t>(params_.attention.head_dim / 8);
+#pragma unroll
+    for (int i = 0; i < kThreadKeys; ++i) {
+      const int row = key_of(step, i) % cache.block_size * params_.attention.num_kv_heads + step.kv_head;
+      memory_.places[index % 2][threadIdx.x + i * kDecodeThreads] =
+          static_cast<uint32_t>(blocks[i]) * static_cast<uint32_t>(cache.block_stride / 8) +
+          static_cast<uint32_t>(row) * head_pieces;
+    }
+  }
+
+  // Of the warp's leaf in a step.
+  __device__ int num_keys(const Step& step) const {
+    return step.num_packed <= 0 ? 0 : min(kLeafKeys, step.row.kv_len - step.first_key() - warp_ * kLeafKeys);
+  }
+
+  __device__ uint32_t leaf_places(int index) const {
+    return shared_address(&memory_.places[index % 2][warp_ * kLeafKeys]);
+  }
+
+  // Loads come from step `index` from now on; false if the warp has nothing to load there.
+  __device__ bool enter(int index) {
+    if (index >= end_ || num_keys(step_at(index)) <= 0) return false;
+    leaf_warp_.enter(leaf_places(index), num_keys(step_at(index)), step_at(index).first_channel);
+    return true;
+  }
+
+  // In the order of LeafWarp's operands.
+  __device__ void copy_queries(const Step& step) {
+    constexpr int kPieces = kDim / 32 * 2 * kWarpSize;
+    const auto* q = static_cast<const T*>(params_.attention.q);
+#pragma unroll
+    for (int i = static_cast<int>(threadIdx.x); i < kPieces; i += kDecodeThreads) {
+      const int row = i / kWarpSize % 2 * 8 + lane_ / 4;
+      const int channel = i / (2 * kWarpSize) * 32 + lane_ % 4 * 8;
+      const bool is_valid = row < step.num_packed && channel < params_.attention.head_dim;
+      const T* source = is_valid ? q + fragment_offset(params_, step, row, params_.attention.q_stride) + channel : q;
+      copy_async(shared_address(&memory_.queries[0][0][0] + i), source, is_valid);
+    }
+    commit_copies();
+  }
+
+  __device__ void add_leaf(const Step& step, int index) {
+    leaf_warp_.reset();
+    const int count = num_keys(step);
+    if (count <= 0) return;
+    int limit[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int index = lane_ / 4 + 8 * half;
+      const int query = (step.first_packed + index) / params_.group;
+      limit[half] = index < step.num_packed ? step.row.first_position + query + 1 : 0;
+    }
+    const int fewest_keys = step.row.first_position + step.first_packed / params_.group + 1;
+    if (!is_loading_) leaf_warp_.start(leaf_places(index), count, step.first_channel);
+    const int first = step.first_key() + warp_ * kLeafKeys;
+    for (int key = first; key < first + count; key += kLoadKeys) {
+      leaf_warp_.add(&memory_.queries[0][0][0], key, fewest_keys, limit, [&] {
+        if (leaf_warp_.step()) return true;
+        is_loading_ = enter(index + 1);
+        return is_loading_;
+      });
+    }
+    leaf_warp_.finish();
+  }
+
+  // The warp's leaf to shared memory.
+  __device__ void publish(const Step& step) {
+    publish_half<0>();
+    if (step.num_packed > 8) publish_half<1>();
+  }
+
+  template <int kHalf>
+  __device__ void publish_half() {
+#pragma unroll
+    for (int i = 0; i < Memory::kHalfWords; ++i) {
+      memory_.leaves[warp_][kHalf][i][lane_] = leaf_warp_.template word<kHalf>(i);
+    }
+    if (lane_ % 4 == 0) {
+      memory_.largest[warp_][lane_ / 4 + 8 * kHalf] = leaf_warp_.state().largest[kHalf];
+      memory_.totals[warp_][lane_ / 4 + 8 * kHalf] = leaf_warp_.state().sum[kHalf];
+    }
+  }
+
+  // Of the fragment's rows, the one that the thread folds.
+  __device__ int folded_row() const { return lane_ / 4 + warp_ / 2 * 8; }
+  // Of the thread's word i of that row, among the part's channels.
+  __device__ int folded_channel(int i) const {
+    const int word = warp_ % 2 * kWords + i;
+    return word / 4 * 64 + lane_ % 4 * 16 + word % 4 * 4;
+  }
+
+  __device__ void fold(const Step& step, int index) {
+    if (folded_row() >= step.num_packed) return;
+    Sum sum;
+    sum.reset();
+    const int num_leaves = min(kDecodeWarps, (step.row.kv_len - step.first_key() + kLeafKeys - 1) / kLeafKeys);
+    for (int leaf = 0; leaf < num_leaves; ++leaf) {
+      const MergeFactors factors =
+          sum.begin_merge(memory_.largest[leaf][folded_row()], memory_.totals[leaf][folded_row()], params_.log2_scale);
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) {
+        sum.merge_word(i, memory_.leaves[leaf][warp_ / 2][warp_ % 2 * kWords + i][lane_], factors);
+      }
+    }
+    const int in_span = step.position % kSpanSteps;
+    if (index - in_span < begin_) {  // the span's beginning is another block's
+      return write_partial(step_place(params_, static_cast<int>(blockIdx.x), step.position), sum);
+    }
+    Sum span;
+    span.reset();
+    if (in_span != 0) restore(span, memory_.span);
+    span.add(sum, params_.log2_scale);
+    const bool is_last = step.position == step.all.count - 1;
+    if (in_span == kSpanSteps - 1 || is_last) {
+      close_span(step, span, is_last);
+    } else if (index == end_ - 1) {
+      write_partial(step.all.place + step.position / kSpanSteps, span);
+    } else {
+      save(span, memory_.span);
+    }
+  }
+
+  __device__ void close_span(const Step& step, const Sum& span, bool is_last) {
+    const bool is_first = step.position < kSpanSteps;
+    if (!list_.is_serial && !(is_first && is_last)) {
+      return write_partial(step.all.place + step.position / kSpanSteps, span);
+    }
+    Sum row;
+    row.reset();
+    if (!is_first) read_partial(blockIdx.x, row);
+    row.add(span, params_.log2_scale);
+    if (is_last) {
+      write_output(step, row);
+    } else {
+      write_partial(blockIdx.x, row);
+    }
+  }
+
+  __device__ static void save(const Sum& sum, float4 (&words)[kWords + 1][kDecodeThreads]) {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) words[i][threadIdx.x] = sum.words[i];
+    words[kWords][threadIdx.x] = make_float4(sum.largest, sum.total, 0.0f, 0.0f);
+  }
+
+  __device__ static void restore(Sum& sum, const float4 (&words)[kWords + 1][kDecodeThreads]) {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) sum.words[i] = words[i][threadIdx.x];
+    const float4 state = words[kWords][threadIdx.x];
+    sum.largest = state.x;
+    sum.total = state.y;
+  }
+
+  __device__ void write_output(const Step& step, const Sum& sum) const {
+    const int head_dim = params_.attention.head_dim;
+    const int64_t stride = static_cast<int64_t>(params_.attention.num_heads) * head_dim;
+    T* out = static_cast<T*>(params_.attention.out) + fragment_offset(params_, step, folded_row(), stride);
+    const float factor = reciprocal_of(sum.total);
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      const int channel = step.first_channel + folded_channel(i);
+      if (channel >= head_dim) continue;
+      const float4& word = sum.words[i];
+      *reinterpret_cast<uint2*>(out + channel) =
+          make_uint2(pack_pair<T>(__fmul_rn(word.x, factor), __fmul_rn(word.y, factor)),
+                     pack_pair<T>(__fmul_rn(word.z, factor), __fmul_rn(word.w, factor)));
+    }
+  }
+
+  __device__ void write_partial(int64_t place, const Sum& sum) const {
+    const Partial partial = partial_of(params_, place);
+    const int channels = part_channels(params_);
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      if (folded_channel(i) >= channels) continue;
+      *reinterpret_cast<float4*>(partial.sums + folded_row() * channels + folded_channel(i)) = sum.words[i];
+    }
+    if (folded_channel(0) != 0) return;
+    partial.largest[folded_row()] = sum.largest;
+    partial.totals[folded_row()] = sum.total;
+  }
+
+  // What this thread, and in serial mode the block's other threads that fold the row, wrote last.
+  __device__ void read_partial(int64_t place, Sum& sum) const {
+    const Partial partial = partial_of(params_, place);
+    const int channels = part_channels(params_);
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      if (folded_channel(i) >= channels) continue;
+      sum.words[i] = *reinterpret_cast<const float4*>(partial.sums + folded_row() * channels + folded_channel(i));
+    }
+    sum.largest = partial.largest[folded_row()];
+    sum.total = partial.totals[folded_row()];
+  }
+
+  const DecodeParams& params_;
+  Memory& memory_;
+  const int32_t* prefix_;
+  const StepList& list_;
+  int lane_;
+  int warp_;
+  int begin_ = 0;  // of the block's piece
+  int end_ = 0;
+  bool is_loading_ = false;  // the keys and values of the step to come
+  LeafWarp<T, kDim, kIsPadded> leaf_warp_;
+};
+
+template <typename T, int kDim, bool kIsPadded>
+__global__ void __launch_bounds__(kDecodeThreads, decode_blocks_per_multiprocessor(kDim)) decode_kernel(const __grid_constant__ DecodeParams params) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  auto& memory = *reinterpret_cast<DecodeMemory<kDim>*>(shared);
+  auto* prefix = reinterpret_cast<int32_t*>(shared + sizeof(memory));
   allow_next_kernel();
-  if (threadIdx.x == 0) memory.ring.init();
-  const ItemList items = list_items(params, memory);  // its barrier also shows the ring to everyone
-
-  if (threadIdx.x >= kComputeThreads) {
-    KeyValueStream<T, kDim, Memory::kSlots> stream(params, memory.ring, static_cast<int>(threadIdx.x) % kWarpSize);
-    for (int64_t index = blockIdx.x; index < items.count; index += gridDim.x) {
-      stream.stream(find_item(params, memory, items.cut, index));
-    }
-  } else {
-    DecodeWarp<T, kDim, kFragments> warp(params, memory);
-    for (int64_t index = blockIdx.x; index < items.count; index += gridDim.x) {
-      warp.attend(find_item(params, memory, items.cut, index), index, items.cut);
-    }
-  }
+  prefix_rows(prefix, params.attention.rows.num_rows, [&](int r) { return num_steps_of(params, r); });
+  const StepList list = make_list(params, prefix[params.attention.rows.num_rows]);
+  DecodeBlock<T, kDim, kIsPadded> block(params, memory, prefix, list);
+  const auto begin_of = [&](int index) {
+    const int begin = list.begin_of(index);
+    if (!list.is_serial || begin == list.num_steps) return begin;
+    const Step step = block.find(begin);
+    return step.position == 0 ? begin : step.all.first + step.all.count;
+  };
+  if (list.num_steps == 0) return;
+  const int begin = begin_of(static_cast<int>(blockIdx.x));
+  const int end = begin_of(static_cast<int>(blockIdx.x) + 1);
+  if (begin < end) block.attend(begin, end);
 }
 
-template <typename T, int kDim, int kFragments>
+template <typename T, int kDim, bool kIsPadded>
 void launch(DecodeParams params, cudaStream_t stream) {
   const PagedAttentionParams& attention = params.attention;
   int device = 0;
   int num_multiprocessors = 0;
   check(cudaGetDevice(&device), kAttentionOp);
   check(cudaDeviceGetAttribute(&num_multiprocessors, cudaDevAttrMultiProcessorCount, device), kAttentionOp);
-  const int64_t resident = std::min(kAttentionBlocks, kResidentBlocks<kDim, kFragments> * num_multiprocessors);
-  const int64_t max_steps = (attention.max_kv_len + kStepKeys<kDim> - 1) / kStepKeys<kDim>;
-  const int64_t groups = kMaxDecodeQueries * params.group / (kFragments * kFragmentRows) + 1;
+  const int64_t resident = decode_blocks_per_multiprocessor(kDim) * std::min(kMaxMultiprocessors, num_multiprocessors);
+  const int64_t max_steps = std::max(1, (attention.max_kv_len + kStepKeys - 1) / kStepKeys);
   params.num_blocks = static_cast<int>(
-      std::min(resident, attention.rows.num_rows * std::max<int64_t>(1, max_steps) * groups * attention.num_kv_heads));
-  using Memory = DecodeMemory<kDim, kFragments>;
-  const int shared_bytes = Memory::kBytes + (attention.rows.num_rows + 1) * 4;
-  auto* kernel = decode_kernel<T, kDim, kFragments>;
+      std::min(resident, int64_t{attention.rows.num_rows} * max_steps * attention.num_kv_heads * params.num_parts));
+  const int shared_bytes = static_cast<int>(sizeof(DecodeMemory<kDim>)) + (attention.rows.num_rows + 1) * 4;
+  auto* kernel = decode_kernel<T, kDim, kIsPadded>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), kAttentionOp);
-  kernel<<<static_cast<unsigned>(params.num_blocks), kDecodeThreads, shared_bytes, stream>>>(params);
+  kernel<<<static_cast<unsigned>(params.num_blocks), kDecodeThreads, static_cast<size_t>(shared_bytes), stream>>>(
+      params);
   check_launch(kAttentionOp);
   if (max_steps > 1) launch_combine(params, stream);
 }
 
 template <typename T, int kDim>
-void launch_fragments(const DecodeParams& params, cudaStream_t stream) {
-  if (params.num_fragments == 1) return launch<T, kDim, 1>(params, stream);
-  if (kDim > 128 || params.num_fragments == 2) return launch<T, kDim, 2>(params, stream);
-  if constexpr (kDim <= 128) launch<T, kDim, 4>(params, stream);
+void launch_padded(const DecodeParams& params, cudaStream_t stream) {
+  if (params.attention.head_dim == kDim) return launch<T, kDim, false>(params, stream);
+  launch<T, kDim, true>(params, stream);
 }
 
 template <typename T>
 void launch_dtype(const DecodeParams& params, cudaStream_t stream) {
-  switch (padded_head_dim(params.attention.head_dim)) {
-    case 32:
-      return launch_fragments<T, 32>(params, stream);
+  switch (decode_dim(params.attention.head_dim)) {
     case 64:
-      return launch_fragments<T, 64>(params, stream);
-    case 80:
-      return launch_fragments<T, 80>(params, stream);
-    case 96:
-      return launch_fragments<T, 96>(params, stream);
+      return launch_padded<T, 64>(params, stream);
     case 128:
-      return launch_fragments<T, 128>(params, stream);
-    case 192:
-      return launch_fragments<T, 192>(params, stream);
+      return launch_padded<T, 128>(params, stream);
     default:
-      return launch_fragments<T, 256>(params, stream);
+      return launch_padded<T, 256>(params, stream);
   }
 }
 
@@ -128,16 +453,14 @@ void launch_dtype(const DecodeParams& params, cudaStream_t stream) {
 
 void launch_decode_attention(const PagedAttentionParams& attention, const AttentionWorkspace& plan,
                              cudaStream_t stream) {
-  auto* bytes = static_cast<unsigned char*>(attention.workspace);
   const DecodeParams params{.attention = attention,
                             .group = attention.num_heads / attention.num_kv_heads,
                             .log2_scale = attention.scale * kLog2E,
-                            .step_keys = decode_step_keys(padded_head_dim(attention.head_dim)),
-                            .num_fragments = decode_fragments(attention),
+                            .num_channel_parts = num_channel_parts(attention.head_dim),
+                            .num_parts = num_decode_parts(attention),
                             .num_blocks = 0,
                             .plan = plan,
-                            .partials = reinterpret_cast<float*>(bytes + plan.total_bytes),
-                            .totals = bytes};
+                            .partials = static_cast<float*>(attention.workspace)};
   if (attention.dtype == DType::kBFloat16) {
     launch_dtype<__nv_bfloat16>(params, stream);
   } else {
