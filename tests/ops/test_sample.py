@@ -22,6 +22,7 @@ OPTIONS = {
     "temperature": {"temperature": 0.8},
     "hot": {"temperature": 7.0},
     "top_k": {"temperature": 1.0, "top_k": 5},
+    "few": {"temperature": 0.8, "top_k": 50, "top_p": 0.9},
     "top_k_one": {"temperature": 1.0, "top_k": 1},
     "top_k_all": {"temperature": 1.0, "top_k": 1 << 20},
     "top_p": {"temperature": 1.0, "top_p": 0.7},
@@ -144,6 +145,22 @@ def test_against_the_definition(options, vocab_size, device):
     ops.sample(actual, given)
     assert_same_results(actual, expected, count)
     assert torch.equal(given.cpu(), logits), "logits must not be modified"
+
+
+@pytest.mark.parametrize("name", ["greedy", "temperature", "top_k", "top_p", "few", "all_filters"])
+@pytest.mark.parametrize("vocab_size", [20011, 65536])
+def test_large_vocabularies(name, vocab_size, device):
+    """Several pieces a row; among the rows one of ties, one that is nearly all -inf, and a flat one."""
+    count = 6
+    expected = random_rows(OPTIONS[name], vocab_size, count, seed=vocab_size)
+    actual = copy_to(expected, device)
+    logits = normal(count, vocab_size, scale=2.5)
+    logits[1] = logits[1].round()
+    logits[2, 40:] = float("-inf")
+    logits[3] *= 1e-3
+    reference.sample_ref(expected, logits)
+    ops.sample(actual, logits.to(device))
+    assert_same_results(actual, expected, count)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
