@@ -1,5 +1,6 @@
 // RMS norm over groups of y * silu(z), the norm behind a Mamba-2 mixer. One block a (token, group), the gated values in
 // registers between the two passes. The block size depends on the group's width alone.
+#include "cuda/common/chained.cuh"
 #include "cuda/common/math.cuh"
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/row_shape.h"
@@ -13,6 +14,8 @@ constexpr char kOp[] = "gated_rms_norm";
 
 template <typename T, int kWidth, int kItems>
 __global__ void __launch_bounds__(max_row_threads(kItems, kWidth)) gated_rms_norm_kernel(GatedRmsNormParams params) {
+  allow_next_kernel();
+  wait_for_previous_kernel();
   __shared__ float scratch[kWarpSize];
   const int64_t num_groups = params.hidden / params.group_size;
   const int64_t token = blockIdx.x / num_groups;
@@ -57,8 +60,8 @@ template <typename T, int kWidth, int kItems>
 void launch(const GatedRmsNormParams& params, int threads, cudaStream_t stream) {
   const int64_t num_blocks = params.num_tokens * (params.hidden / params.group_size);
   require(num_blocks <= INT32_MAX, kOp, "num_tokens * num_groups is too large for one launch");
-  gated_rms_norm_kernel<T, kWidth, kItems><<<static_cast<unsigned>(num_blocks), threads, 0, stream>>>(params);
-  check_launch(kOp);
+  launch_chained(kOp, gated_rms_norm_kernel<T, kWidth, kItems>, dim3(static_cast<unsigned>(num_blocks)), threads,
+                 stream, params);
 }
 
 template <typename T, int kWidth>

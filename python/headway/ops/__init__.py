@@ -6,7 +6,7 @@ Each op `f` has a twin `f_ref` in `ops.reference` with the same signature in pla
 
 from headway.ops.attention import kv_write, paged_attention, rotary
 from headway.ops.backend import set_num_threads
-from headway.ops.linear import PackedMatrix, linear, pack_linear
+from headway.ops.linear import MAX_SKINNY_TOKENS, PackedMatrix, linear, pack_linear, skinny_linear
 from headway.ops.mamba import causal_conv1d, ssm_scan
 from headway.ops.mamba_decode import mamba_decode
 from headway.ops.moe import moe_experts
@@ -19,6 +19,7 @@ from headway.ops.state import copy_states
 from headway.ops.step import StepBuffers, begin_step, finish_step
 
 __all__ = [
+    "MAX_SKINNY_TOKENS",
     "ActivationKind",
     "PackedMatrix",
     "Routing",
@@ -46,5 +47,6 @@ __all__ = [
     "sample",
     "score",
     "set_num_threads",
+    "skinny_linear",
     "ssm_scan",
 ]
