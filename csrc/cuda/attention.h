@@ -65,7 +65,7 @@ constexpr int num_channel_parts(int head_dim) {
   return head_dim <= kMaxSumChannels ? 1 : 2;
 }
 constexpr int decode_blocks_per_multiprocessor(int decode_dim) {
-  return decode_dim == 64 ? 4 : decode_dim == 128 ? 3 : 2;
+  return decode_dim == 64 ? 4 : 2;
 }
 
 // Passes over the keys: fragments of packed rows, times parts of the channels.

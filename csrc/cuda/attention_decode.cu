@@ -64,7 +64,6 @@ struct DecodeMemory {
   float4 leaves[kDecodeWarps][2][kHalfWords][kWarpSize];
   float4 span[kThreadWords + 1][kDecodeThreads];  // sums over the span so far
   uint4 queries[kDim / 32][2][kWarpSize];
-  unsigned char values[kDecodeWarps][kLoadKeys * kChannels * 2];  // LeafWarp's
   float largest[kDecodeWarps][kFragmentRows];
   float totals[kDecodeWarps][kFragmentRows];
   Step steps[kStepsKnown];  // of index i at i % kStepsKnown
@@ -118,7 +117,7 @@ class DecodeBlock {
         list_(list),
         lane_(static_cast<int>(threadIdx.x) % kWarpSize),
         warp_(static_cast<int>(threadIdx.x) / kWarpSize),
-        leaf_warp_(params, shared_address(memory.values[threadIdx.x / kWarpSize]), lane_) {}
+        leaf_warp_(params, lane_) {}
 
   __device__ void attend(int begin, int end) {
     begin_ = begin;

@@ -1,7 +1,6 @@
-// One warp's part of the decode attention: it streams its leaves' keys from device memory straight into the registers
-// that feed the tensor cores, 16 at a time, and their values to shared memory, where every lane copies just what it
-// will use itself. One load of each is always ahead; no other lane or warp is involved, so nothing waits but for
-// memory.
+// One warp's part of the decode attention: it streams its leaves' keys and values from device memory straight into the
+// registers that feed the tensor cores, 16 keys at a time, always one load of each ahead. No shared memory and no other
+// warp is involved, so nothing waits but for memory.
 //
 // The order of channels within a product's operands is free as long as both sides agree: lane l = 4 g + t loads 16
 // bytes of key g (channels 8 t .. 8 t + 7 of every 32), and 16 bytes of values (channels 8 g .. 8 g + 7 of every 64) of
@@ -31,11 +30,8 @@ class LeafWarp {
   static constexpr int kSumChunks = kChannels / 64;
   static constexpr int kWords = kChannels / 16;  // of 4 floats: a lane's sums for one of its two rows
 
-  static constexpr int kValueBytes = kLoadKeys * kChannels * 2;  // of shared memory, a warp
-
-  // values: shared address of kValueBytes.
-  __device__ LeafWarp(const DecodeParams& params, uint32_t values, int lane)
-      : params_(params), cache_(params.attention.cache), values_(values + lane * 16), lane_(lane) {}
+  __device__ LeafWarp(const DecodeParams& params, int lane)
+      : params_(params), cache_(params.attention.cache), lane_(lane) {}
 
   // Loads the first keys and values of a leaf. places: shared address of where its keys lie, in 16 bytes.
   __device__ void start(uint32_t places, int count, int first_channel) {
@@ -129,26 +125,10 @@ class LeafWarp {
       const T* row = row_of(cache_.values, lane_ % 4 * 2 + i % 2 + i / 2 * 8);
 #pragma unroll
       for (int chunk = 0; chunk < kSumChunks; ++chunk) {
-        const int channel = (kDim > kMaxSumChannels ? first_channel_ : 0) + 64 * chunk + lane_ / 4 * 8;
-        const bool is_valid = !kIsPadded || channel < params_.attention.head_dim;
-        copy_async(value_piece(i, chunk), is_valid ? row + channel : row, is_valid);
+        const int channel = 64 * chunk + lane_ / 4 * 8;
+        values_[i][chunk] = load(row, kDim > kMaxSumChannels ? first_channel_ + channel : channel);
       }
     }
-    commit_copies();
-  }
-
-  // Shared address of the lane's piece for its key i.
-  __device__ uint32_t value_piece(int i, int chunk) const {
-    return values_ + static_cast<uint32_t>((i * kSumChunks + chunk) * kWarpSize * 16);
-  }
-
-  __device__ uint4 value(int i, int chunk) const {
-    uint4 piece;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(piece.x), "=r"(piece.y), "=r"(piece.z), "=r"(piece.w)
-                 : "r"(value_piece(i, chunk))
-                 : "memory");
-    return piece;
   }
 
   // Of each key group two sums, of even and odd products, so that four chains run side by side.
@@ -214,17 +194,12 @@ class LeafWarp {
   __device__ void multiply_values(const float (&weights)[2][4]) {
     uint32_t a[4];
     pack_probabilities<T>(a, weights[0], weights[1]);
-    wait_copies<0>();
 #pragma unroll
     for (int chunk = 0; chunk < kSumChunks; ++chunk) {
-      const uint4 first = value(0, chunk);
-      const uint4 second = value(1, chunk);
-      const uint4 third = value(2, chunk);
-      const uint4 fourth = value(3, chunk);
-      multiply_pairs(a, chunk, 0, first.x, second.x, third.x, fourth.x);
-      multiply_pairs(a, chunk, 2, first.y, second.y, third.y, fourth.y);
-      multiply_pairs(a, chunk, 4, first.z, second.z, third.z, fourth.z);
-      multiply_pairs(a, chunk, 6, first.w, second.w, third.w, fourth.w);
+      multiply_pairs(a, chunk, 0, values_[0][chunk].x, values_[1][chunk].x, values_[2][chunk].x, values_[3][chunk].x);
+      multiply_pairs(a, chunk, 2, values_[0][chunk].y, values_[1][chunk].y, values_[2][chunk].y, values_[3][chunk].y);
+      multiply_pairs(a, chunk, 4, values_[0][chunk].z, values_[1][chunk].z, values_[2][chunk].z, values_[3][chunk].z);
+      multiply_pairs(a, chunk, 6, values_[0][chunk].w, values_[1][chunk].w, values_[2][chunk].w, values_[3][chunk].w);
     }
   }
 
@@ -239,12 +214,12 @@ class LeafWarp {
 
   const DecodeParams& params_;
   const KvCache& cache_;
-  uint32_t values_;  // shared address of the lane's first piece
   int lane_;
   uint32_t places_ = 0;  // shared address, for the next load
   int count_ = 0;  // keys left to load
   int first_channel_ = 0;  // of the values
   uint4 keys_[2][kScoreChunks];
+  uint4 values_[4][kSumChunks];
   SoftmaxState state_;
   float sums_[kSumChunks][8][4];
 };
