@@ -390,7 +390,8 @@ class DecodeBlock {
 };
 
 template <typename T, int kDim, bool kIsPadded>
-__global__ void __launch_bounds__(kDecodeThreads, decode_blocks_per_multiprocessor(kDim)) decode_kernel(const __grid_constant__ DecodeParams params) {
+__global__ void __launch_bounds__(kDecodeThreads, decode_blocks_per_multiprocessor(kDim))
+    decode_kernel(const __grid_constant__ DecodeParams params) {
   extern __shared__ __align__(16) unsigned char shared[];
   auto& memory = *reinterpret_cast<DecodeMemory<kDim>*>(shared);
   auto* prefix = reinterpret_cast<int32_t*>(shared + sizeof(memory));

@@ -41,9 +41,9 @@ struct Slice {
 };
 
 struct Selection {
-  uint32_t bits;       // ordered bits of the threshold
+  uint32_t bits;  // ordered bits of the threshold
   uint64_t remaining;  // count or mass still wanted among the values equal to the threshold, > 0
-  uint64_t tied;       // count or mass of all values equal to it
+  uint64_t tied;  // count or mass of all values equal to it
 };
 
 namespace detail {
