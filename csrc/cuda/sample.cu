@@ -92,7 +92,7 @@ __device__ void make_probabilities(Team& team, SelectMemory& memory, const RowJo
   uint32_t floor_bits = 0;
   if (job.sampling.top_k > 0 && job.sampling.top_k < vocab_size) {
     const auto top_k = static_cast<uint64_t>(job.sampling.top_k);
-    const Selection found = select_threshold<false>(team, memory, slice, top_k, largest / temperature);
+    const Selection found = select_threshold<false>(team, memory, slice, top_k, top);
     floor_bits = found.bits;
     if (found.tied > found.remaining) drop_late_ties(team, slice, found.bits, found.remaining, -infinity());
   }
