@@ -2,14 +2,17 @@
 
 usage: python -m bench.ops.bench_attention [--out FILE] [--only PREFIX ...]
 
-The other implementation, where given, is torch's flash attention on contiguous keys and values.
+Peers: torch's flash attention on contiguous keys and values, for prompts without cached ones; FlashAttention 3 over the
+same pages, as vLLM packs it, where vLLM is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -79,6 +82,27 @@ def steps_of(shape: Shape, num_rows: int, num_queries: int, start: int, block_si
     return [Step(shape, num_rows, num_queries, start, block_size) for _ in range(copies)]
 
 
+def flash3() -> Callable[..., object] | None:
+    """vLLM's flash_attn_varlen_func, or None."""
+    try:
+        module = importlib.import_module("vllm.vllm_flash_attn")
+    except ImportError:
+        return None
+    function: Callable[..., object] = module.flash_attn_varlen_func
+    return function
+
+
+def flash3_us(flash: Callable[..., object], steps: list[Step]) -> float:
+    def call(step: Step) -> object:
+        return flash(
+            q=step.q, k=step.k_cache, v=step.v_cache, out=step.out, cu_seqlens_q=step.query_start,
+            max_seqlen_q=step.num_queries, seqused_k=step.row_start + step.num_queries, max_seqlen_k=step.kv_len,
+            softmax_scale=step.scale, causal=True, block_table=step.block_table[1:], fa_version=3,
+        )  # fmt: skip
+
+    return time_us([partial(call, step) for step in steps])
+
+
 def flash_us(shape: Shape, num_rows: int, num_queries: int) -> float:
     """torch's flash attention over whole prompts."""
 
@@ -102,28 +126,35 @@ def causal_flops(shape: Shape, num_queries: int, start: int) -> float:
 
 
 def run(report: Report, wanted: Callable[[str], bool], block_size: int) -> None:
+    flash = flash3()
+
+    def peers(steps: list[Step]) -> dict[str, float]:
+        return {} if flash is None else {"flash3": flash3_us(flash, steps)}
+
     for name, shape in SHAPES.items():
         for batch, kv_len in DECODE:
             entry = f"decode/{name}/b{batch}/{kv_len}"
             if wanted(entry):
                 steps = steps_of(shape, batch, 1, kv_len - 1, block_size)
                 flops = batch * causal_flops(shape, 1, kv_len - 1)
-                report.add(entry, time_us([s.attend for s in steps]), batch * shape.kv_bytes(kv_len), flops)
+                us = time_us([s.attend for s in steps])
+                report.add(entry, us, batch * shape.kv_bytes(kv_len), flops, peers_us=peers(steps))
         entry = f"verify4/{name}/b64/8192"
         if wanted(entry):
             steps = steps_of(shape, 64, 4, 8188, block_size)
-            report.add(entry, time_us([s.attend for s in steps]), 64 * shape.kv_bytes(8192))
+            us = time_us([s.attend for s in steps])
+            report.add(entry, us, 64 * shape.kv_bytes(8192), peers_us=peers(steps))
         for load, (num_rows, num_queries, start) in PREFILL.items():
             entry = f"prefill/{name}/{load}"
             if not wanted(entry):
                 continue
             steps = steps_of(shape, num_rows, num_queries, start, block_size)
-            tokens = num_rows * num_queries
-            num_bytes = 4.0 * tokens * shape.num_heads * shape.head_dim
+            num_bytes = 4.0 * num_rows * num_queries * shape.num_heads * shape.head_dim
             num_bytes += num_rows * shape.kv_bytes(start + num_queries)
             flops = num_rows * causal_flops(shape, num_queries, start)
-            other = flash_us(shape, num_rows, num_queries) if start == 0 else None
-            report.add(entry, time_us([s.attend for s in steps]), num_bytes, flops, other)
+            torch_us = {"torch_flash": flash_us(shape, num_rows, num_queries)} if start == 0 else {}
+            us = time_us([s.attend for s in steps])
+            report.add(entry, us, num_bytes, flops, peers_us=torch_us | peers(steps))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,9 +25,15 @@ class Report:
         )
 
     def add(
-        self, name: str, us: float, num_bytes: float, flops: float = 0.0, other_us: float | None = None
+        self,
+        name: str,
+        us: float,
+        num_bytes: float,
+        flops: float = 0.0,
+        other_us: float | None = None,
+        peers_us: Mapping[str, float] | None = None,
     ) -> None:
-        """other_us: the same work by another implementation, named by the benchmark."""
+        """other_us: the same work by another implementation, named by the benchmark; peers_us: by several."""
         floor = num_bytes / self.bytes_per_us
         result = {
             "us": us,
@@ -37,11 +44,15 @@ class Report:
         }
         if other_us is not None:
             result |= {"other_us": other_us, "times_faster": other_us / us}
+        for peer, peer_us in (peers_us or {}).items():
+            result |= {f"{peer}_us": peer_us, f"times_faster_than_{peer}": peer_us / us}
         self.results[name] = {key: round(value, 3) for key, value in result.items()}
         numbers = (
             f"{us:9.2f} {result['gb_per_s']:7.0f} {result['tflop_per_s']:8.1f} {floor:9.2f} {us / floor:8.2f}"
         )
-        print(f"{name:44s} {numbers}{'' if other_us is None else f' {other_us:9.2f}'}", flush=True)
+        others = "" if other_us is None else f" {other_us:9.2f}"
+        others += "".join(f" {peer} {peer_us:.2f}" for peer, peer_us in (peers_us or {}).items())
+        print(f"{name:44s} {numbers}{others}", flush=True)
 
     def write(self, path: Path | None) -> None:
         if path is None:

@@ -11,6 +11,7 @@
 #if HEADWAY_IS_CUDA
 #include "bind/mamba_decode.h"
 #include "bind/route_hidden.h"
+#include "bind/skinny_linear.h"
 #include "cuda/runtime.h"
 #else
 #include "bind/linear.h"
@@ -265,6 +266,8 @@ void bind_kernels(py::module_& module) {
 void bind_backend(py::module_& module) {
   bind_mamba_decode(module);
   bind_route_hidden(module);
+  bind_skinny_linear(module);
+  module.def("sample_scan_bytes", &cuda::sample_scan_bytes);
   module.def("device_count", &cuda::device_count);
   module.def("driver_version", &cuda::driver_version);
   module.def("pinned_alloc",

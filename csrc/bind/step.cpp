@@ -53,7 +53,7 @@ void begin_step(Address packet, int num_rows, int num_decode_rows, int num_sampl
 
 void sample(int num_sampled, int vocab_size, int max_logprobs, Address logits, int64_t logits_stride, Address rows,
             Address kv_lens, Address targets, const py::tuple& mirror, Address results, Address top_ids,
-            Address top_logprobs, Address scratch, Address stream) {
+            Address top_logprobs, Address scratch, Address scan, Address stream) {
   const SampleParams params{.num_sampled = num_sampled,
                             .vocab_size = vocab_size,
                             .max_logprobs = max_logprobs,
@@ -66,7 +66,8 @@ void sample(int num_sampled, int vocab_size, int max_logprobs, Address logits, i
                             .results = results,
                             .top_ids = top_ids,
                             .top_logprobs = top_logprobs,
-                            .scratch = scratch};
+                            .scratch = scratch,
+                            .scan = scan};
   const py::gil_scoped_release unlocked;
   backend::sample(params, stream);
 }

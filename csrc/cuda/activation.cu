@@ -1,5 +1,6 @@
 // Elementwise activations of MLPs, plain or gated. One thread makes one 16-byte piece of the output (one element where
 // the rows are not 16-byte aligned). Knows nothing of experts: a batch of experts is just more tokens.
+#include "cuda/common/chained.cuh"
 #include "cuda/common/math.cuh"
 #include "cuda/common/vector.cuh"
 #include "cuda/ops.h"
@@ -19,6 +20,8 @@ __device__ __forceinline__ float activate(float value) {
 
 template <typename T, Activation kKind, bool kIsGated, int kWidth>
 __global__ void __launch_bounds__(kThreads) activation_kernel(ActivationParams params) {
+  allow_next_kernel();
+  wait_for_previous_kernel();
   const int64_t pieces_per_row = params.width / kWidth;
   const int64_t piece = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (piece >= params.num_tokens * pieces_per_row) return;
@@ -44,8 +47,8 @@ void launch(const ActivationParams& params, cudaStream_t stream) {
   const int64_t num_pieces = params.num_tokens * (params.width / kWidth);
   const int64_t num_blocks = (num_pieces + kThreads - 1) / kThreads;
   require(num_blocks <= INT32_MAX, kOp, "num_tokens * width is too large for one launch");
-  activation_kernel<T, kKind, kIsGated, kWidth><<<static_cast<unsigned>(num_blocks), kThreads, 0, stream>>>(params);
-  check_launch(kOp);
+  launch_chained(kOp, activation_kernel<T, kKind, kIsGated, kWidth>, dim3(static_cast<unsigned>(num_blocks)), kThreads,
+                 stream, params);
 }
 
 template <typename T, Activation kKind, bool kIsGated>

@@ -20,12 +20,12 @@ inline constexpr int kTileKeys = 64;
 // shares the batch, as long as the same kernel takes it. The trees differ: decode must spread one query over the chip.
 inline constexpr int kMaxDecodeQueries = 8;
 
-// Keys that one decode step multiplies at once, and steps of a span (see attention_decode.cuh).
-constexpr int decode_step_keys(int padded_dim) {
-  return padded_dim <= 128 ? 128 : 64;
-}
+// Keys of a leaf (what one warp takes at a time), a step (a block's warps together) and a span of the decode kernel's
+// sums; see attention_decode.cuh.
+inline constexpr int kDecodeWarps = 4;
+inline constexpr int kLeafKeys = 64;
+inline constexpr int kStepKeys = kDecodeWarps * kLeafKeys;
 inline constexpr int kSpanSteps = 8;
-inline constexpr int kItemsPerBlock = 3;  // with fewer spans than this a block, steps balance better
 
 // Packed rows (queries x heads of a group) of one warp's product.
 inline constexpr int kFragmentRows = 16;
@@ -34,16 +34,16 @@ inline constexpr float kLog2E = 1.44269504f;
 
 inline constexpr int kMaxAttentionRows = 8192;  // rows of a step: their prefix sums live in shared memory
 
-// Bytes of the decode kernel's workspace, in the order of its parts.
+// The decode kernel's workspace: partial results.
 struct AttentionWorkspace {
-  int64_t total_bytes;    // running sums of every resident thread
   int64_t partial_rows;   // packed rows of a partial result
   int64_t partial_bytes;  // of one partial result
-  int64_t max_partials;   // that fit; with more, a block takes all keys of its rows itself
+  int64_t max_partials;   // that fit; with more, a block takes whole rows
 };
 
 // Blocks of the persistent grids: enough for every multiprocessor of any device this is built for.
-inline constexpr int kAttentionBlocks = 2 * 144;
+inline constexpr int kMaxMultiprocessors = 144;
+inline constexpr int kAttentionBlocks = 2 * kMaxMultiprocessors;
 inline constexpr int kAttentionWarps = 4;
 inline constexpr int kAttentionThreads = kAttentionWarps * 32;
 inline constexpr int64_t kMaxPartialBytes = int64_t{64} << 20;
@@ -55,31 +55,39 @@ inline int padded_head_dim(int head_dim) {
   return 0;
 }
 
-// Fragments of packed rows that one item of the decode kernel takes, all from one pass over the keys.
-inline int decode_fragments(const PagedAttentionParams& params) {
+// The decode kernel is compiled for these head dims; others are padded. Channels beyond kMaxSumChannels are summed by a
+// block of their own, which scores the keys again: more would not fit the registers.
+inline constexpr int kMaxSumChannels = 128;
+constexpr int decode_dim(int head_dim) {
+  return head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : 256;
+}
+constexpr int num_channel_parts(int head_dim) {
+  return head_dim <= kMaxSumChannels ? 1 : 2;
+}
+constexpr int decode_blocks_per_multiprocessor(int decode_dim) {
+  return decode_dim == 64 ? 4 : 2;
+}
+
+// Passes over the keys: fragments of packed rows, times parts of the channels.
+inline int num_decode_parts(const PagedAttentionParams& params) {
   const int queries = std::min(params.max_query_len, kMaxDecodeQueries);
-  const int fragments = (queries * (params.num_heads / params.num_kv_heads) + kFragmentRows - 1) / kFragmentRows;
-  const int most = padded_head_dim(params.head_dim) <= 128 ? 4 : 2;
-  return fragments == 1 ? 1 : fragments == 2 ? 2 : most;
+  const int packed = queries * (params.num_heads / params.num_kv_heads);
+  return (packed + kFragmentRows - 1) / kFragmentRows * num_channel_parts(params.head_dim);
 }
 
 inline AttentionWorkspace plan_workspace(const PagedAttentionParams& params) {
-  const int padded_dim = padded_head_dim(params.head_dim);
-  const int step_keys = decode_step_keys(padded_dim);
   AttentionWorkspace plan{};
-  if (params.max_kv_len <= step_keys) return plan;
+  if (params.max_kv_len <= kStepKeys) return plan;
   const int64_t queries = std::min(params.max_query_len, kMaxDecodeQueries);
   const int64_t packed = queries * (params.num_heads / params.num_kv_heads);
-  const int64_t group_rows = decode_fragments(params) * kFragmentRows;
-  const int64_t units = params.rows.num_rows * params.num_kv_heads * ((packed + group_rows - 1) / group_rows);
-  const int64_t max_steps = (static_cast<int64_t>(params.max_kv_len) + step_keys - 1) / step_keys;
-  const int64_t max_spans = (max_steps + kSpanSteps - 1) / kSpanSteps;
-  constexpr int64_t kMostStepItems = int64_t{kItemsPerBlock} * kSpanSteps * kAttentionBlocks;
-  plan.total_bytes = int64_t{kAttentionBlocks} * kAttentionThreads * (padded_dim + 8) * 4;
-  plan.partial_rows = std::min(group_rows, packed);
-  plan.partial_bytes = plan.partial_rows * (params.head_dim + 2) * 4;
-  plan.max_partials = std::min(std::max(std::min(units * max_steps, kMostStepItems), units * max_spans),
-                               kMaxPartialBytes / plan.partial_bytes);
+  const int64_t max_steps = (static_cast<int64_t>(params.max_kv_len) + kStepKeys - 1) / kStepKeys;
+  const int64_t lists = int64_t{params.rows.num_rows} * params.num_kv_heads * num_decode_parts(params);
+  const int64_t max_blocks = decode_blocks_per_multiprocessor(decode_dim(params.head_dim)) * kMaxMultiprocessors;
+  plan.partial_rows = std::min<int64_t>(kFragmentRows, packed);
+  plan.partial_bytes = (plan.partial_rows * (std::min(params.head_dim, kMaxSumChannels) + 2) * 4 + 15) / 16 * 16;
+  const int64_t span_partials = lists * max_steps / kSpanSteps + lists;
+  const int64_t step_partials = std::min(max_blocks, lists * max_steps) * kSpanSteps;
+  plan.max_partials = std::min(span_partials + step_partials, kMaxPartialBytes / plan.partial_bytes);
   return plan;
 }
 

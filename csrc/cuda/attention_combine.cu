@@ -9,145 +9,150 @@ namespace {
 
 constexpr int kCombineWarps = 8;
 constexpr int kCombineThreads = kCombineWarps * kWarpSize;
-constexpr int kMaxDim = 256;
+static_assert(kMaxSumChannels == 4 * kWarpSize, "a lane holds four channels");
 
 struct CombineMemory {
-  int counts[4][kCombineWarps];  // of items: before the row by steps and spans, of all rows by steps and spans
-  float sums[kCombineWarps][kMaxDim];
+  int counts[2][kCombineWarps];  // steps before the row, steps of all rows
+  float4 sums[kCombineWarps][kWarpSize];
   float largest[kCombineWarps];
   float totals[kCombineWarps];
 };
 
-// Where a row's partial results begin.
-struct RowItems {
-  Cut cut;
-  int64_t first_unit;
-};
-
-__device__ RowItems find_items(const DecodeParams& params, CombineMemory& memory, int r) {
-  int counts[4] = {};
+// Sums of num_steps_of: of the rows before r, and of all.
+__device__ int2 count_steps(const DecodeParams& params, CombineMemory& memory, int r) {
+  int2 counts = make_int2(0, 0);
   for (int other = static_cast<int>(threadIdx.x); other < params.attention.rows.num_rows; other += kCombineThreads) {
-    const int steps = num_units(params, other, Cut::kSteps);
-    const int spans = num_units(params, other, Cut::kSpans);
-    if (other < r) {
-      counts[0] += steps;
-      counts[1] += spans;
-    }
-    counts[2] += steps;
-    counts[3] += spans;
+    const int steps = num_steps_of(params, other);
+    if (other < r) counts.x += steps;
+    counts.y += steps;
   }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int sum = __reduce_add_sync(kFullWarp, counts[i]);
-    if (threadIdx.x % kWarpSize == 0) memory.counts[i][threadIdx.x / kWarpSize] = sum;
+  counts.x = __reduce_add_sync(kFullWarp, counts.x);
+  counts.y = __reduce_add_sync(kFullWarp, counts.y);
+  if (threadIdx.x % kWarpSize == 0) {
+    memory.counts[0][threadIdx.x / kWarpSize] = counts.x;
+    memory.counts[1][threadIdx.x / kWarpSize] = counts.y;
   }
   __syncthreads();
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    counts[i] = 0;
-    for (int warp = 0; warp < kCombineWarps; ++warp) counts[i] += memory.counts[i][warp];
+  counts = make_int2(0, 0);
+  for (int warp = 0; warp < kCombineWarps; ++warp) {
+    counts.x += memory.counts[0][warp];
+    counts.y += memory.counts[1][warp];
   }
-  const int64_t num_kv_heads = params.attention.num_kv_heads;
-  const Cut cut = choose_cut(params, counts[2] * num_kv_heads, counts[3] * num_kv_heads);
-  return {cut, cut == Cut::kSteps ? counts[0] : counts[1]};
+  return counts;
 }
 
-// Folds up to kSpanSteps partial results, of row `index` of items `stride` apart, in order; a warp's worth of work.
-__device__ void fold_span(const DecodeParams& params, CombineMemory& memory, int64_t first_item, int64_t stride,
-                          int count, int index, int warp, int lane) {
-  const int head_dim = params.attention.head_dim;
+// The partial results that a span left: the chain of its first steps, then each later step of them.
+struct SpanParts {
+  int count;
+  int chained;  // steps of the first part
+
+  __device__ SpanParts(const StepList& list, const RowSteps& all, int span) {
+    const int first = all.first + span * kSpanSteps;
+    const int steps = min(kSpanSteps, all.count - span * kSpanSteps);
+    chained = min(steps, list.begin_of(list.owner_of(first) + 1) - first);
+    count = 1 + steps - chained;
+  }
+
+  __device__ int64_t place(const DecodeParams& params, const StepList& list, const RowSteps& all, int span,
+                           int part) const {
+    if (part == 0) return all.place + span;
+    const int step = span * kSpanSteps + chained + part - 1;
+    return step_place(params, list.owner_of(all.first + step), step);
+  }
+};
+
+// Folds the partial results of row `index` of the fragment in one span, in order; a warp's work.
+__device__ void fold_span(const DecodeParams& params, CombineMemory& memory, const StepList& list, const RowSteps& all,
+                          int span, int index, int warp, int lane) {
+  const int channels = part_channels(params);
+  const SpanParts parts(list, all, span);
+  const Partial mine = partial_of(params, parts.place(params, list, all, span, min(lane, parts.count - 1)));
+  const float my_largest = mine.largest[index];
+  const float my_total = mine.totals[index];
+  const auto my_sums = reinterpret_cast<uint64_t>(mine.sums + index * channels);
+  float4 words[kSpanSteps];
+#pragma unroll
+  for (int i = 0; i < kSpanSteps; ++i) {
+    const auto* sums = reinterpret_cast<const float4*>(__shfl_sync(kFullWarp, my_sums, i));
+    words[i] = i < parts.count && 4 * lane < channels ? sums[lane] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  }
   float largest = minus_infinity();
   float total = 0.0f;
-  MergeFactors factors[kSpanSteps];
+  float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
   for (int i = 0; i < kSpanSteps; ++i) {
-    const Partial partial = partial_of(params, first_item + min(i, count - 1) * stride);
-    factors[i].largest = partial.largest[index];
-    factors[i].later = partial.totals[index];  // for the moment
+    const float later = __shfl_sync(kFullWarp, my_largest, i);
+    const float later_total = __shfl_sync(kFullWarp, my_total, i);
+    if (i >= parts.count) break;
+    const MergeFactors factors = merge_factors(largest, later, params.log2_scale);
+    largest = factors.largest;
+    total = merge(total, later_total, factors);
+    value.x = merge(value.x, words[i].x, factors);
+    value.y = merge(value.y, words[i].y, factors);
+    value.z = merge(value.z, words[i].z, factors);
+    value.w = merge(value.w, words[i].w, factors);
   }
-#pragma unroll
-  for (int i = 0; i < kSpanSteps; ++i) {
-    if (i >= count) break;
-    const float later = factors[i].later;
-    factors[i] = merge_factors(largest, factors[i].largest, params.log2_scale);
-    largest = factors[i].largest;
-    total = merge(total, later, factors[i]);
-  }
-  for (int channel = 2 * lane; channel < head_dim; channel += 2 * kWarpSize) {
-    float2 parts[kSpanSteps];
-#pragma unroll
-    for (int i = 0; i < kSpanSteps; ++i) {
-      const Partial partial = partial_of(params, first_item + min(i, count - 1) * stride);
-      parts[i] = *reinterpret_cast<const float2*>(partial.sums + index * head_dim + channel);
-    }
-    float2 value = make_float2(0.0f, 0.0f);
-#pragma unroll
-    for (int i = 0; i < kSpanSteps; ++i) {
-      if (i >= count) break;
-      value.x = merge(value.x, parts[i].x, factors[i]);
-      value.y = merge(value.y, parts[i].y, factors[i]);
-    }
-    *reinterpret_cast<float2*>(&memory.sums[warp][channel]) = value;
-  }
+  memory.sums[warp][lane] = value;
   if (lane == 0) {
     memory.largest[warp] = largest;
     memory.totals[warp] = total;
   }
 }
 
-// Grid: rows x (packed rows x key heads). A warp folds a span; the block folds its warps' spans.
+// Grid: rows x (packed rows x key heads x parts of the channels). A warp folds a span; the first warp folds the spans.
 template <typename T>
 __global__ void __launch_bounds__(kCombineThreads) combine_kernel(const __grid_constant__ DecodeParams params) {
   __shared__ __align__(16) CombineMemory memory;
-  const int thread = static_cast<int>(threadIdx.x);
-  const int lane = thread % kWarpSize;
-  const int warp = thread / kWarpSize;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int r = static_cast<int>(blockIdx.x);
   const int num_kv_heads = params.attention.num_kv_heads;
-  const int head_dim = params.attention.head_dim;
-  const int packed = static_cast<int>(blockIdx.y) / num_kv_heads;
-  const int kv_head = static_cast<int>(blockIdx.y) % num_kv_heads;
-  const QueryRow row = query_row(params.attention, static_cast<int>(blockIdx.x));
-  const RowItems items = find_items(params, memory, static_cast<int>(blockIdx.x));
+  const int channel_part = static_cast<int>(blockIdx.y) % params.num_channel_parts;
+  const int kv_head = static_cast<int>(blockIdx.y) / params.num_channel_parts % num_kv_heads;
+  const int packed = static_cast<int>(blockIdx.y) / params.num_channel_parts / num_kv_heads;
+  const QueryRow row = query_row(params.attention, r);
+  const int2 counts = count_steps(params, memory, r);
+  const StepList list = make_list(params, counts.y);
   wait_for_previous_kernel();
   if (row.num_queries > kMaxDecodeQueries || packed >= row.num_queries * params.group) return;
-  const int cuts = num_cuts(params, row, items.cut);
-  if (items.cut == Cut::kRows || cuts == 1) return;  // the decode kernel finished the row
+  const int part = packed / kFragmentRows * params.num_channel_parts + channel_part;
+  const int steps = num_steps_of(params, r);
+  const RowSteps all = row_steps(params, list, counts.x, steps, part, r, kv_head);
+  const int num_spans = (all.count + kSpanSteps - 1) / kSpanSteps;
+  if (list.is_serial || (num_spans == 1 && SpanParts(list, all, 0).count == 1)) return;  // the decode kernel wrote it
 
-  const int groups = num_groups(params, row);
-  const int group_rows = params.num_fragments * kFragmentRows;
-  const int64_t stride = static_cast<int64_t>(groups) * num_kv_heads;
-  const int64_t first_item = (items.first_unit + packed / group_rows) * num_kv_heads + kv_head;
-  const int parts = items.cut == Cut::kSteps ? kSpanSteps : 1;  // of a span
-  const int num_spans = (cuts + parts - 1) / parts;
-  const int channel = 2 * thread;
   float largest = minus_infinity();
   float total = 0.0f;
-  float2 value = make_float2(0.0f, 0.0f);
+  float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   for (int first = 0; first < num_spans; first += kCombineWarps) {
-    const int span = first + warp;
-    if (span < num_spans) {
-      fold_span(params, memory, first_item + span * parts * stride, stride, min(parts, cuts - span * parts),
-                packed % group_rows, warp, lane);
+    if (first + warp < num_spans) {
+      fold_span(params, memory, list, all, first + warp, packed % kFragmentRows, warp, lane);
     }
     __syncthreads();
-    if (channel < head_dim) {
+    if (warp == 0) {
       for (int i = 0; i < min(kCombineWarps, num_spans - first); ++i) {
         const MergeFactors factors = merge_factors(largest, memory.largest[i], params.log2_scale);
+        const float4 later = memory.sums[i][lane];
         largest = factors.largest;
         total = merge(total, memory.totals[i], factors);
-        value.x = merge(value.x, memory.sums[i][channel], factors);
-        value.y = merge(value.y, memory.sums[i][channel + 1], factors);
+        value.x = merge(value.x, later.x, factors);
+        value.y = merge(value.y, later.y, factors);
+        value.z = merge(value.z, later.z, factors);
+        value.w = merge(value.w, later.w, factors);
       }
     }
     __syncthreads();
   }
-  if (channel >= head_dim) return;
-  const PackedRows rows = packed_rows(params, row, packed / group_rows, kv_head);
-  const int64_t out_stride = static_cast<int64_t>(params.attention.num_heads) * head_dim;
-  auto* out = static_cast<T*>(params.attention.out);
+  const int head_dim = params.attention.head_dim;
+  const int channel = channel_part * kMaxSumChannels + 4 * lane;
+  if (warp != 0 || channel >= head_dim) return;
+  const int64_t token = row.first_token + packed / params.group;
+  const int head = kv_head * params.group + packed % params.group;
+  T* out = static_cast<T*>(params.attention.out) + (token * params.attention.num_heads + head) * head_dim;
   const float factor = reciprocal_of(total);
-  *reinterpret_cast<uint32_t*>(out + packed_offset(params, rows, packed % group_rows, out_stride) + channel) =
-      pack_pair<T>(__fmul_rn(value.x, factor), __fmul_rn(value.y, factor));
+  *reinterpret_cast<uint2*>(out + channel) =
+      make_uint2(pack_pair<T>(__fmul_rn(value.x, factor), __fmul_rn(value.y, factor)),
+                 pack_pair<T>(__fmul_rn(value.z, factor), __fmul_rn(value.w, factor)));
 }
 
 }  // namespace
@@ -156,7 +161,7 @@ void launch_combine(const DecodeParams& params, cudaStream_t stream) {
   const PagedAttentionParams& attention = params.attention;
   const int max_packed = std::min(attention.max_query_len, kMaxDecodeQueries) * params.group;
   const dim3 grid(static_cast<unsigned>(attention.rows.num_rows),
-                  static_cast<unsigned>(max_packed * attention.num_kv_heads));
+                  static_cast<unsigned>(max_packed * attention.num_kv_heads * params.num_channel_parts));
   auto* kernel = attention.dtype == DType::kBFloat16 ? combine_kernel<__nv_bfloat16> : combine_kernel<__half>;
   launch_chained(kAttentionOp, kernel, grid, kCombineThreads, stream, params);
 }

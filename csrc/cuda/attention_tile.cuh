@@ -128,50 +128,6 @@ __device__ __forceinline__ void load_values(uint32_t (&b)[4], uint32_t values, i
   load_matrices_transposed(b, TileRows<kDim>::piece(values, tile % 2 * 8 + lane % 8, 2 * pair + tile / 2));
 }
 
-// A thread's sum over the spans so far, parked in the workspace while a span is under way: word i of a thread lies
-// `stride` away from its word i - 1, so that a warp's accesses are contiguous.
-struct RunningTotal {
-  float4* words;
-  int64_t stride;
-};
-
-__device__ __forceinline__ RunningTotal running_total(void* workspace) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  return {static_cast<float4*>(workspace) + static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, stride};
-}
-
-template <int kTiles>
-__device__ __forceinline__ void save_total(const RunningTotal& total, int first_word, const float (&sums)[kTiles][4],
-                                           const SoftmaxState& state) {
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-    total.words[(first_word + n) * total.stride] = make_float4(sums[n][0], sums[n][1], sums[n][2], sums[n][3]);
-  }
-  total.words[(first_word + kTiles) * total.stride] =
-      make_float4(state.largest[0], state.largest[1], state.sum[0], state.sum[1]);
-}
-
-// Merges a span (sums and finished state) into the saved total; the result replaces the span's.
-template <int kTiles>
-__device__ __forceinline__ void merge_total(const RunningTotal& total, int first_word, float (&sums)[kTiles][4],
-                                            SoftmaxState& state, float log2_scale) {
-  const float4 saved = total.words[(first_word + kTiles) * total.stride];
-  const MergeFactors upper = merge_factors(saved.x, state.largest[0], log2_scale);
-  const MergeFactors lower = merge_factors(saved.y, state.largest[1], log2_scale);
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-    const float4 before = total.words[(first_word + n) * total.stride];
-    sums[n][0] = merge(before.x, sums[n][0], upper);
-    sums[n][1] = merge(before.y, sums[n][1], upper);
-    sums[n][2] = merge(before.z, sums[n][2], lower);
-    sums[n][3] = merge(before.w, sums[n][3], lower);
-  }
-  state.largest[0] = upper.largest;
-  state.largest[1] = lower.largest;
-  state.sum[0] = merge(saved.z, state.sum[0], upper);
-  state.sum[1] = merge(saved.w, state.sum[1], lower);
-}
-
 // A row of the step as the kernels see it.
 struct QueryRow {
   int first_token;  // index into the flat tokens
@@ -193,11 +149,14 @@ __device__ __forceinline__ QueryRow query_row(const PagedAttentionParams& params
 template <typename Count>
 __device__ void prefix_rows(int32_t* prefix, int num_rows, Count count) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  for (int r = static_cast<int>(threadIdx.x); r < num_rows; r += static_cast<int>(blockDim.x)) prefix[r + 1] = count(r);
+  if (threadIdx.x == 0) prefix[0] = 0;
+  __syncthreads();
   if (threadIdx.x < kWarpSize) {
     int running = 0;
     for (int base = 0; base < num_rows; base += kWarpSize) {
       const int r = base + lane;
-      int inclusive = r < num_rows ? count(r) : 0;
+      int inclusive = r < num_rows ? prefix[r + 1] : 0;
 #pragma unroll
       for (int offset = 1; offset < kWarpSize; offset *= 2) {
         const int other = __shfl_up_sync(kFullWarp, inclusive, offset);
@@ -206,7 +165,6 @@ __device__ void prefix_rows(int32_t* prefix, int num_rows, Count count) {
       if (r < num_rows) prefix[r + 1] = running + inclusive;
       running += __shfl_sync(kFullWarp, inclusive, kWarpSize - 1);
     }
-    if (lane == 0) prefix[0] = 0;
   }
   __syncthreads();
 }

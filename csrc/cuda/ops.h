@@ -5,6 +5,7 @@
 
 #include "params/attention.h"
 #include "params/common.h"
+#include "params/linear.h"
 #include "params/mamba.h"
 #include "params/moe.h"
 #include "params/norm.h"
@@ -25,11 +26,15 @@ void kv_write(const KvWriteParams& params, Stream stream);
 int64_t paged_attention_workspace_bytes(const PagedAttentionParams& params);
 void paged_attention(const PagedAttentionParams& params, Stream stream);
 void activation(const ActivationParams& params, Stream stream);
+// Up to 16 tokens of bfloat16 or float16.
+void skinny_linear(const SkinnyLinearParams& params, Stream stream);
 void route(const RouteParams& params, Stream stream);
 void route_hidden(const RouteHiddenParams& params, Stream stream);
 // Up to 256 tokens of bfloat16 or float16.
 void moe_experts(const MoeExpertsParams& params, Stream stream);
 void begin_step(const BeginStepParams& params, Stream stream);
+// Bytes that SampleParams::scan must have.
+int64_t sample_scan_bytes(int32_t num_sampled, int32_t vocab_size);
 void sample(const SampleParams& params, Stream stream);
 void finish_step(const FinishStepParams& params, Stream stream);
 void copy_states(const CopyStatesParams& params, Stream stream);

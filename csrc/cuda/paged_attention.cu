@@ -22,7 +22,7 @@ bool takes_tensor_cores(const PagedAttentionParams& params) {
 int64_t paged_attention_workspace_bytes(const PagedAttentionParams& params) {
   if (params.num_tokens == 0 || padded_head_dim(params.head_dim) == 0) return 0;
   const AttentionWorkspace plan = plan_workspace(params);
-  return plan.total_bytes + plan.max_partials * plan.partial_bytes;
+  return plan.max_partials * plan.partial_bytes;
 }
 
 void paged_attention(const PagedAttentionParams& params, Stream stream) {

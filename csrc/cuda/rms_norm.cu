@@ -1,6 +1,7 @@
 // RMS norm of each token, alone or after adding to the residual stream. One block a token; the token stays in registers
 // between the two passes, so each input is read once. The block size depends on the width alone, so a token's result
 // does not depend on its batch.
+#include "cuda/common/chained.cuh"
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/row_shape.h"
 #include "cuda/common/vector.cuh"
@@ -13,6 +14,8 @@ constexpr char kOp[] = "rms_norm";
 
 template <typename T, int kWidth, int kItems, bool kHasResidual>
 __global__ void __launch_bounds__(max_row_threads(kItems, kWidth)) rms_norm_kernel(RmsNormParams params) {
+  allow_next_kernel();
+  wait_for_previous_kernel();
   __shared__ float scratch[kWarpSize];
   const int64_t token = blockIdx.x;
   const int num_pieces = static_cast<int>(params.hidden / kWidth);
@@ -61,11 +64,10 @@ template <typename T, int kWidth, int kItems>
 void launch(const RmsNormParams& params, int threads, cudaStream_t stream) {
   const auto num_blocks = static_cast<unsigned>(params.num_tokens);
   if (params.residual != nullptr) {
-    rms_norm_kernel<T, kWidth, kItems, true><<<num_blocks, threads, 0, stream>>>(params);
+    launch_chained(kOp, rms_norm_kernel<T, kWidth, kItems, true>, dim3(num_blocks), threads, stream, params);
   } else {
-    rms_norm_kernel<T, kWidth, kItems, false><<<num_blocks, threads, 0, stream>>>(params);
+    launch_chained(kOp, rms_norm_kernel<T, kWidth, kItems, false>, dim3(num_blocks), threads, stream, params);
   }
-  check_launch(kOp);
 }
 
 template <typename T, int kWidth>

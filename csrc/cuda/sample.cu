@@ -1,10 +1,14 @@
 // The sampler: one team of blocks a row, each block holding its slice of the row's logits on chip, so that a row is
 // read from memory once whatever it asks for. Greedy rows need only that one pass. Probabilities are summed as
 // integers, so a token is a function of its logits and parameters alone: not of the batch, and not of the team's size.
+#include <algorithm>
+
+#include "cuda/common/chained.cuh"
 #include "cuda/common/check.h"
 #include "cuda/common/philox.cuh"
 #include "cuda/ops.h"
 #include "cuda/sample_edit.cuh"
+#include "cuda/sample_few.cuh"
 #include "cuda/sample_report.cuh"
 
 namespace headway::cuda {
@@ -28,7 +32,10 @@ struct BetterSummary {
 
 struct SampleMemory {
   TeamMemory team;
-  SelectMemory select;
+  union {
+    SelectMemory select;
+    FewMemory few;
+  };
 };
 
 __device__ RowJob load_job(const SampleParams& params, int index) {
@@ -85,7 +92,7 @@ __device__ void make_probabilities(Team& team, SelectMemory& memory, const RowJo
   uint32_t floor_bits = 0;
   if (job.sampling.top_k > 0 && job.sampling.top_k < vocab_size) {
     const auto top_k = static_cast<uint64_t>(job.sampling.top_k);
-    const Selection found = select_threshold<false>(team, memory, slice, top_k);
+    const Selection found = select_threshold<false>(team, memory, slice, top_k, top);
     floor_bits = found.bits;
     if (found.tied > found.remaining) drop_late_ties(team, slice, found.bits, found.remaining, -infinity());
   }
@@ -105,7 +112,7 @@ __device__ float probability_floor(Team& team, SelectMemory& memory, const RowJo
   mass = team.combine(mass, SumU64{});
   const double target = ceil(static_cast<double>(job.sampling.top_p) * static_cast<double>(mass));
   const auto wanted = min(max(static_cast<uint64_t>(target), static_cast<uint64_t>(1)), mass);
-  const Selection found = select_threshold<true>(team, memory, slice, wanted);
+  const Selection found = select_threshold<true>(team, memory, slice, wanted, 1.0f);
   const float threshold = __uint_as_float(found.bits & 0x7fffffffu);
   const uint64_t each = mass_of(threshold);
   const uint64_t num_kept = (found.remaining + each - 1) / each;
@@ -233,6 +240,26 @@ __device__ int sample_row(Team& team, SampleMemory& memory, const SampleParams& 
   return token;
 }
 
+// The token of a row that the scan has read.
+__device__ int pick_token(SampleMemory& memory, const SampleParams& params, const RowJob& job,
+                          const PieceSummary* pieces, const ScannedRow& row, float* on_chip) {
+  if (row.is_bad) return -1;
+  if (job.sampling.temperature == 0.0f || !(row.best_value > -infinity())) return row.best_id;
+  const int token = draw_among_few(pieces, num_pieces(params.vocab_size), job.sampling, job.kv_len, row.best_value,
+                                   reinterpret_cast<Candidate*>(on_chip), memory.few);
+  return token < 0 ? row.best_id : token;
+}
+
+__device__ void report(const SampleParams& params, const RowJob& job, int token, ResultRow& result) {
+  result.is_bad = token < 0 ? 1 : 0;
+  if (token >= 0) result.token = token;
+  if (token >= 0 && params.targets == nullptr) {
+    const bool is_end = job.kv_len >= job.sampling.min_total_len && is_stop_id(params.mirror, job, token);
+    result.is_stopped = is_end || job.kv_len + 1 >= job.sampling.max_total_len ? 1 : 0;
+  }
+  if (threadIdx.x == 0) params.results[job.index] = result;
+}
+
 template <bool kOnChip>
 __global__ void __launch_bounds__(kSampleThreads) sample_kernel(SampleParams params, int slice_size) {
   extern __shared__ float4 on_chip[];
@@ -247,6 +274,7 @@ __global__ void __launch_bounds__(kSampleThreads) sample_kernel(SampleParams par
     slice.values = params.scratch + static_cast<int64_t>(index) * params.vocab_size + begin;
   }
 
+  wait_for_previous_kernel();
   const RowJob job = load_job(params, index);
   if (team.rank() == 0) {
     for (int i = static_cast<int>(threadIdx.x); i < params.max_logprobs; i += kSampleThreads) {
@@ -256,16 +284,22 @@ __global__ void __launch_bounds__(kSampleThreads) sample_kernel(SampleParams par
   }
   __syncthreads();
   ResultRow result{job.row, 0, 0.0f, 0, 0, 0};
-  if (job.row != kDummyRow) {
-    const int token = sample_row(team, memory, params, job, slice, result);
-    result.is_bad = token < 0 ? 1 : 0;
-    if (token >= 0) result.token = token;
-    if (token >= 0 && params.targets == nullptr) {
-      const bool is_end = job.kv_len >= job.sampling.min_total_len && is_stop_id(params.mirror, job, token);
-      result.is_stopped = is_end || job.kv_len + 1 >= job.sampling.max_total_len ? 1 : 0;
+  if (job.row == kDummyRow) {
+    if (team.rank() == 0 && threadIdx.x == 0) params.results[index] = result;
+    return;
+  }
+  const bool is_sampled = params.targets == nullptr;
+  if (kOnChip && is_sampled && !job.is_edited && is_scanned(job.sampling, params.vocab_size)) {
+    const int count = num_pieces(params.vocab_size);
+    const auto* pieces = static_cast<const PieceSummary*>(params.scan) + static_cast<int64_t>(index) * count;
+    const ScannedRow row = summarise(pieces, count, job.sampling.temperature);
+    if (row.is_complete) {  // for the whole team: nobody reads another's memory
+      if (team.rank() == 0) report(params, job, pick_token(memory, params, job, pieces, row, slice.values), result);
+      return;
     }
   }
-  if (team.rank() == 0 && threadIdx.x == 0) params.results[index] = result;
+  const int token = sample_row(team, memory, params, job, slice, result);
+  if (team.rank() == 0) report(params, job, token, result);
   team.sync();  // no block may leave while another reads its memory
 }
 
@@ -275,6 +309,11 @@ struct TeamShape {
   int slice_size;
   bool is_on_chip;
 };
+
+// Room for a scanned row's candidates.
+int min_slice(int vocab_size) {
+  return num_pieces(vocab_size) * kPieceCandidates * static_cast<int>(sizeof(Candidate) / sizeof(float));
+}
 
 TeamShape choose_team(const SampleParams& params) {
   int device = 0;
@@ -288,6 +327,7 @@ TeamShape choose_team(const SampleParams& params) {
   while (team.num_blocks < max_blocks && team.num_blocks * kSliceTarget < params.vocab_size) team.num_blocks *= 2;
   const int share = (params.vocab_size + team.num_blocks - 1) / team.num_blocks;
   team.slice_size = (share + kSliceAlign - 1) / kSliceAlign * kSliceAlign;
+  team.slice_size = std::max(team.slice_size, min_slice(params.vocab_size));
   const int64_t slice_bytes = static_cast<int64_t>(team.slice_size) * sizeof(float);
   team.is_on_chip = slice_bytes + static_cast<int64_t>(sizeof(SampleMemory)) <= max_shared_bytes;
   return team;
@@ -297,20 +337,26 @@ void launch_team(const SampleParams& params, const TeamShape& team, cudaStream_t
   auto* kernel = team.is_on_chip ? sample_kernel<true> : sample_kernel<false>;
   const int64_t slice_bytes = team.is_on_chip ? static_cast<int64_t>(team.slice_size) * sizeof(float) : 0;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(slice_bytes)), kOp);
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(team.num_blocks), 1, 1};
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {static_cast<unsigned>(team.num_blocks), 1, 1};
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(params.num_sampled * team.num_blocks));
   config.blockDim = dim3(kSampleThreads);
   config.dynamicSmemBytes = static_cast<size_t>(slice_bytes);
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = team.num_blocks > 1 ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = team.num_blocks > 1 ? 2 : 0;
   check(cudaLaunchKernelEx(&config, kernel, params, team.slice_size), kOp);
 }
 
 }  // namespace
+
+int64_t sample_scan_bytes(int32_t num_sampled, int32_t vocab_size) {
+  return static_cast<int64_t>(num_sampled) * num_pieces(vocab_size) * static_cast<int64_t>(sizeof(PieceSummary));
+}
 
 void sample(const SampleParams& params, Stream stream) {
   if (params.num_sampled == 0) return;
@@ -318,6 +364,8 @@ void sample(const SampleParams& params, Stream stream) {
   const TeamShape team = choose_team(params);
   require(team.is_on_chip || params.scratch != nullptr, kOp,
           "this device cannot keep a row of the vocabulary on chip: pass scratch [Rs, V]");
+  require(params.scan != nullptr, kOp, "scan must have sample_scan_bytes");
+  if (team.is_on_chip && params.targets == nullptr) launch_sample_scan(params, static_cast<cudaStream_t>(stream));
   launch_team(params, team, static_cast<cudaStream_t>(stream));
 }
 

@@ -1,6 +1,8 @@
 // Order statistics over one row of logits, spread over a team of blocks: the k-th largest value, or the value at which
-// the mass of all larger ones reaches a target. Radix selection: three histogram passes over 11, 11 and 10 bits of the
-// value's ordered bits, instead of sorting the vocabulary. All sums are of integers, so their order cannot matter.
+// the mass of all larger ones reaches a target. One histogram over bins as fine as logits are dense finds the bin, and
+// the few values in it are compared with each other. Where they are not few (ties, mostly) it is radix selection: three
+// histograms over 11, 11 and 10 bits of the value's ordered bits. All sums are of integers, so their order cannot
+// matter.
 #pragma once
 
 #include "cuda/common/cluster.cuh"
@@ -9,6 +11,8 @@ namespace headway::cuda {
 
 inline constexpr int kSampleThreads = 512;
 inline constexpr int kSelectBins = 2048;
+inline constexpr int kBlockCandidates = 256;  // values of one bin that a block may hand in
+inline constexpr float kBinsPerUnit = 64.0f;  // of a logit
 
 // Probabilities are in units of 2^-31 of the largest one.
 inline constexpr float kMassUnit = 2147483648.0f;
@@ -37,9 +41,9 @@ struct Slice {
 };
 
 struct Selection {
-  uint32_t bits;       // ordered bits of the threshold
+  uint32_t bits;  // ordered bits of the threshold
   uint64_t remaining;  // count or mass still wanted among the values equal to the threshold, > 0
-  uint64_t tied;       // count or mass of all values equal to it
+  uint64_t tied;  // count or mass of all values equal to it
 };
 
 namespace detail {
@@ -57,23 +61,48 @@ __device__ __forceinline__ uint32_t weight_of(float value) {
   return 1u;
 }
 
+// Higher values in higher bins, `top` in the last: logits in steps of 1 / 64, probabilities 64 to a factor of two.
 template <bool kByMass>
-__device__ void fill_histogram(const Slice& slice, uint32_t prefix, int shift, int num_bits, SelectHistogram& bins) {
-  const int thread = static_cast<int>(threadIdx.x);
-  for (int i = thread; i < kSelectBins; i += kSampleThreads) {
+__device__ __forceinline__ uint32_t fine_bin(float value, float top) {
+  const uint32_t below =
+      kByMass ? (__float_as_uint(1.0f) - __float_as_uint(value)) >> 17 : __float2uint_rz((top - value) * kBinsPerUnit);
+  return kSelectBins - 1 - min(below, static_cast<uint32_t>(kSelectBins - 1));
+}
+
+__device__ inline void clear_histogram(SelectHistogram& bins) {
+  for (int i = static_cast<int>(threadIdx.x); i < kSelectBins; i += kSampleThreads) {
     bins.low[i] = 0;
     bins.high[i] = 0;
   }
   __syncthreads();
+}
+
+template <bool kByMass>
+__device__ __forceinline__ void add_to_bin(SelectHistogram& bins, uint32_t bin, uint32_t weight) {
+  const uint32_t old = atomicAdd(&bins.low[bin], weight);
+  if (kByMass && old + weight < old) atomicAdd(&bins.high[bin], 1u);
+}
+
+template <bool kByMass>
+__device__ void fill_fine_histogram(const Slice& slice, float top, SelectHistogram& bins) {
+  clear_histogram(bins);
+  for (int i = static_cast<int>(threadIdx.x); i < slice.size; i += kSampleThreads) {
+    const uint32_t weight = weight_of<kByMass>(slice.values[i]);
+    if (weight != 0) add_to_bin<kByMass>(bins, fine_bin<kByMass>(slice.values[i], top), weight);
+  }
+}
+
+template <bool kByMass>
+__device__ void fill_histogram(const Slice& slice, uint32_t prefix, int shift, int num_bits, SelectHistogram& bins) {
+  const int thread = static_cast<int>(threadIdx.x);
+  clear_histogram(bins);
   const uint32_t mask = (1u << num_bits) - 1;
   for (int i = thread; i < slice.size; i += kSampleThreads) {
     const uint32_t bits = ordered_bits(slice.values[i]);
     const uint32_t weight = weight_of<kByMass>(slice.values[i]);
     const bool has_prefix = ((static_cast<uint64_t>(bits) ^ prefix) >> (shift + num_bits)) == 0;
     if (!has_prefix || weight == 0) continue;
-    const uint32_t bin = bits >> shift & mask;
-    const uint32_t old = atomicAdd(&bins.low[bin], weight);
-    if (kByMass && old + weight < old) atomicAdd(&bins.high[bin], 1u);
+    add_to_bin<kByMass>(bins, bits >> shift & mask, weight);
   }
 }
 
@@ -112,7 +141,10 @@ struct SelectMemory {
   uint64_t scratch[kSampleThreads / kWarpSize];
   detail::Crossing crossing;
   uint64_t at_crossing;
+  uint32_t num_candidates;
+  float candidates[kBlockCandidates];
 };
+static_assert(kMaxTeamBlocks * kBlockCandidates * sizeof(float) <= sizeof(SelectHistogram));
 
 namespace detail {
 
@@ -152,12 +184,63 @@ __device__ inline Selection find_crossing(Team& team, SelectMemory& memory, int 
   return found;
 }
 
+// Selects among the values of one bin, all on chip; false, for the whole team, if they are too many.
+template <bool kByMass>
+__device__ bool select_in_bin(Team& team, SelectMemory& memory, const Slice& slice, float top, const Selection& bin,
+                              Selection& found) {
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread == 0) memory.num_candidates = 0;
+  __syncthreads();
+  for (int i = thread; i < slice.size; i += kSampleThreads) {
+    const float value = slice.values[i];
+    if (weight_of<kByMass>(value) == 0 || fine_bin<kByMass>(value, top) != bin.bits) continue;
+    const uint32_t place = atomicAdd(&memory.num_candidates, 1u);
+    if (place < kBlockCandidates) memory.candidates[place] = value;
+  }
+  team.sync();
+  auto* all = reinterpret_cast<float*>(&memory.bins);
+  uint32_t count = 0;
+  bool fits = true;
+  for (int rank = 0; rank < team.size(); ++rank) {
+    const uint32_t of_rank = *team.peer(&memory.num_candidates, rank);
+    fits = fits && of_rank <= kBlockCandidates;
+    if (!fits) break;
+    const float* values = team.peer(&memory.candidates[0], rank);
+    for (uint32_t i = threadIdx.x; i < of_rank; i += kSampleThreads) all[count + i] = values[i];
+    count += of_rank;
+  }
+  team.sync();  // everyone has read
+  if (!fits) return false;
+  for (uint32_t i = threadIdx.x; i < count; i += kSampleThreads) {
+    uint64_t above = 0;
+    uint64_t tied = 0;
+    for (uint32_t j = 0; j < count; ++j) {
+      const uint32_t weight = weight_of<kByMass>(all[j]);
+      above += all[j] > all[i] ? weight : 0;
+      tied += all[j] == all[i] ? weight : 0;
+    }
+    if (above < bin.remaining && bin.remaining <= above + tied) {
+      memory.crossing = {ordered_bits(all[i]), 0, above};  // the same whoever of the tied writes it
+      memory.at_crossing = tied;
+    }
+  }
+  __syncthreads();
+  found = {memory.crossing.bin, bin.remaining - memory.crossing.above, memory.at_crossing};
+  return true;
+}
+
 }  // namespace detail
 
 // The largest value v of the row such that the values >= v count at least `wanted`, or weigh as much. All threads of
-// the team call it; 0 < wanted <= the row's count or mass.
+// the team call it; 0 < wanted <= the row's count or mass. top: the row's largest logit; by mass values are
+// probabilities of at most 1, and it is not used.
 template <bool kByMass>
-__device__ Selection select_threshold(Team& team, SelectMemory& memory, const Slice& slice, uint64_t wanted) {
+__device__ Selection select_threshold(Team& team, SelectMemory& memory, const Slice& slice, uint64_t wanted,
+                                      float top) {
+  detail::fill_fine_histogram<kByMass>(slice, top, memory.bins);
+  const Selection bin = detail::find_crossing(team, memory, kSelectBins, wanted);
+  Selection selected{};
+  if (detail::select_in_bin<kByMass>(team, memory, slice, top, bin, selected)) return selected;
   constexpr int kShifts[] = {21, 10, 0};
   constexpr int kBits[] = {11, 11, 10};
   Selection found{0, wanted, 0};

@@ -22,4 +22,19 @@ struct LinearParams {
   bool is_added;              // to what out holds
 };
 
+// out = x W^T + bias, or out += x W^T + bias, for a few tokens and a matrix as torch keeps it. CUDA, bfloat16 or float16.
+struct SkinnyLinearParams {
+  int32_t num_tokens;         // T, at most 16
+  int32_t num_inputs;         // a multiple of 8
+  int32_t num_outputs;
+  const void* x;              // [T, num_inputs] dtype, rows x_stride apart
+  int64_t x_stride;           // a multiple of 8
+  const void* weight;         // [num_outputs, num_inputs] dtype
+  const void* bias;           // [num_outputs] dtype; may be null
+  void* out;                  // [T, num_outputs] dtype, rows out_stride apart; apart from x
+  int64_t out_stride;
+  bool is_added;              // to what out holds
+  DType dtype;
+};
+
 }  // namespace headway

@@ -37,6 +37,7 @@ struct SampleParams {
   int32_t* top_ids;           // [Rs, K] device memory, -1 where unused
   float* top_logprobs;        // [Rs, K] device memory
   float* scratch = nullptr;   // [Rs, V] device memory; only for GPUs that cannot keep a row on chip (before sm_90)
+  void* scan = nullptr;       // sample_scan_bytes of device memory, 16-byte aligned; unused on a CPU
 };
 
 // Last kernel of a step: advances the mirror by what was sampled, and publishes the results to the ring entry.

@@ -252,6 +252,7 @@ def sample(
     top_ids: int,
     top_logprobs: int,
     scratch: int,
+    scan: int,
     stream: int,
     /,
 ) -> None: ...

@@ -214,6 +214,21 @@ def route_hidden(
     stream: int,
     /,
 ) -> None: ...
+def skinny_linear(
+    num_tokens: int,
+    num_inputs: int,
+    num_outputs: int,
+    x: int,
+    x_stride: int,
+    weight: int,
+    bias: int,
+    out: int,
+    out_stride: int,
+    is_added: bool,
+    dtype: int,
+    stream: int,
+    /,
+) -> None: ...
 def mamba_decode(
     num_rows: int,
     query_start: int,
@@ -339,6 +354,7 @@ def sample(
     top_ids: int,
     top_logprobs: int,
     scratch: int,
+    scan: int,
     stream: int,
     /,
 ) -> None: ...
@@ -350,6 +366,7 @@ def copy_states(
     stream: int,
     /,
 ) -> None: ...
+def sample_scan_bytes(num_sampled: int, vocab_size: int, /) -> int: ...
 def finish_step(
     step: int,
     num_rows: int,

@@ -7,10 +7,10 @@ import torch
 
 from headway import ops
 from headway.ops import reference
-from tests.cases import ATTENTION_CASES, ROWS, Rows
+from tests.cases import ATTENTION_CASES, ROWS, AttentionCase, Rows
 from tests.compare import assert_bit_equal, assert_close
 from tests.inputs import attention_arguments, in_float64, kv_write_arguments, on_device, rotary_arguments
-from tests.ops.splits import cut, pieces_of
+from tests.ops.splits import alone, cut, pieces_of
 
 each_case = pytest.mark.parametrize("case", ATTENTION_CASES.values(), ids=ATTENTION_CASES)
 each_rows = pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
@@ -104,3 +104,44 @@ def test_bounds_may_be_loose(dtype, device):
     exact = ops.paged_attention(**arguments)
     arguments["max_query_len"], arguments["max_kv_len"] = 500, 4000
     assert_bit_equal(ops.paged_attention(**arguments), exact, "loose bounds")
+
+
+LONG_CASES = {
+    "heads_of_64": AttentionCase(8, 2, 64, block_size=128),
+    "sixteen_heads_a_key": AttentionCase(32, 2, 128),
+    "padded": AttentionCase(6, 2, 96, block_size=32, gap=8),
+    "heads_of_192": AttentionCase(4, 2, 192, block_size=64),
+    "heads_of_256": AttentionCase(4, 1, 256),
+}
+
+
+@pytest.mark.parametrize("case", LONG_CASES.values(), ids=LONG_CASES)
+def test_long_contexts(case, dtype, device):
+    """Keys of many blocks of work, ragged; alone, a row gives the same bits."""
+    rows = Rows((1, 1, 3, 1, 1), (5000, 2047, 700, 255, 2048))
+    arguments = attention_arguments(case, rows, dtype)
+    expected = reference.paged_attention_ref(**in_float64(arguments))
+    given = on_device(arguments, device)
+    whole = ops.paged_attention(**given)
+    assert_close(whole, expected, "long contexts")
+    for piece in alone(rows):
+        mine = {"q": given["q"][piece.tokens.to(device)], "rows": given["rows"][piece.row_indices]}
+        bounds = {"max_query_len": piece.rows.max_query_len, "max_kv_len": piece.rows.max_kv_len}
+        out = ops.paged_attention(**{**given, **mine, **bounds, **piece.bounds(device)})
+        assert_bit_equal(out, whole[piece.tokens.to(device)], "alone")
+
+
+@pytest.mark.gpu
+def test_more_rows_than_partial_results_fit():
+    """Then a block takes whole rows; to the bit what a row alone gets."""
+    num_rows, kv_len = 2600, 2100
+    case, row = AttentionCase(32, 2, 128), Rows((1,), (kv_len - 1,))
+    one = on_device(attention_arguments(case, row, torch.bfloat16), "cuda")
+    many = one | {
+        "q": one["q"].repeat(num_rows, 1, 1),
+        "rows": one["rows"].repeat(num_rows),
+        "query_start": torch.arange(num_rows + 1, dtype=torch.int32, device="cuda"),
+        "row_start": one["row_start"].repeat(num_rows),
+    }
+    expected = ops.paged_attention(**one).expand(num_rows, -1, -1)
+    assert_bit_equal(ops.paged_attention(**many), expected, "many rows")

@@ -114,3 +114,39 @@ def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> 
     given = {"x": torch.ones(2, 8), "matrix": ops.pack_linear(torch.ones(4, 8)), **arguments}
     with pytest.raises(ValueError, match=message):
         ops.linear(**given)
+
+
+# (inputs, outputs): fewer columns than a block has warps, several groups of rows a block, columns that end in a chunk
+SKINNY_SHAPES = [(8, 1), (64, 7), (4480, 4480), (1000, 22656), (2688, 10304), (264, 2112)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sizes", SKINNY_SHAPES, ids=str)
+@pytest.mark.parametrize("skinny_dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_skinny_linear(sizes: tuple[int, int], skinny_dtype: torch.dtype) -> None:
+    """Against float64, with a bias and on top of what was there, between poisoned columns; alone to the bit."""
+    num_inputs, num_outputs = sizes
+    weight = normal(num_outputs, num_inputs, seed=2, dtype=skinny_dtype, scale=num_inputs**-0.5).cuda()
+    bias = normal(num_outputs, seed=3, dtype=skinny_dtype).cuda()
+    for num_tokens in (1, 2, 7, 8, 9, 16):
+        x = torch.full((num_tokens, num_inputs + 8), float("nan"), dtype=skinny_dtype, device="cuda")
+        x = x[:, :num_inputs].copy_(normal(num_tokens, num_inputs, seed=1, dtype=skinny_dtype))
+        expected = x.double() @ weight.double().t()
+        assert_close(ops.skinny_linear(x, weight), expected, "product")
+        plain = ops.skinny_linear(x, weight, bias)
+        assert_close(plain, expected + bias.double(), "with bias")
+        wide = torch.full((num_tokens, num_outputs + 3), 7.0, dtype=skinny_dtype, device="cuda")
+        ops.skinny_linear(x, weight, bias, out=wide[:, :num_outputs], is_added=True)
+        assert_close(wide[:, :num_outputs], expected + bias.double() + 7, "added")
+        assert bool((wide[:, num_outputs:] == 7).all())
+        for token in range(num_tokens):
+            alone = ops.skinny_linear(x[token : token + 1], weight, bias)
+            assert_bit_equal(alone, plain[token : token + 1], f"token {token}")
+
+
+def test_skinny_linear_names_what_it_does_not_take() -> None:
+    x, weight = torch.zeros(17, 8), torch.zeros(3, 8)
+    with pytest.raises(ValueError, match="at most 16 tokens, got 17"):
+        ops.skinny_linear(x, weight)
+    with pytest.raises(ValueError, match="weight"):
+        ops.skinny_linear(x[:2, :4], weight)

@@ -22,6 +22,7 @@ OPTIONS = {
     "temperature": {"temperature": 0.8},
     "hot": {"temperature": 7.0},
     "top_k": {"temperature": 1.0, "top_k": 5},
+    "few": {"temperature": 0.8, "top_k": 50, "top_p": 0.9},
     "top_k_one": {"temperature": 1.0, "top_k": 1},
     "top_k_all": {"temperature": 1.0, "top_k": 1 << 20},
     "top_p": {"temperature": 1.0, "top_p": 0.7},
@@ -75,7 +76,8 @@ def set_row(buffers: ops.StepBuffers, index: int, init: Init, kv_len: int) -> No
 def random_rows(options: dict[str, float], vocab_size: int, num_rows: int, seed: int) -> ops.StepBuffers:
     """Rows with histories that repeat tokens, stop ids and biases. Repeats make the penalties count."""
     rng = random.Random(seed)
-    buffers = allocate("cpu", max_rows=num_rows + 1, max_model_len=MAX_MODEL_LEN)
+    sizes = {"max_rows": num_rows + 1, "max_model_len": MAX_MODEL_LEN, "vocab_size": mask_bits(vocab_size)}
+    buffers = allocate("cpu", **sizes)
     common = [rng.randrange(vocab_size) for _ in range(6)]
     for index in range(num_rows):
         row = num_rows - index
@@ -111,9 +113,13 @@ def random_bad_words(rng: random.Random, tokens: list[int], vocab_size: int) -> 
     return [word for word in words if len(word) < 20]
 
 
+def mask_bits(vocab_size: int) -> int:
+    return max(1 << 13, 1 << (vocab_size - 1).bit_length())
+
+
 def random_mask(rng: random.Random, vocab_size: int) -> npt.NDArray[np.int32]:
-    """[2**13 / 32] bits beyond the vocabulary are set at random too."""
-    bits = np.array([rng.random() < 0.4 for _ in range(1 << 13)])
+    """[mask_bits / 32] bits beyond the vocabulary are set at random too."""
+    bits = np.array([rng.random() < 0.4 for _ in range(mask_bits(vocab_size))])
     bits[rng.randrange(vocab_size)] = True
     return np.packbits(bits, bitorder="little").view(np.int32)
 
@@ -144,6 +150,26 @@ def test_against_the_definition(options, vocab_size, device):
     ops.sample(actual, given)
     assert_same_results(actual, expected, count)
     assert torch.equal(given.cpu(), logits), "logits must not be modified"
+
+
+@pytest.mark.parametrize("name", ["greedy", "temperature", "top_k", "top_p", "few", "all_filters"])
+@pytest.mark.parametrize("vocab_size", [20011, 65536])
+def test_large_vocabularies(name, vocab_size, device):
+    """Several pieces a row; among the rows one of ties, one that is nearly all -inf, and a flat one, all unedited."""
+    count = 6
+    expected = random_rows(OPTIONS[name], vocab_size, count, seed=vocab_size)
+    for field in ("num_logit_bias", "num_bad_words", "min_total_len"):
+        expected.mirror.sampling.numpy().view(ROW_SAMPLING)[field][2:] = (
+            0  # row `count - index` is the step's row index
+        )
+    actual = copy_to(expected, device)
+    logits = normal(count, vocab_size, scale=2.5)
+    logits[1] = logits[1].round()
+    logits[2, 40:] = float("-inf")
+    logits[3] *= 1e-3
+    reference.sample_ref(expected, logits)
+    ops.sample(actual, logits.to(device))
+    assert_same_results(actual, expected, count)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

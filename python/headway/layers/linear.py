@@ -1,16 +1,19 @@
 """Matrix products. On x86 CPUs over weights packed at load: float32 in panels for our own kernel, whose results do not
-depend on the batch, bfloat16 by oneDNN. Everywhere else they are torch's.
+depend on the batch, bfloat16 by oneDNN. On a GPU, 16-bit products of few tokens are ours too. Everywhere else they are
+torch's.
 """
 
 from __future__ import annotations
 
 import platform
 from functools import cache
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 
 from headway import ops
+
+SKINNY_GROUP_ROWS: Final = 40  # kMaxTiles of csrc/cuda/skinny_linear.cu, in rows
 
 
 class Linear:
@@ -22,7 +25,9 @@ class Linear:
         self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, may_pack: bool = True
     ) -> None:
         packed = _pack(weight, bias) if may_pack and weight.is_cpu and _is_x86() else None
-        self._matrix: _Matrix = packed or _PlainMatrix(weight, bias)
+        self._matrix: _Matrix = packed or (_SkinnyMatrix if _may_be_skinny(weight) else _PlainMatrix)(
+            weight, bias
+        )
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """x [T, in] -> [T, out], in `out` or in memory of its own, whichever costs no copy."""
@@ -56,6 +61,28 @@ class _PlainMatrix:
 
     def add_product(self, x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         return total.addmm_(x, self._weight_t)
+
+
+class _SkinnyMatrix:
+    """Our own kernel for the few tokens of a decode step, where it is the faster one; torch's BLAS for the rest."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+        self._plain = _PlainMatrix(weight, bias)
+        self._max_tokens = _max_skinny_tokens(weight)
+
+    def product(self, x: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+        if self._is_skinny(x):
+            return ops.skinny_linear(x, self._weight, self._bias, out=out)
+        return self._plain.product(x, out)
+
+    def add_product(self, x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        if self._is_skinny(x):
+            return ops.skinny_linear(x, self._weight, out=total, is_added=True)
+        return self._plain.add_product(x, total)
+
+    def _is_skinny(self, x: torch.Tensor) -> bool:
+        return x.shape[0] <= self._max_tokens and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
 
 
 class _PanelMatrix:
@@ -92,6 +119,21 @@ def _pack(weight: torch.Tensor, bias: torch.Tensor | None) -> _Matrix | None:
     if weight.dtype == torch.bfloat16 and _has_onednn() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return _OneDnnMatrix(weight, bias)
     return None
+
+
+def _may_be_skinny(weight: torch.Tensor) -> bool:
+    """Whether the kernel for few tokens takes the matrix."""
+    is_aligned = weight.shape[1] % 8 == 0 and weight.data_ptr() % 16 == 0 and weight.is_contiguous()
+    return weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16) and is_aligned
+
+
+def _max_skinny_tokens(weight: torch.Tensor) -> int:
+    """Tokens up to which the kernel for few tokens beats cuBLAS on an H200 (bench/ops/bench_linear.py).
+
+    It does while a multiprocessor has one group of rows, or two and at most 8 tokens; taller matrices keep cuBLAS busy.
+    """
+    rows = weight.shape[0] / torch.cuda.get_device_properties(weight.device).multi_processor_count
+    return 16 if rows <= SKINNY_GROUP_ROWS else 8 if rows <= 2 * SKINNY_GROUP_ROWS else 0
 
 
 def _is_x86() -> bool:

@@ -7,7 +7,7 @@ Each op `f` has a twin `f_ref` in `ops.reference` with the same signature in pla
 from headway.ops.attention import kv_write, paged_attention, rotary
 from headway.ops.backend import set_num_threads
 from headway.ops.fold_states import fold_states
-from headway.ops.linear import PackedMatrix, linear, pack_linear
+from headway.ops.linear import MAX_SKINNY_TOKENS, PackedMatrix, linear, pack_linear, skinny_linear
 from headway.ops.mamba import causal_conv1d, ssm_scan
 from headway.ops.mamba_decode import mamba_decode
 from headway.ops.moe import moe_experts
@@ -21,6 +21,7 @@ from headway.ops.state_log import MixerWeights, StateLog, StateWindow
 from headway.ops.step import StepBuffers, begin_step, finish_step
 
 __all__ = [
+    "MAX_SKINNY_TOKENS",
     "ActivationKind",
     "MixerWeights",
     "PackedMatrix",
@@ -52,5 +53,6 @@ __all__ = [
     "sample",
     "score",
     "set_num_threads",
+    "skinny_linear",
     "ssm_scan",
 ]

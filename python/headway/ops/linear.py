@@ -1,4 +1,6 @@
-"""Matrix products over weights packed for few tokens. CPU, float32; elsewhere they are torch's."""
+"""Matrix products of few tokens: `linear` over packed weights (CPU, float32), `skinny_linear` over plain ones (CUDA,
+16-bit). Others are torch's.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,16 @@ import torch
 from torch import Tensor
 
 from headway.ops.backend import target_of
-from headway.ops.checks import check_inner_dense, check_same_dtype, check_vector
+from headway.ops.checks import (
+    check_dense,
+    check_inner_dense,
+    check_same_dtype,
+    check_shape,
+    check_vector,
+    dtype_code,
+)
 
+MAX_SKINNY_TOKENS: Final = 16
 PANEL: Final = 16  # outputs side by side; kLinearPanel of csrc/params/linear.h
 
 
@@ -61,7 +71,7 @@ def linear(
     if bias is not None:
         check_vector(op, "bias", bias, matrix.num_outputs, "out")
         check_same_dtype(op, "bias", bias, torch.float32)
-    result = _output(x, matrix, out, is_added)
+    result = _output(op, x, matrix.num_outputs, out, is_added)
     kernels, stream = target_of(x)
     kernels.linear(
         num_tokens,
@@ -79,15 +89,66 @@ def linear(
     return result
 
 
-def _output(x: Tensor, matrix: PackedMatrix, out: Tensor | None, is_added: bool) -> Tensor:
-    shape = (x.shape[0], matrix.num_outputs)
+def skinny_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    is_added: bool = False,
+) -> Tensor:
+    """x W^T + bias of up to MAX_SKINNY_TOKENS tokens. A token's result is bit-equal whatever tokens come with it.
+
+    Args:
+        x: [T, in] bfloat16 or float16 on a GPU, tokens may be strided; in and the stride are multiples of 8.
+        weight: [out, in] in x's dtype.
+        bias: [out] in x's dtype.
+        out: [T, out], tokens may be strided; not x.
+        is_added: adds the product to what out holds.
+
+    Returns:
+        [T, out] in x's dtype, rounded once.
+    """
+    op = "skinny_linear"
+    num_tokens, num_inputs = x.shape
+    num_outputs = weight.shape[0]
+    if num_tokens > MAX_SKINNY_TOKENS:
+        raise ValueError(f"{op}: x must have at most {MAX_SKINNY_TOKENS} tokens, got {num_tokens}")
+    check_inner_dense(op, "x", x)
+    check_shape(op, "weight", weight, (num_outputs, num_inputs), "out, in")
+    check_dense(op, "weight", weight)
+    check_same_dtype(op, "weight", weight, x.dtype)
+    if bias is not None:
+        check_vector(op, "bias", bias, num_outputs, "out")
+        check_same_dtype(op, "bias", bias, x.dtype)
+    result = _output(op, x, num_outputs, out, is_added)
+    kernels, stream = target_of(x)
+    kernels.skinny_linear(
+        num_tokens,
+        num_inputs,
+        num_outputs,
+        x.data_ptr(),
+        x.stride(0),
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        result.data_ptr(),
+        result.stride(0),
+        is_added,
+        dtype_code(op, "x", x),
+        stream,
+    )
+    return result
+
+
+def _output(op: str, x: Tensor, num_outputs: int, out: Tensor | None, is_added: bool) -> Tensor:
+    shape = (x.shape[0], num_outputs)
     if out is None:
         if is_added:
-            raise ValueError("linear: out must be given where the product is added to it")
+            raise ValueError(f"{op}: out must be given where the product is added to it")
         return torch.empty(shape, dtype=x.dtype, device=x.device)
     if out.shape != shape or out.dtype != x.dtype or out.data_ptr() == x.data_ptr():
         raise ValueError(
-            f"linear: out must be another {x.dtype} tensor of shape {list(shape)}, got {out.dtype} {list(out.shape)}"
+            f"{op}: out must be another {x.dtype} tensor of shape {list(shape)}, got {out.dtype} {list(out.shape)}"
         )
-    check_inner_dense("linear", "out", out)
+    check_inner_dense(op, "out", out)
     return out

@@ -55,6 +55,10 @@ def _launch(
     scratch = (
         torch.empty_like(logits) if logits.is_cuda and not _keeps_rows_on_chip(logits.get_device()) else None
     )
+    scan = None
+    if logits.is_cuda:
+        num_bytes = kernels.sample_scan_bytes(num_rows, vocab_size)
+        scan = torch.empty(num_bytes, dtype=torch.uint8, device=logits.device)
     results = buffers.results
     kernels.sample(
         num_rows,
@@ -70,6 +74,7 @@ def _launch(
         results.top_ids[first_result:].data_ptr(),
         results.top_logprobs[first_result:].data_ptr(),
         0 if scratch is None else scratch.data_ptr(),
+        0 if scan is None else scan.data_ptr(),
         stream,
     )
 
