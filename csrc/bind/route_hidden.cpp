@@ -10,8 +10,8 @@ namespace headway {
 namespace {
 
 void route_hidden(int64_t num_tokens, int hidden, int num_experts, int top_k, int num_groups, int topk_group, int score,
-                  bool normalise, float scale, Address x, int64_t x_stride, Address weight, Address logits, Address num_done, Address bias,
-                  Address weights, Address expert_ids, int dtype, Address stream) {
+                  bool normalise, float scale, Address x, int64_t x_stride, Address weight, Address logits,
+                  Address num_done, Address bias, Address weights, Address expert_ids, int dtype, Address stream) {
   cuda::route_hidden({.choice = {.num_tokens = num_tokens,
                                  .num_experts = num_experts,
                                  .top_k = top_k,

@@ -58,8 +58,8 @@ struct SsmScanParams {
   SnapshotList snapshots = {};
 };
 
-// What a slot keeps beside its state where states are folded once a window: the inputs of the tokens since. Token t lies
-// at index t % entries of its ring.
+// What a slot keeps beside its state where states are folded once a window: the inputs of the tokens since. Token t
+// lies at index t % entries of its ring.
 struct StateLogParams {
   void* columns;              // [num_slots, num_entries, H * P + G * N] dtype: x and B after the convolution
   int64_t columns_stride;     // elements between slots, likewise below
@@ -113,7 +113,8 @@ struct MambaDecodeParams {
 };
 
 // States of one layer to slots, with what their logs hold: the target's state has seen the copy's position, its log is
-// empty. In place where source and target are one. Before a step's begin_step: state_base is as the step before left it.
+// empty. In place where source and target are one. Before a step's begin_step: state_base is as the step before left
+// it.
 struct FoldStatesParams {
   int32_t num_copies;
   const StateCopy* copies;        // [num_copies] memory of the device

@@ -54,7 +54,7 @@ def test_five_hundred_traces_give_what_serial_steps_give(tiny_model_dir: Path) -
 @pytest.mark.parametrize("launch_depth", [0, 1, 3])
 def test_host_and_device_agree_over_traces(tiny_model_dir: Path, launch_depth: int) -> None:
     """Evictions are certain here."""
-    pools = {"max_model_len": 192, "kv_cache_memory_bytes": 6 * 2**20}
+    pools = {"max_model_len": 192, "kv_cache_memory_bytes": 8 * 2**20}
     with gpu_llm(tiny_model_dir, launch_depth=launch_depth, check_mirror=True, **pools) as llm:
         for seed in range(8):
             play(llm._engine, tiny_trace(seed, max_tokens=40, num_requests=12))

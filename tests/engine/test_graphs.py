@@ -82,7 +82,7 @@ def test_every_depth_gives_what_depth_0_gives(tiny_model_dir: Path, launch_depth
 def test_tiny_pools_lose_nobody(tiny_model_dir: Path, launch_depth: int) -> None:
     """Evictions are certain. What was sampled is recomputed in chunks then, so only ends and lengths are compared."""
     with gpu_llm(
-        tiny_model_dir, launch_depth=launch_depth, max_model_len=192, kv_cache_memory_bytes=6 * 2**20
+        tiny_model_dir, launch_depth=launch_depth, max_model_len=192, kv_cache_memory_bytes=8 * 2**20
     ) as llm:
         engine = llm._engine
         prompts = [prompt_of(60 + 5 * i, i) for i in range(12)]

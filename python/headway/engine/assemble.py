@@ -18,12 +18,8 @@ from headway.engine.engine import Engine
 from headway.engine.graphs import row_buckets
 from headway.engine.memory import MemoryPlan, ModelBytes, available_bytes, plan_memory
 from headway.engine.runner import Runner
-<<<<<<< HEAD
 from headway.engine.stages import with_mirror_checks, with_nvtx_ranges, with_poisoned_slots
-=======
-from headway.engine.stages import with_mirror_checks, with_nvtx_ranges
 from headway.engine.state_window import choose_window
->>>>>>> w-ahead
 from headway.errors import ConfigError, ModelLoadError
 from headway.models.caches import ModelCaches, cache_bytes
 from headway.models.config import ModelConfig

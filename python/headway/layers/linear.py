@@ -13,6 +13,8 @@ import torch
 
 from headway import ops
 
+MIN_SKINNY_BYTES: Final = 2**20  # smaller ones take a launch, whoever multiplies
+MAX_SKINNY_BYTES: Final = 64 * 2**20
 SKINNY_GROUP_ROWS: Final = 40  # kMaxTiles of csrc/cuda/skinny_linear.cu, in rows
 
 
@@ -131,7 +133,10 @@ def _max_skinny_tokens(weight: torch.Tensor) -> int:
     """Tokens up to which the kernel for few tokens beats cuBLAS on an H200 (bench/ops/bench_linear.py).
 
     It does while a multiprocessor has one group of rows, or two and at most 8 tokens; taller matrices keep cuBLAS busy.
+    Between cuBLAS's own products of matrices beyond 64 MiB it loses in a whole step what it wins alone (docs/log.md).
     """
+    if not MIN_SKINNY_BYTES <= weight.nbytes <= MAX_SKINNY_BYTES:
+        return 0
     rows = weight.shape[0] / torch.cuda.get_device_properties(weight.device).multi_processor_count
     return 16 if rows <= SKINNY_GROUP_ROWS else 8 if rows <= 2 * SKINNY_GROUP_ROWS else 0
 
