@@ -46,7 +46,7 @@ test: $(STAMPS)/test-tools ## every test that needs no GPU
 test-long: $(STAMPS)/test-tools ## fuzzers and mutants at full length
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m long --timeout 3600
 
-test-clients: $(STAMPS)/client-tools ## lm-eval and guidellm against a live server
+test-clients: $(STAMPS)/client-tools ## lm-eval, guidellm and a browser against a live server
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m clients
 
 test-gpu: $(STAMPS)/test-tools ## what needs a GPU, and every test that runs on each device present
