@@ -28,6 +28,11 @@ CASES = {
     "p64_n256_g1": MambaCase(2, 64, 1, 256),
     "p128_n256_g2": MambaCase(2, 128, 2, 256),
     "p24_n128_g1": MambaCase(3, 24, 1, 128, dt_max=0.1),
+    # Tiles of 64 channels that straddle heads, and an odd number of them a group
+    "p80_n128_g2_tiles": MambaCase(8, 80, 2, 128),
+    "p96_n128_g1": MambaCase(4, 96, 1, 128, gap=8),
+    "p80_n64_g1": MambaCase(4, 80, 1, 64),
+    "three_tiles": MambaCase(3, 64, 1, 128),
     "wide_batch": MambaCase(80, 64, 1, 128),  # wide enough for whole heads
     "wide_batch_p80": MambaCase(128, 80, 8, 128),
 }
