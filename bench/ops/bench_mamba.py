@@ -3,8 +3,8 @@
 usage: python -m bench.ops.bench_mamba [--out FILE] [--peer FILE] [--shapes NAME ...] [--only PREFIX ...]
 
 us is the median over replays of a graph of calls on rotating buffers. floor_us is the fewest bytes (each input read
-once, each output written once) over the copy bandwidth measured in the same run. A peer file maps the same names to
-{"gpu_us": ...}.
+once, each output written once) over the copy bandwidth measured in the same run. Where vLLM is installed, its kernels
+run in the same process (peer_mamba.py); elsewhere a peer file may map the same names to {"gpu_us": ...}.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import argparse
 import json
 import random
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from bench.ops import peer_mamba
 from bench.ops.timing import copy_bytes_per_us, time_us
 from headway import ops
 
@@ -33,6 +35,7 @@ class Shape:
     head_dim: int
     num_groups: int
     state_size: int
+    chunk_size: int  # the checkpoints' own, which the peer's kernels use
 
     @property
     def d_inner(self) -> int:
@@ -48,10 +51,10 @@ class Shape:
 
 
 SHAPES = {
-    "nano30b": Shape(64, 64, 8, 128),
-    "nano9b": Shape(128, 80, 8, 128),
-    "granite_tiny": Shape(48, 64, 1, 128),
-    "mamba2_2.7b": Shape(80, 64, 1, 128),
+    "nano30b": Shape(64, 64, 8, 128, 128),
+    "nano9b": Shape(128, 80, 8, 128, 128),
+    "granite_tiny": Shape(48, 64, 1, 128, 256),
+    "mamba2_2.7b": Shape(80, 64, 1, 128, 256),
 }
 BATCHES = (1, 8, 64, 256)
 
@@ -168,7 +171,10 @@ def run_load(shape: Shape, lengths: list[int], start: int, entries: list[Entry],
     first = Mixer(shape, lengths, start)
     copies = max(1, min(64, int(CACHE_BYTES / first.num_bytes)))
     mixers = [first, *(Mixer(shape, lengths, start) for _ in range(copies - 1))]
+    peer_calls = peer_mamba.PeerMixer(first).calls() if report.runs_peer else {}
     for entry in entries:
+        if call := peer_calls.get(entry.name.split("/")[0]):
+            report.peer[entry.name] = {"gpu_us": peer_mamba.kernel_us(call)}
         report.add(entry, time_us([partial(entry.call, mixer) for mixer in mixers]))
 
 
@@ -178,6 +184,7 @@ class Report:
     def __init__(self, bytes_per_us: float, peer: dict[str, dict[str, float]]) -> None:
         self.bytes_per_us = bytes_per_us
         self.peer = peer
+        self.runs_peer = not peer and peer_mamba.is_installed()
         self.results: dict[str, dict[str, float]] = {}
         print(
             f"{'kernel':40s} {'us':>9s} {'GB/s':>7s} {'floor us':>9s} {'x floor':>8s} {'peer us':>9s} {'faster':>7s}"
@@ -202,9 +209,9 @@ class Report:
     def _peer_us(self, name: str) -> float | None:
         kind, _, rest = name.partition("/")
         parts = [name]
-        if kind == "chain":
-            return None  # the peer's norm is not measured at prefill sizes
-        if kind in ("decode_chain", "decode_fused"):
+        if kind == "chain" and name not in self.peer:
+            parts = [f"{part}/{rest}" for part in ("conv", "ssd", "gated_norm_prefill")]
+        if kind in ("decode_chain", "decode_fused") and name not in self.peer:
             parts = [f"conv_step/{rest}", f"ssm_step/{rest}/fp32", f"gated_norm/{rest}"]
         if any(part not in self.peer for part in parts):
             return None
@@ -228,14 +235,15 @@ def main(argv: list[str] | None = None) -> int:
     def wanted(entries: Iterator[Entry]) -> list[Entry]:
         return [entry for entry in entries if entry.name.startswith(tuple(args.only))]
 
-    for name in args.shapes:
-        shape = SHAPES[name]
-        for load, lengths in PREFILL.items():
-            if entries := wanted(prefill_entries(shape, name, load, lengths)):
-                run_load(shape, lengths, 64, entries, report)
-        for batch in BATCHES:
-            if entries := wanted(decode_entries(shape, name, batch)):
-                run_load(shape, [1] * batch, 1000, entries, report)
+    with peer_mamba.configured() if report.runs_peer else nullcontext():
+        for name in args.shapes:
+            shape = SHAPES[name]
+            for load, lengths in PREFILL.items():
+                if entries := wanted(prefill_entries(shape, name, load, lengths)):
+                    run_load(shape, lengths, 64, entries, report)
+            for batch in BATCHES:
+                if entries := wanted(decode_entries(shape, name, batch)):
+                    run_load(shape, [1] * batch, 1000, entries, report)
     if args.out:
         header = {
             "gpu": torch.cuda.get_device_name(),
