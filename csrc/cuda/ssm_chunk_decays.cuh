@@ -23,7 +23,7 @@ __device__ __forceinline__ float high_bf16(uint32_t pair) {
 
 // A run of tokens of the row within one cell of the chunk grid.
 struct Chunk {
-  int64_t token;  // first, flat
+  int token;  // first, flat
   int count;
 };
 

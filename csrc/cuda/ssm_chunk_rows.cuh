@@ -27,7 +27,7 @@ __device__ __forceinline__ int find_chunked_row(const RowList& rows, int rank) {
 
 // The row's chunked tokens, cut by the grid.
 struct RowTokens {
-  int64_t begin;  // flat
+  int begin;  // flat
   int start;      // absolute
   int num_tokens;
 
@@ -40,6 +40,33 @@ struct RowTokens {
   __device__ __forceinline__ Chunk chunk_at(int done) const {
     return {begin + done, min(kTokens - (start + done) % kTokens, num_tokens - done)};
   }
+};
+
+// The snapshots of a row, in the order of their positions. Those behind its chunks are scan_rest's.
+class SnapshotCursor {
+ public:
+  __device__ __forceinline__ SnapshotCursor(const SsmScanParams& params, int row) : params_(params) {
+    if (params.snapshots.starts == nullptr) return;
+    next_ = params.snapshots.starts[row];
+    end_ = params.snapshots.starts[row + 1];
+    look();
+  }
+
+  // The slot that takes the state after `position` tokens of the sequence, or null.
+  __device__ __forceinline__ float* take(int position) {
+    if (position != position_) return nullptr;
+    float* slot = params_.state + params_.snapshots.slots[next_++] * params_.state_stride;
+    look();
+    return slot;
+  }
+
+ private:
+  __device__ __forceinline__ void look() { position_ = next_ < end_ ? params_.snapshots.positions[next_] : -1; }
+
+  const SsmScanParams& params_;
+  int next_ = 0;
+  int end_ = 0;
+  int position_ = -1;
 };
 
 // A row's last tokens, or all of a row without chunks, token by token.

@@ -25,7 +25,8 @@ constexpr char kOp[] = "ssm_scan";
 // The two roles of a row's chunks meet twice a chunk: when its data is there and the last one's has been read, and when
 // its weights are there. The next chunk's copies run meanwhile.
 template <int kN, int kSlice>
-__device__ __forceinline__ void run_channel_warp(ChannelWarp<kN, kSlice>& warp, const RowTokens& tokens) {
+__device__ __forceinline__ void run_channel_warp(ChannelWarp<kN, kSlice>& warp, const RowTokens& tokens,
+                                                 SnapshotCursor snapshots) {
   Chunk chunk = tokens.chunk_at(0);
   int done = 0;
   for (int stage = 0; chunk.count > 0; stage ^= 1) {
@@ -39,6 +40,7 @@ __device__ __forceinline__ void run_channel_warp(ChannelWarp<kN, kSlice>& warp, 
     __syncthreads();
     warp.add_tokens(stage);
     warp.store_outputs(stage, chunk);
+    if (float* slot = snapshots.take(tokens.start + done); slot != nullptr) warp.store_state(slot);
     chunk = next;
   }
 }
@@ -81,7 +83,7 @@ __device__ __forceinline__ void scan_row(const Work& work, int row, Shared<kN, k
     warp.copy_chunk(0, first);
     const bool has_state = tokens.start > 0;
     warp.load_state(has_state ? params.state + params.read_slots[row] * params.state_stride : nullptr);
-    run_channel_warp(warp, tokens);
+    run_channel_warp(warp, tokens, SnapshotCursor(params, row));
     warp.store_state(params.state + params.write_slots[row] * params.state_stride);
   }
 }

@@ -41,7 +41,7 @@ __device__ __forceinline__ void scan_chunks(const Work& work, int row, const chu
     const bool has_tile = group.tile < work.num_tiles;
     const float* source = params.state + params.read_slots[row] * params.state_stride;
     if (has_tile) group.load_state(tokens.start > 0 ? source : nullptr);
-    group.run(tokens, turn);
+    group.run(tokens, chunk::SnapshotCursor(params, row), turn);
     if (has_tile) group.store_state(params.state + params.write_slots[row] * params.state_stride);
   }
 }

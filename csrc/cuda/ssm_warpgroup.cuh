@@ -80,8 +80,8 @@ struct Work {
     return (first_channel + num_tiles * kTileChannels - 1) / params.head_dim - first_channel / params.head_dim + 1;
   }
   // Of a channel of the group, among all heads' channels.
-  __device__ __forceinline__ int64_t flat_channel(int channel) const {
-    return static_cast<int64_t>(group) * heads_per_group() * params.head_dim + channel;
+  __device__ __forceinline__ int flat_channel(int channel) const {
+    return group * heads_per_group() * params.head_dim + channel;
   }
   // Which of the block's heads a channel of the group belongs to.
   __device__ __forceinline__ int local_head(int channel) const {

@@ -23,7 +23,7 @@ struct TileGroup {
   int first_head;  // of the block's, that the tile touches
   int last_head;
   int head;  // of the block's, that the warp works for
-  int64_t channel;  // the warp's first, among all heads' channels
+  int channel;  // the warp's first, among all heads' channels
   float D;
   float state[kN / 8][4];  // [64 channels, N]
   float y[8][4] = {};  // [64 channels, 64 tokens]
@@ -50,7 +50,7 @@ struct TileGroup {
     const int lane = thread % kWarpSize;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int64_t row = (channel + lane / 4 + r * 8) * kN + lane % 4 * 2;
+      const int64_t row = static_cast<int64_t>(channel + lane / 4 + r * 8) * kN + lane % 4 * 2;
 #pragma unroll
       for (int n = 0; n < kN / 8; ++n) visit(&state[n][2 * r], row + n * 8);
     }
@@ -243,7 +243,7 @@ struct TileGroup {
 
   // Row ---------------------------------------------------------------------------------------------------------------
 
-  __device__ __forceinline__ void run(const chunk::RowTokens& tokens, unsigned& turn) {
+  __device__ __forceinline__ void run(const chunk::RowTokens& tokens, chunk::SnapshotCursor snapshots, unsigned& turn) {
     const bool has_tile = tile < work.num_tiles;
     Chunk chunk = tokens.chunk_at(0);
     for (int done = 0; chunk.count > 0; ++turn) {
@@ -252,6 +252,7 @@ struct TileGroup {
       __syncwarp();
       if (thread % kWarpSize == 0) shared.released_barrier(turn).arrive();
       done += chunk.count;
+      if (float* slot = snapshots.take(tokens.start + done); slot != nullptr && has_tile) store_state(slot);
       chunk = tokens.chunk_at(done);
     }
   }
