@@ -21,9 +21,9 @@ namespace {
 constexpr char kOp[] = "causal_conv1d";
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kResidentBlocks = 3;  // a multiprocessor, so that kAhead columns fit in registers
-constexpr int kAhead = 6;           // tokens whose loads are under way while one is filtered
-constexpr int kMaxTileTokens = 128;
+constexpr int kResidentBlocks = 4;  // a multiprocessor, at 126 registers a thread
+constexpr int kMaxTileTokens = 64;
+constexpr int kBatch = 8;  // tokens loaded before the first is used, to keep many loads in flight
 
 // One thread's channels: kWidth of them, from `channel` on.
 template <typename T, int kTaps, int kWidth>
@@ -129,19 +129,14 @@ __device__ __forceinline__ void filter_tokens(const Channels<T, kTaps, kWidth>& 
                                               Filter<T, kTaps, kWidth>& filter, int first, int last) {
   const int64_t num_channels = channels.params.num_channels;
   T* out = static_cast<T*>(channels.params.out) + first * num_channels + channels.channel;
-  Vector<T, kWidth> ahead[kAhead];
+  for (; first + kBatch <= last; first += kBatch) {
+    Vector<T, kWidth> columns[kBatch];
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) {
-    if (first + i < last) ahead[i] = channels.input(first + i);
-  }
-  for (; first < last; first += kAhead) {
+    for (int i = 0; i < kBatch; ++i) columns[i] = channels.input(first + i);
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i, out += num_channels) {
-      const Vector<T, kWidth> column = ahead[i];
-      if (first + kAhead + i < last) ahead[i] = channels.input(first + kAhead + i);
-      if (first + i < last) filter.step(column, out);
-    }
+    for (int i = 0; i < kBatch; ++i, out += num_channels) filter.step(columns[i], out);
   }
+  for (; first < last; ++first, out += num_channels) filter.step(channels.input(first), out);
 }
 
 template <typename T, int kTaps, int kWidth>
@@ -159,7 +154,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   const Channels<T, kTaps, kWidth> channels{params, channel};
   // The first inputs are on their way while the row is looked for.
   if (channel < params.num_channels) {
-    for (int i = 0; i < kAhead && tile_begin + i < tile_end; ++i) channels.prefetch(tile_begin + i);
+    for (int i = 0; i < kBatch && tile_begin + i < tile_end; ++i) channels.prefetch(tile_begin + i);
   }
   int row = find_row(query_start, params.rows.num_rows, tile_begin);
   if (channel >= params.num_channels) return;
@@ -195,8 +190,8 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   }
 }
 
-// As many tiles as the chip holds at once, or a few times that: a last wave that is mostly empty costs up to a quarter
-// of the time, and long tiles read little twice.
+// As many tiles as the chip holds at once, or a few times that: long tiles read little twice, and a last wave that is
+// mostly empty costs as much as a full one.
 int64_t choose_tile_tokens(int64_t num_tokens, int64_t warps_per_tile) {
   const int64_t resident_warps =
       static_cast<int64_t>(device_attribute(cudaDevAttrMultiProcessorCount, kOp)) * kResidentBlocks * kWarps;

@@ -45,13 +45,19 @@ struct HeadClock {
   __device__ __forceinline__ HeadClock(const SsmScanParams& scan, int clock_head)
       : params(scan), head(clock_head), dt_bias(scan.dt_bias[head]), log2_rate(scan.A[head] * kLog2E) {}
 
-  __device__ __forceinline__ float2 load_dt(Chunk chunk) const {
+  // Kept as they lie in memory: a conversion would wait for them here.
+  struct RawPair {
+    Bf16 first;
+    Bf16 second;
+  };
+
+  __device__ __forceinline__ RawPair load_dt(Chunk chunk) const {
     const int token = 2 * (static_cast<int>(threadIdx.x) % kWarpSize);
     const int64_t stride = params.dt_stride;
     const Bf16* dt = static_cast<const Bf16*>(params.dt) + (chunk.token + token) * stride + head;
-    float2 raw = {0.0f, 0.0f};
-    if (token < chunk.count) raw.x = to_float(dt[0]);
-    if (token + 1 < chunk.count) raw.y = to_float(dt[stride]);
+    RawPair raw = {};
+    if (token < chunk.count) raw.first = dt[0];
+    if (token + 1 < chunk.count) raw.second = dt[stride];
     return raw;
   }
 
@@ -60,10 +66,10 @@ struct HeadClock {
     return is_inside ? fminf(fmaxf(soft, params.dt_min), params.dt_max) : 0.0f;
   }
 
-  __device__ __forceinline__ void store_decays(Decays& decays, float2 raw, Chunk chunk) const {
+  __device__ __forceinline__ void store_decays(Decays& decays, RawPair raw, Chunk chunk) const {
     const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-    const float dt0 = step_size(raw.x, 2 * lane < chunk.count);
-    const float dt1 = step_size(raw.y, 2 * lane + 1 < chunk.count);
+    const float dt0 = step_size(to_float(raw.first), 2 * lane < chunk.count);
+    const float dt1 = step_size(to_float(raw.second), 2 * lane + 1 < chunk.count);
     const float log0 = log2_rate * dt0;
     const float log1 = log2_rate * dt1;
     float sum = log0 + log1;
@@ -95,9 +101,11 @@ __device__ __forceinline__ LaneCell rows_first() {
   return {lane % 16, lane / 16 * 8};
 }
 // Order (columns 0-7, 8-15) within (rows 0-7, 8-15): operand B as stored, operand A transposed.
-__device__ __forceinline__ LaneCell columns_first() {
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+__device__ __forceinline__ LaneCell columns_first(int lane) {
   return {lane % 8 + lane / 16 * 8, lane / 8 % 2 * 8};
+}
+__device__ __forceinline__ LaneCell columns_first() {
+  return columns_first(static_cast<int>(threadIdx.x) % kWarpSize);
 }
 
 }  // namespace headway::cuda::chunk

@@ -55,7 +55,7 @@ __device__ __forceinline__ void run_score_warp(const ScoreWarp<kN, kSlice>& warp
     __syncthreads();
     done += chunk.count;
     const Chunk next = tokens.chunk_at(done);
-    float2 next_dt = {0.0f, 0.0f};
+    HeadClock::RawPair next_dt = {};
     if (next.count > 0) {
       if (is_clock) next_dt = warp.clock.load_dt(next);
       warp.copy_chunk(stage ^ 1, next);

@@ -8,6 +8,7 @@
 #include "cuda/ssm_chunk_rows.cuh"
 #include "cuda/ssm_scan.h"
 #include "cuda/ssm_warpgroup.cuh"
+#include "cuda/ssm_warpgroup_copies.cuh"
 #include "cuda/ssm_warpgroup_scores.cuh"
 #include "cuda/ssm_warpgroup_tile.cuh"
 
@@ -32,10 +33,13 @@ template <int kN, int kTiles, bool kStraddles>
 __device__ __forceinline__ void scan_chunks(const Work& work, int row, const chunk::RowTokens& tokens,
                                             Shared<kN, kTiles>& shared, unsigned& turn) {
   const SsmScanParams& params = work.params;
-  if (static_cast<int>(threadIdx.x) >= kTiles * kGroupThreads) {
+  const int role = static_cast<int>(threadIdx.x) / kGroupThreads;
+  if (role == kTiles) {
     ScoreGroup<kN, kTiles> group(work, shared);
     if (turn == 0) group.clear_weights();
     group.run(tokens, turn);
+  } else if (role > kTiles) {
+    CopyGroup<kN, kTiles>(work, shared).run(tokens, turn);
   } else {
     TileGroup<kN, kTiles, kStraddles> group(work, shared);
     const bool has_tile = group.tile < work.num_tiles;
@@ -69,12 +73,7 @@ __global__ void __launch_bounds__(kThreads<kTiles>, 1)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<Shared<kN, kTiles>*>(shared_bytes);
-  if (threadIdx.x == 0) {
-    for (unsigned i = 0; i < 2; ++i) {
-      shared.ready_barrier(i).init(kGroupThreads);
-      shared.released_barrier(i).init(kTiles * kGroupWarps);
-    }
-  }
+  if (threadIdx.x == 0) shared.init_barriers();
   __syncthreads();
 
   // Item -> (row, group of heads, tiles of the group), in strides. Neighbours share B and C in the cache.
@@ -123,31 +122,10 @@ void launch(const SsmScanParams& params, cudaStream_t stream) {
   if (!plan.is_all_rows) launch_short_rows_scan(params, stream);
 }
 
-// Two tiles a block share B and C and keep the tensor cores busier; one tile a block fills more multiprocessors. What a
-// wave of blocks costs, in percent of one with one tile: measured on an H200 at N = 128.
-constexpr int kOneTileCost = 100;
-constexpr int kTwoTilesCost = 165;
-
-bool prefers_two_tiles(const SsmScanParams& params) {
-  const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount, kOp);
-  const int64_t group_tiles = params.num_heads / params.num_groups * params.head_dim / kTileChannels;
-  const auto cost = [&](int tiles, int wave_cost) {
-    const int64_t blocks = max_chunked_rows(params) * params.num_groups * ((group_tiles + tiles - 1) / tiles);
-    return (blocks + processors - 1) / processors * wave_cost;
-  };
-  return cost(2, kTwoTilesCost) < cost(1, kOneTileCost);
-}
-
-template <int kN, bool kStraddles>
-void launch_tiles(const SsmScanParams& params, cudaStream_t stream) {
-  if (prefers_two_tiles(params)) return launch<kN, 2, kStraddles>(params, stream);
-  launch<kN, 1, kStraddles>(params, stream);
-}
-
 template <int kN>
 void launch_state_size(const SsmScanParams& params, cudaStream_t stream) {
-  if (params.head_dim % kTileChannels != 0) return launch_tiles<kN, true>(params, stream);
-  launch_tiles<kN, false>(params, stream);
+  if (params.head_dim % kTileChannels != 0) return launch<kN, 1, true>(params, stream);
+  launch<kN, 1, false>(params, stream);
 }
 
 #if defined(HEADWAY_HAS_SM90A)

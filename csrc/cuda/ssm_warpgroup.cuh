@@ -2,9 +2,10 @@
 //
 // The channels of a group of heads, one after the other, are cut into tiles of 64. A block takes one row and one or two
 // neighbouring tiles. Each tile has a warpgroup (ssm_warpgroup_tile.cuh) that keeps the tile's state [64, N] in fp32
-// registers, where it is the accumulator of one product and, rounded, the operand of the next. One more warpgroup
-// (ssm_warpgroup_scores.cuh) fetches the chunks, makes C . B^T once for all heads of the block, and from it each head's
-// weights. A tile may straddle two heads where 64 does not divide the head dim: rows of a product never mix.
+// registers, where it is the accumulator of one product and, rounded, the operand of the next. Two more warpgroups work
+// ahead: one fetches the chunks and turns dt into decays (ssm_warpgroup_copies.cuh), one makes C . B^T once for all
+// heads of the block, and from it each head's weights (ssm_warpgroup_scores.cuh). A tile may straddle two heads where
+// 64 does not divide the head dim: rows of a product never mix.
 #pragma once
 
 #include "cuda/common/mbarrier.cuh"
@@ -24,9 +25,11 @@ inline constexpr int kGroupThreads = kGroupWarps * kWarpSize;
 inline constexpr int kBlock = 16;  // tokens or state columns that one product sums over
 inline constexpr int kNumBlocks = kTokens / kBlock;
 
-// Tile warpgroups come first, the scores' warpgroup last.
+// Two warps copy: with four, a thread would have too few registers for a state, its outputs and their operands.
+inline constexpr int kCopyThreads = 2 * kWarpSize;
+// Tile warpgroups come first, then the scores', then the copying warps.
 template <int kTiles>
-inline constexpr int kThreads = (kTiles + 1) * kGroupThreads;
+inline constexpr int kThreads = (kTiles + 1) * kGroupThreads + kCopyThreads;
 // Heads of at least 64 channels that a block may touch.
 template <int kTiles>
 inline constexpr int kMaxHeads = kTiles + 1;
@@ -38,29 +41,57 @@ struct alignas(1024) Panel {
 static_assert(kTokens == 64 && kTileChannels == wgmma::kPanelColumns);
 
 // What is fetched of a chunk. B and C: panels of 64 state columns; x: one panel a tile, which also carries the tile's
-// outputs on their way to memory.
+// outputs on their way to memory. The decays of the block's heads come with it.
 template <int kN, int kTiles>
 struct Stage {
   Panel B[kN / wgmma::kPanelColumns];
   Panel C[kN / wgmma::kPanelColumns];
   Panel x[kTiles];
+  Decays decays[kMaxHeads<kTiles>];
 };
 
-// Chunks alternate between the two sets of weights and decays and go round the stages. Whoever works on chunk i waits
-// for ready[i % 2]; the scores' warpgroup makes weights for i + 2 once all have left i.
+// A chunk goes through three hands: fetched when its data is in its stage, ready when its weights are made, free when
+// all tiles have left it. Stages go round; weights alternate between two sets. turn: the chunk's place among all that
+// the block works on, counted by each role alike.
 template <int kN, int kTiles>
 struct Shared {
   static constexpr int kStages = kTiles == 1 ? 4 : 3;
-  static constexpr int kAhead = kStages - 2;  // chunks whose copies are under way while weights are made
   Stage<kN, kTiles> stages[kStages];
   Panel weights[2][kMaxHeads<kTiles>];
-  alignas(16) Decays decays[2][kMaxHeads<kTiles>];
+  alignas(8) uint64_t fetched[kStages];
   alignas(8) uint64_t ready[2];
-  alignas(8) uint64_t released[2];
+  alignas(8) uint64_t free[kStages];
 
-  __device__ __forceinline__ Barrier ready_barrier(unsigned turn) const { return {shared_address(&ready[turn % 2])}; }
-  __device__ __forceinline__ Barrier released_barrier(unsigned turn) const {
-    return {shared_address(&released[turn % 2])};
+  __device__ __forceinline__ Stage<kN, kTiles>& stage(unsigned turn) { return stages[turn % kStages]; }
+
+  // One thread, before any other use.
+  __device__ __forceinline__ void init_barriers() {
+    for (int i = 0; i < kStages; ++i) {
+      Barrier{shared_address(&fetched[i])}.init(2 * kCopyThreads);  // each thread's copies, and its decays
+      Barrier{shared_address(&free[i])}.init(kTiles * kGroupWarps);
+    }
+    for (auto& barrier : ready) Barrier{shared_address(&barrier)}.init(kGroupThreads);
+  }
+
+  __device__ __forceinline__ void arrive_fetched(unsigned turn) {
+    const Barrier barrier{shared_address(&fetched[turn % kStages])};
+    barrier.arrive_after_copies();
+    barrier.arrive();
+  }
+  __device__ __forceinline__ void wait_fetched(unsigned turn) {
+    Barrier{shared_address(&fetched[turn % kStages])}.wait(turn / kStages % 2);
+  }
+  __device__ __forceinline__ void arrive_ready(unsigned turn) { Barrier{shared_address(&ready[turn % 2])}.arrive(); }
+  __device__ __forceinline__ void wait_ready(unsigned turn) {
+    Barrier{shared_address(&ready[turn % 2])}.wait(turn / 2 % 2);
+  }
+  __device__ __forceinline__ void arrive_free(unsigned turn) {
+    Barrier{shared_address(&free[turn % kStages])}.arrive();
+  }
+  // That all tiles have left the chunk `distance` turns ago, if there was one.
+  __device__ __forceinline__ void wait_free(unsigned turn, unsigned distance) {
+    if (turn < distance) return;
+    Barrier{shared_address(&free[(turn - distance) % kStages])}.wait((turn - distance) / kStages % 2);
   }
 };
 
@@ -89,9 +120,9 @@ struct Work {
   }
 };
 
-// Meets the threads of one warpgroup; ids 1 to kTiles + 1 are theirs.
-__device__ __forceinline__ void meet_group(int group) {
-  asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(kGroupThreads) : "memory");
+// Meets the threads of one tile's warpgroup.
+__device__ __forceinline__ void meet_tile(int tile) {
+  asm volatile("bar.sync %0, %1;" ::"r"(tile + 1), "n"(kGroupThreads) : "memory");
 }
 
 }  // namespace headway::cuda::warpgroup

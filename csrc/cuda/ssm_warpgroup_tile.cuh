@@ -19,7 +19,6 @@ struct TileGroup {
   const Work& work;
   Memory& shared;
   int tile;  // of the block's
-  int thread;  // of the warpgroup's
   int first_head;  // of the block's, that the tile touches
   int last_head;
   int head;  // of the block's, that the warp works for
@@ -29,10 +28,8 @@ struct TileGroup {
   float y[8][4] = {};  // [64 channels, 64 tokens]
 
   __device__ __forceinline__ TileGroup(const Work& block_work, Memory& memory)
-      : work(block_work),
-        shared(memory),
-        tile(static_cast<int>(threadIdx.x) / kGroupThreads),
-        thread(static_cast<int>(threadIdx.x) % kGroupThreads) {
+      : work(block_work), shared(memory), tile(static_cast<int>(threadIdx.x) / kGroupThreads) {
+    const int thread = here();
     const int tile_channel = work.first_channel + min(tile, work.num_tiles - 1) * kTileChannels;
     const int warp_channel = tile_channel + thread / kWarpSize * kBlock;
     first_head = work.local_head(tile_channel);
@@ -42,12 +39,20 @@ struct TileGroup {
     D = work.params.D[work.first_head() + head];
   }
 
+  // The thread's index within the warpgroup, read anew at each use: what derives from it is cheap, and kept across a
+  // chunk it would fill registers that the products need.
+  __device__ __forceinline__ static int here() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread % kGroupThreads;
+  }
+
   // Slots -------------------------------------------------------------------------------------------------------------
 
   // visit(pair of values, offset within the slot) for every two neighbours of the state.
   template <typename Visit>
   __device__ __forceinline__ void for_each_pair(Visit&& visit) {
-    const int lane = thread % kWarpSize;
+    const int lane = here() % kWarpSize;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int64_t row = static_cast<int64_t>(channel + lane / 4 + r * 8) * kN + lane % 4 * 2;
@@ -100,7 +105,8 @@ struct TileGroup {
 
   // Where the lane's row of the warp's first block of x lies; 16 tokens on, the swizzle is the same.
   __device__ __forceinline__ uint32_t cell_bytes() const {
-    const chunk::LaneCell cell = chunk::columns_first();
+    const int thread = here();
+    const chunk::LaneCell cell = chunk::columns_first(thread % kWarpSize);
     return wgmma::panel_offset(cell.row, thread / kWarpSize * kBlock + cell.column) * sizeof(Bf16);
   }
   static constexpr int kBlockBytes = kBlock * wgmma::kPanelRowBytes;
@@ -112,9 +118,19 @@ struct TileGroup {
     for (int j = 0; j < kNumBlocks; ++j) load_matrices_transposed(x[j], first + j * kBlockBytes);
   }
 
+  // Zeros where the warp works for another of the block's heads: each head has weights of its own.
+  __device__ __forceinline__ void keep_head(uint32_t (&x)[kNumBlocks][4], int kept_head) const {
+#pragma unroll
+    for (auto& operand : x) {
+#pragma unroll
+      for (uint32_t& word : operand) word = head == kept_head ? word : 0u;
+    }
+  }
+
   // e^(cs_L - cs_j) dt_j x_j
   __device__ __forceinline__ void weigh_x(const Decays& decays, const uint32_t (&x)[kNumBlocks][4],
                                           uint32_t (&weighed)[kNumBlocks][4]) const {
+    const int thread = here();
 #pragma unroll
     for (int j = 0; j < kNumBlocks; ++j) {
       const int token = j * kBlock + thread % 4 * 2;
@@ -130,6 +146,7 @@ struct TileGroup {
 
   // y_i *= e^cs_i
   __device__ __forceinline__ void decay_outputs(const Decays& decays) {
+    const int thread = here();
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const float2 factor = *reinterpret_cast<const float2*>(&decays.from_start[i * 8 + thread % 4 * 2]);
@@ -177,8 +194,9 @@ struct TileGroup {
       }
       store_matrices_transposed(first + j * kBlockBytes, words);
     }
-    meet_group(tile);
+    meet_tile(tile);
     constexpr int kRows = kGroupThreads / 8;
+    const int thread = here();
     const int row = thread / 8;
     const int piece = thread % 8 * 8;
     const int64_t stride = static_cast<int64_t>(work.params.num_heads) * work.params.head_dim;
@@ -195,7 +213,7 @@ struct TileGroup {
   }
 
   __device__ __forceinline__ void run_chunk(Buffers& stage, unsigned turn, Chunk chunk) {
-    const Decays& decays = shared.decays[turn % 2][head];
+    const Decays& decays = stage.decays[head];
     uint32_t rounded[kN / kBlock][4];
     uint32_t x[kNumBlocks][4];
     uint32_t weighed[kNumBlocks][4];
@@ -207,34 +225,31 @@ struct TileGroup {
     decay_outputs(decays);
     weigh_x(decays, x, weighed);
 
+    if constexpr (kStraddles) keep_head(x, first_head);
     wgmma::begin_products();
-    if constexpr (kStraddles) {
-      uint32_t near[kNumBlocks][4];
-      uint32_t far[kNumBlocks][4];
-#pragma unroll
-      for (int j = 0; j < kNumBlocks; ++j) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          near[j][i] = head == first_head ? x[j][i] : 0u;
-          far[j][i] = head == first_head ? 0u : x[j][i];
-        }
-      }
-      add_tokens(shared.weights[turn % 2][first_head], near);
-      add_tokens(shared.weights[turn % 2][last_head], far);
-      wgmma::commit_products();
-      advance_state(stage, weighed);
-      wgmma::commit_products();
-      wgmma::wait_products<1>();
-      wgmma::hold(near);
-      wgmma::hold(far);
-    } else {
-      add_tokens(shared.weights[turn % 2][head], x);
-      wgmma::commit_products();
-      advance_state(stage, weighed);
-      wgmma::commit_products();
-      wgmma::wait_products<1>();
-    }
+    add_tokens(shared.weights[turn % 2][first_head], x);
+    wgmma::commit_products();
+    advance_state(stage, weighed);
+    wgmma::commit_products();
+    wgmma::wait_products<1>();
     wgmma::hold(y);
+    if constexpr (kStraddles) {
+      wgmma::hold(x);
+      load_x(stage.x[tile], x);
+      if (first_head == last_head) {
+#pragma unroll
+        for (auto& operand : x) operand[0] = operand[1] = operand[2] = operand[3] = 0u;
+      } else {
+        keep_head(x, last_head);
+      }
+      wgmma::begin_products();
+      add_tokens(shared.weights[turn % 2][last_head], x);
+      wgmma::commit_products();
+      wgmma::wait_products<0>();
+      wgmma::hold(y);
+      wgmma::hold(x);
+      load_x(stage.x[tile], x);
+    }
     store_outputs(stage.x[tile], x, chunk);
     wgmma::wait_products<0>();
     wgmma::hold(state);
@@ -247,10 +262,10 @@ struct TileGroup {
     const bool has_tile = tile < work.num_tiles;
     Chunk chunk = tokens.chunk_at(0);
     for (int done = 0; chunk.count > 0; ++turn) {
-      shared.ready_barrier(turn).wait(turn / 2 % 2);
-      if (has_tile) run_chunk(shared.stages[turn % Memory::kStages], turn, chunk);
+      shared.wait_ready(turn);
+      if (has_tile) run_chunk(shared.stage(turn), turn, chunk);
       __syncwarp();
-      if (thread % kWarpSize == 0) shared.released_barrier(turn).arrive();
+      if (here() % kWarpSize == 0) shared.arrive_free(turn);
       done += chunk.count;
       if (float* slot = snapshots.take(tokens.start + done); slot != nullptr && has_tile) store_state(slot);
       chunk = tokens.chunk_at(done);
