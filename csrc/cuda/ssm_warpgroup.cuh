@@ -1,11 +1,11 @@
 // The chunked scan on warpgroup products (sm_90a): what the warpgroups of a block share. The math is ssm_chunk.cuh's.
 //
-// The channels of a group of heads, one after the other, are cut into tiles of 64. A block takes one row and one or two
-// neighbouring tiles. Each tile has a warpgroup (ssm_warpgroup_tile.cuh) that keeps the tile's state [64, N] in fp32
-// registers, where it is the accumulator of one product and, rounded, the operand of the next. Two more warpgroups work
-// ahead: one fetches the chunks and turns dt into decays (ssm_warpgroup_copies.cuh), one makes C . B^T once for all
-// heads of the block, and from it each head's weights (ssm_warpgroup_scores.cuh). A tile may straddle two heads where
-// 64 does not divide the head dim: rows of a product never mix.
+// The channels of a group of heads, one after the other, are cut into tiles of 64. A block takes one row and one tile,
+// and has three roles. A warpgroup keeps the tile's state [64, N] in fp32 registers, where it is the accumulator of one
+// product and, rounded, the operand of the next (ssm_warpgroup_tile.cuh). Two warps, some chunks ahead, fetch the data
+// and turn dt into decays (ssm_warpgroup_copies.cuh). Another warpgroup makes the weights in between
+// (ssm_warpgroup_scores.cuh). A tile may straddle two heads where 64 does not divide the head dim: rows of a product
+// never mix.
 #pragma once
 
 #include "cuda/common/mbarrier.cuh"
@@ -25,14 +25,12 @@ inline constexpr int kGroupThreads = kGroupWarps * kWarpSize;
 inline constexpr int kBlock = 16;  // tokens or state columns that one product sums over
 inline constexpr int kNumBlocks = kTokens / kBlock;
 
-// Two warps copy: with four, a thread would have too few registers for a state, its outputs and their operands.
+// Two warps copy. More warps than twelve, or a second tile, would leave a thread too few registers for a state, its
+// outputs and their operands.
 inline constexpr int kCopyThreads = 2 * kWarpSize;
-// Tile warpgroups come first, then the scores', then the copying warps.
-template <int kTiles>
-inline constexpr int kThreads = (kTiles + 1) * kGroupThreads + kCopyThreads;
-// Heads of at least 64 channels that a block may touch.
-template <int kTiles>
-inline constexpr int kMaxHeads = kTiles + 1;
+// The tile's warpgroup comes first, then the scores', then the copying warps.
+inline constexpr int kThreads = 2 * kGroupThreads + kCopyThreads;
+inline constexpr int kMaxHeads = 2;  // that a tile may touch, of at least 64 channels each
 
 // One operand of 64 rows of 64: see wgmma.cuh.
 struct alignas(1024) Panel {
@@ -40,35 +38,35 @@ struct alignas(1024) Panel {
 };
 static_assert(kTokens == 64 && kTileChannels == wgmma::kPanelColumns);
 
-// What is fetched of a chunk. B and C: panels of 64 state columns; x: one panel a tile, which also carries the tile's
-// outputs on their way to memory. The decays of the block's heads come with it.
-template <int kN, int kTiles>
+// What is fetched of a chunk. B and C: panels of 64 state columns; x also carries the outputs on their way
+// to memory. The decays of the block's heads come with it.
+template <int kN>
 struct Stage {
   Panel B[kN / wgmma::kPanelColumns];
   Panel C[kN / wgmma::kPanelColumns];
-  Panel x[kTiles];
-  Decays decays[kMaxHeads<kTiles>];
+  Panel x;
+  Decays decays[kMaxHeads];
 };
 
 // A chunk goes through three hands: fetched when its data is in its stage, ready when its weights are made, free when
-// all tiles have left it. Stages go round; weights alternate between two sets. turn: the chunk's place among all that
+// the tile has left it. Stages go round; weights alternate between two sets. turn: the chunk's place among all that
 // the block works on, counted by each role alike.
-template <int kN, int kTiles>
+template <int kN>
 struct Shared {
-  static constexpr int kStages = kTiles == 1 ? 4 : 3;
-  Stage<kN, kTiles> stages[kStages];
-  Panel weights[2][kMaxHeads<kTiles>];
+  static constexpr int kStages = 4;
+  Stage<kN> stages[kStages];
+  Panel weights[2][kMaxHeads];
   alignas(8) uint64_t fetched[kStages];
   alignas(8) uint64_t ready[2];
   alignas(8) uint64_t free[kStages];
 
-  __device__ __forceinline__ Stage<kN, kTiles>& stage(unsigned turn) { return stages[turn % kStages]; }
+  __device__ __forceinline__ Stage<kN>& stage(unsigned turn) { return stages[turn % kStages]; }
 
   // One thread, before any other use.
   __device__ __forceinline__ void init_barriers() {
     for (int i = 0; i < kStages; ++i) {
       Barrier{shared_address(&fetched[i])}.init(2 * kCopyThreads);  // each thread's copies, and its decays
-      Barrier{shared_address(&free[i])}.init(kTiles * kGroupWarps);
+      Barrier{shared_address(&free[i])}.init(kGroupWarps);
     }
     for (auto& barrier : ready) Barrier{shared_address(&barrier)}.init(kGroupThreads);
   }
@@ -88,7 +86,7 @@ struct Shared {
   __device__ __forceinline__ void arrive_free(unsigned turn) {
     Barrier{shared_address(&free[turn % kStages])}.arrive();
   }
-  // That all tiles have left the chunk `distance` turns ago, if there was one.
+  // That the tile has left the chunk `distance` turns ago, if there was one.
   __device__ __forceinline__ void wait_free(unsigned turn, unsigned distance) {
     if (turn < distance) return;
     Barrier{shared_address(&free[(turn - distance) % kStages])}.wait((turn - distance) / kStages % 2);
@@ -101,14 +99,13 @@ struct Work {
   const SsmScanParams& params;
   int group;
   int first_channel;
-  int num_tiles;
 
   __device__ __forceinline__ int heads_per_group() const { return params.num_heads / params.num_groups; }
   __device__ __forceinline__ int first_head() const {
     return group * heads_per_group() + first_channel / params.head_dim;
   }
   __device__ __forceinline__ int num_heads() const {
-    return (first_channel + num_tiles * kTileChannels - 1) / params.head_dim - first_channel / params.head_dim + 1;
+    return (first_channel + kTileChannels - 1) / params.head_dim - first_channel / params.head_dim + 1;
   }
   // Of a channel of the group, among all heads' channels.
   __device__ __forceinline__ int flat_channel(int channel) const {
@@ -120,9 +117,9 @@ struct Work {
   }
 };
 
-// Meets the threads of one tile's warpgroup.
-__device__ __forceinline__ void meet_tile(int tile) {
-  asm volatile("bar.sync %0, %1;" ::"r"(tile + 1), "n"(kGroupThreads) : "memory");
+// Meets the threads of the tile's warpgroup.
+__device__ __forceinline__ void meet_tile() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kGroupThreads) : "memory");
 }
 
 }  // namespace headway::cuda::warpgroup

@@ -9,10 +9,10 @@ namespace headway::cuda::warpgroup {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-template <int kN, int kTiles>
+template <int kN>
 struct CopyGroup {
-  using Memory = Shared<kN, kTiles>;
-  using Buffers = Stage<kN, kTiles>;
+  using Memory = Shared<kN>;
+  using Buffers = Stage<kN>;
   const Work& work;
   Memory& shared;
   int thread;
@@ -23,7 +23,7 @@ struct CopyGroup {
   __device__ __forceinline__ CopyGroup(const Work& block_work, Memory& memory)
       : work(block_work),
         shared(memory),
-        thread(static_cast<int>(threadIdx.x) - (kTiles + 1) * kGroupThreads),
+        thread(static_cast<int>(threadIdx.x) - 2 * kGroupThreads),
         warp(thread / kWarpSize),
         num_heads(block_work.num_heads()),
         clock(block_work.params, block_work.first_head() + min(warp, num_heads - 1)) {}
@@ -56,9 +56,7 @@ struct CopyGroup {
     copy_rows<kPanels>(stage.B, B, params.b_stride, chunk.count);
     const auto* x =
         static_cast<const Bf16*>(params.x) + chunk.token * params.x_stride + work.flat_channel(work.first_channel);
-    for (int tile = 0; tile < work.num_tiles; ++tile) {
-      copy_rows<1>(&stage.x[tile], x + tile * kTileChannels, params.x_stride, chunk.count);
-    }
+    copy_rows<1>(&stage.x, x, params.x_stride, chunk.count);
   }
 
   __device__ __forceinline__ void run(const chunk::RowTokens& tokens, unsigned& turn) {

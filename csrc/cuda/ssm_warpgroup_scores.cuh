@@ -9,10 +9,10 @@ namespace headway::cuda::warpgroup {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-template <int kN, int kTiles>
+template <int kN>
 struct ScoreGroup {
-  using Memory = Shared<kN, kTiles>;
-  using Buffers = Stage<kN, kTiles>;
+  using Memory = Shared<kN>;
+  using Buffers = Stage<kN>;
   const Work& work;
   Memory& shared;
   int thread;
@@ -22,7 +22,7 @@ struct ScoreGroup {
   __device__ __forceinline__ ScoreGroup(const Work& block_work, Memory& memory)
       : work(block_work),
         shared(memory),
-        thread(static_cast<int>(threadIdx.x) - kTiles * kGroupThreads),
+        thread(static_cast<int>(threadIdx.x) - kGroupThreads),
         warp(thread / kWarpSize),
         num_heads(block_work.num_heads()) {}
 

@@ -12,13 +12,12 @@ namespace headway::cuda::warpgroup {
 using wgmma::Rows;
 
 // kStraddles: tiles may touch two heads.
-template <int kN, int kTiles, bool kStraddles>
+template <int kN, bool kStraddles>
 struct TileGroup {
-  using Memory = Shared<kN, kTiles>;
-  using Buffers = Stage<kN, kTiles>;
+  using Memory = Shared<kN>;
+  using Buffers = Stage<kN>;
   const Work& work;
   Memory& shared;
-  int tile;  // of the block's
   int first_head;  // of the block's, that the tile touches
   int last_head;
   int head;  // of the block's, that the warp works for
@@ -27,13 +26,11 @@ struct TileGroup {
   float state[kN / 8][4];  // [64 channels, N]
   float y[8][4] = {};  // [64 channels, 64 tokens]
 
-  __device__ __forceinline__ TileGroup(const Work& block_work, Memory& memory)
-      : work(block_work), shared(memory), tile(static_cast<int>(threadIdx.x) / kGroupThreads) {
+  __device__ __forceinline__ TileGroup(const Work& block_work, Memory& memory) : work(block_work), shared(memory) {
     const int thread = here();
-    const int tile_channel = work.first_channel + min(tile, work.num_tiles - 1) * kTileChannels;
-    const int warp_channel = tile_channel + thread / kWarpSize * kBlock;
-    first_head = work.local_head(tile_channel);
-    last_head = work.local_head(tile_channel + kTileChannels - 1);
+    const int warp_channel = work.first_channel + thread / kWarpSize * kBlock;
+    first_head = work.local_head(work.first_channel);
+    last_head = work.local_head(work.first_channel + kTileChannels - 1);
     head = work.local_head(warp_channel);
     channel = work.flat_channel(warp_channel);
     D = work.params.D[work.first_head() + head];
@@ -194,7 +191,7 @@ struct TileGroup {
       }
       store_matrices_transposed(first + j * kBlockBytes, words);
     }
-    meet_tile(tile);
+    meet_tile();
     constexpr int kRows = kGroupThreads / 8;
     const int thread = here();
     const int row = thread / 8;
@@ -221,7 +218,7 @@ struct TileGroup {
     wgmma::wait_products<0>();
     wgmma::hold(y);
     wgmma::hold(rounded);
-    load_x(stage.x[tile], x);
+    load_x(stage.x, x);
     decay_outputs(decays);
     weigh_x(decays, x, weighed);
 
@@ -235,7 +232,7 @@ struct TileGroup {
     wgmma::hold(y);
     if constexpr (kStraddles) {
       wgmma::hold(x);
-      load_x(stage.x[tile], x);
+      load_x(stage.x, x);
       if (first_head == last_head) {
 #pragma unroll
         for (auto& operand : x) operand[0] = operand[1] = operand[2] = operand[3] = 0u;
@@ -248,9 +245,9 @@ struct TileGroup {
       wgmma::wait_products<0>();
       wgmma::hold(y);
       wgmma::hold(x);
-      load_x(stage.x[tile], x);
+      load_x(stage.x, x);
     }
-    store_outputs(stage.x[tile], x, chunk);
+    store_outputs(stage.x, x, chunk);
     wgmma::wait_products<0>();
     wgmma::hold(state);
     wgmma::hold(weighed);
@@ -259,15 +256,14 @@ struct TileGroup {
   // Row ---------------------------------------------------------------------------------------------------------------
 
   __device__ __forceinline__ void run(const chunk::RowTokens& tokens, chunk::SnapshotCursor snapshots, unsigned& turn) {
-    const bool has_tile = tile < work.num_tiles;
     Chunk chunk = tokens.chunk_at(0);
     for (int done = 0; chunk.count > 0; ++turn) {
       shared.wait_ready(turn);
-      if (has_tile) run_chunk(shared.stage(turn), turn, chunk);
+      run_chunk(shared.stage(turn), turn, chunk);
       __syncwarp();
       if (here() % kWarpSize == 0) shared.arrive_free(turn);
       done += chunk.count;
-      if (float* slot = snapshots.take(tokens.start + done); slot != nullptr && has_tile) store_state(slot);
+      if (float* slot = snapshots.take(tokens.start + done); slot != nullptr) store_state(slot);
       chunk = tokens.chunk_at(done);
     }
   }
