@@ -22,7 +22,7 @@ constexpr char kOp[] = "causal_conv1d";
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kResidentBlocks = 4;  // a multiprocessor, at 126 registers a thread
-constexpr int kMaxTileTokens = 64;
+constexpr int kMaxTileTokens = 1024;
 constexpr int kBatch = 8;  // tokens loaded before the first is used, to keep many loads in flight
 
 // One thread's channels: kWidth of them, from `channel` on.

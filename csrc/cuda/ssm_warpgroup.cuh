@@ -2,8 +2,8 @@
 //
 // The channels of a group of heads, one after the other, are cut into tiles of 64. A block takes one row and one tile,
 // and has three roles. A warpgroup keeps the tile's state [64, N] in fp32 registers, where it is the accumulator of one
-// product and, rounded, the operand of the next (ssm_warpgroup_tile.cuh). Two warps, some chunks ahead, fetch the data
-// and turn dt into decays (ssm_warpgroup_copies.cuh). Another warpgroup makes the weights in between
+// product and, rounded, the operand of the next (ssm_warpgroup_tile.cuh). A second one, some chunks ahead, fetches the
+// data and turns dt into decays (ssm_warpgroup_copies.cuh). A third makes the weights in between
 // (ssm_warpgroup_scores.cuh). A tile may straddle two heads where 64 does not divide the head dim: rows of a product
 // never mix.
 #pragma once
@@ -25,11 +25,9 @@ inline constexpr int kGroupThreads = kGroupWarps * kWarpSize;
 inline constexpr int kBlock = 16;  // tokens or state columns that one product sums over
 inline constexpr int kNumBlocks = kTokens / kBlock;
 
-// Two warps copy. More warps than twelve, or a second tile, would leave a thread too few registers for a state, its
-// outputs and their operands.
-inline constexpr int kCopyThreads = 2 * kWarpSize;
-// The tile's warpgroup comes first, then the scores', then the copying warps.
-inline constexpr int kThreads = 2 * kGroupThreads + kCopyThreads;
+// The tile's warpgroup comes first, then the scores', then the copies'. With more warps, or a second tile, a thread
+// would have too few registers for a state, its outputs and their operands.
+inline constexpr int kThreads = 3 * kGroupThreads;
 inline constexpr int kMaxHeads = 2;  // that a tile may touch, of at least 64 channels each
 
 // One operand of 64 rows of 64: see wgmma.cuh.
@@ -53,7 +51,7 @@ struct Stage {
 // the block works on, counted by each role alike.
 template <int kN>
 struct Shared {
-  static constexpr int kStages = 4;
+  static constexpr int kStages = 3;  // a fourth gains nothing, and takes what the cache needs
   Stage<kN> stages[kStages];
   Panel weights[2][kMaxHeads];
   alignas(8) uint64_t fetched[kStages];
@@ -65,7 +63,7 @@ struct Shared {
   // One thread, before any other use.
   __device__ __forceinline__ void init_barriers() {
     for (int i = 0; i < kStages; ++i) {
-      Barrier{shared_address(&fetched[i])}.init(2 * kCopyThreads);  // each thread's copies, and its decays
+      Barrier{shared_address(&fetched[i])}.init(2 * kGroupThreads);  // each thread's copies, and its decays
       Barrier{shared_address(&free[i])}.init(kGroupWarps);
     }
     for (auto& barrier : ready) Barrier{shared_address(&barrier)}.init(kGroupThreads);

@@ -29,34 +29,36 @@ struct CopyGroup {
         clock(block_work.params, block_work.first_head() + min(warp, num_heads - 1)) {}
 
   // kPanels panels side by side: rows of the chunk from `from` on.
-  template <int kPanels>
+  template <int kPanels, bool kIsFull>
   __device__ __forceinline__ void copy_rows(Panel* target, const Bf16* from, int64_t stride, int count) const {
     constexpr int kPieces = kPanels * 8;
-    constexpr int kRows = kCopyThreads / kPieces;  // copied at once
-    const int first = thread / kPieces;
+    constexpr int kRows = kGroupThreads / kPieces;  // copied at once; a multiple of 8, so a thread's swizzle stays
+    static_assert(kRows % 8 == 0);
+    const int row = thread / kPieces;
     const int column = thread % kPieces * 8;
     Panel& panel = target[column / wgmma::kPanelColumns];
-    from += first * stride + column;
+    const int offset = wgmma::panel_offset(row, column % wgmma::kPanelColumns);
+    const uint32_t to = shared_address(&panel.values[offset]);
+    from += row * stride + column;
 #pragma unroll
     for (int i = 0; i < kTokens / kRows; ++i) {
-      const int row = first + i * kRows;
-      const int offset = wgmma::panel_offset(row, column % wgmma::kPanelColumns);
-      copy_async(shared_address(&panel.values[offset]), from, row < count);
+      copy_async(to + i * kRows * wgmma::kPanelRowBytes, from, kIsFull || row + i * kRows < count);
       from += kRows * stride;
     }
   }
 
   // Starts the copies of a chunk.
+  template <bool kIsFull>
   __device__ __forceinline__ void copy_chunk(Buffers& stage, Chunk chunk) const {
     const SsmScanParams& params = work.params;
     constexpr int kPanels = kN / wgmma::kPanelColumns;
     const auto* C = static_cast<const Bf16*>(params.C) + chunk.token * params.c_stride + work.group * kN;
     const auto* B = static_cast<const Bf16*>(params.B) + chunk.token * params.b_stride + work.group * kN;
-    copy_rows<kPanels>(stage.C, C, params.c_stride, chunk.count);
-    copy_rows<kPanels>(stage.B, B, params.b_stride, chunk.count);
     const auto* x =
         static_cast<const Bf16*>(params.x) + chunk.token * params.x_stride + work.flat_channel(work.first_channel);
-    copy_rows<1>(&stage.x, x, params.x_stride, chunk.count);
+    copy_rows<kPanels, kIsFull>(stage.C, C, params.c_stride, chunk.count);
+    copy_rows<kPanels, kIsFull>(stage.B, B, params.b_stride, chunk.count);
+    copy_rows<1, kIsFull>(&stage.x, x, params.x_stride, chunk.count);
   }
 
   __device__ __forceinline__ void run(const chunk::RowTokens& tokens, unsigned& turn) {
@@ -65,7 +67,11 @@ struct CopyGroup {
     for (int done = 0; chunk.count > 0; ++turn) {
       shared.wait_free(turn, Memory::kStages);
       Buffers& stage = shared.stage(turn);
-      copy_chunk(stage, chunk);
+      if (chunk.count == kTokens) {
+        copy_chunk<true>(stage, chunk);
+      } else {
+        copy_chunk<false>(stage, chunk);
+      }
       done += chunk.count;
       const Chunk next = tokens.chunk_at(done);
       if (warp < num_heads) {

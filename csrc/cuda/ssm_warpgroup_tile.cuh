@@ -27,7 +27,7 @@ struct TileGroup {
   float y[8][4] = {};  // [64 channels, 64 tokens]
 
   __device__ __forceinline__ TileGroup(const Work& block_work, Memory& memory) : work(block_work), shared(memory) {
-    const int thread = here();
+    const int thread = static_cast<int>(threadIdx.x);
     const int warp_channel = work.first_channel + thread / kWarpSize * kBlock;
     first_head = work.local_head(work.first_channel);
     last_head = work.local_head(work.first_channel + kTileChannels - 1);
@@ -36,20 +36,12 @@ struct TileGroup {
     D = work.params.D[work.first_head() + head];
   }
 
-  // The thread's index within the warpgroup, read anew at each use: what derives from it is cheap, and kept across a
-  // chunk it would fill registers that the products need.
-  __device__ __forceinline__ static int here() {
-    int thread;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-    return thread % kGroupThreads;
-  }
-
   // Slots -------------------------------------------------------------------------------------------------------------
 
   // visit(pair of values, offset within the slot) for every two neighbours of the state.
   template <typename Visit>
   __device__ __forceinline__ void for_each_pair(Visit&& visit) {
-    const int lane = here() % kWarpSize;
+    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int64_t row = static_cast<int64_t>(channel + lane / 4 + r * 8) * kN + lane % 4 * 2;
@@ -102,7 +94,7 @@ struct TileGroup {
 
   // Where the lane's row of the warp's first block of x lies; 16 tokens on, the swizzle is the same.
   __device__ __forceinline__ uint32_t cell_bytes() const {
-    const int thread = here();
+    const int thread = static_cast<int>(threadIdx.x);
     const chunk::LaneCell cell = chunk::columns_first(thread % kWarpSize);
     return wgmma::panel_offset(cell.row, thread / kWarpSize * kBlock + cell.column) * sizeof(Bf16);
   }
@@ -127,7 +119,7 @@ struct TileGroup {
   // e^(cs_L - cs_j) dt_j x_j
   __device__ __forceinline__ void weigh_x(const Decays& decays, const uint32_t (&x)[kNumBlocks][4],
                                           uint32_t (&weighed)[kNumBlocks][4]) const {
-    const int thread = here();
+    const int thread = static_cast<int>(threadIdx.x);
 #pragma unroll
     for (int j = 0; j < kNumBlocks; ++j) {
       const int token = j * kBlock + thread % 4 * 2;
@@ -143,7 +135,7 @@ struct TileGroup {
 
   // y_i *= e^cs_i
   __device__ __forceinline__ void decay_outputs(const Decays& decays) {
-    const int thread = here();
+    const int thread = static_cast<int>(threadIdx.x);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const float2 factor = *reinterpret_cast<const float2*>(&decays.from_start[i * 8 + thread % 4 * 2]);
@@ -193,7 +185,7 @@ struct TileGroup {
     }
     meet_tile();
     constexpr int kRows = kGroupThreads / 8;
-    const int thread = here();
+    const int thread = static_cast<int>(threadIdx.x);
     const int row = thread / 8;
     const int piece = thread % 8 * 8;
     const int64_t stride = static_cast<int64_t>(work.params.num_heads) * work.params.head_dim;
@@ -261,7 +253,7 @@ struct TileGroup {
       shared.wait_ready(turn);
       run_chunk(shared.stage(turn), turn, chunk);
       __syncwarp();
-      if (here() % kWarpSize == 0) shared.arrive_free(turn);
+      if (static_cast<int>(threadIdx.x) % kWarpSize == 0) shared.arrive_free(turn);
       done += chunk.count;
       if (float* slot = snapshots.take(tokens.start + done); slot != nullptr) store_state(slot);
       chunk = tokens.chunk_at(done);
