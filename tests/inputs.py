@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headway.ops import Routing
+from headway.ops import Routing, Snapshots
 from tests.cases import NAN, AttentionCase, MambaCase, MoeCase, NormCase, RouteCase, Rows
 
 Arguments = dict[str, Any]
@@ -34,12 +34,14 @@ def with_gaps(tensor: Tensor, gap: int) -> Tensor:
 
 
 def transform(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """change of every tensor in a nest of dictionaries and routings."""
+    """change of every tensor in a nest of dictionaries and records."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):
         return {key: transform(entry, change) for key, entry in value.items()}
-    return Routing(change(value.weights), change(value.expert_ids)) if isinstance(value, Routing) else value
+    if isinstance(value, (Routing, Snapshots)):
+        return type(value)(*(change(tensor) for tensor in value))
+    return value
 
 
 def on_device(arguments: Arguments, device: str) -> Arguments:

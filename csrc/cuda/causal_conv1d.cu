@@ -7,6 +7,9 @@
 // A slot is read and written by the thread that owns the row's first token, and by no other: the first W - 1 tokens of
 // a row, the only ones that look at the slot, belong to the tile of the row's first token even where they lie beyond
 // its end, and that tile also writes the row's last raw columns. So in-place slots need no ordering between blocks.
+#include <algorithm>
+
+#include "cuda/common/device.h"
 #include "cuda/common/math.cuh"
 #include "cuda/common/rows.cuh"
 #include "cuda/common/vector.cuh"
@@ -18,6 +21,8 @@ namespace {
 constexpr char kOp[] = "causal_conv1d";
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarpSize;
+constexpr int kResidentBlocks = 4;  // a multiprocessor, at 126 registers a thread
+constexpr int kMaxTileTokens = 1024;
 constexpr int kBatch = 8;  // tokens loaded before the first is used, to keep many loads in flight
 
 // One thread's channels: kWidth of them, from `channel` on.
@@ -30,6 +35,11 @@ struct Channels {
 
   __device__ __forceinline__ Column input(int64_t token) const {
     return *reinterpret_cast<const Column*>(static_cast<const T*>(params.x) + token * params.x_stride + channel);
+  }
+
+  __device__ __forceinline__ void prefetch(int64_t token) const {
+    const T* column = static_cast<const T*>(params.x) + token * params.x_stride + channel;
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(column) : "memory");
   }
 
   __device__ __forceinline__ Column& state(int32_t slot, int column) const {
@@ -130,7 +140,7 @@ __device__ __forceinline__ void filter_tokens(const Channels<T, kTaps, kWidth>& 
 }
 
 template <typename T, int kTaps, int kWidth>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
     causal_conv1d_kernel(CausalConv1dParams params, int tile_tokens, int warps_per_tile) {
   // Whole warps share a tile; the warps of a block may belong to different tiles.
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarpSize;
@@ -140,10 +150,14 @@ __global__ void __launch_bounds__(kThreads)
   if (tile > 0 && tile * tile_tokens >= num_tokens) return;
   const int tile_begin = static_cast<int>(tile * tile_tokens);
   const int tile_end = min(tile_begin + tile_tokens, num_tokens);
-  int row = find_row(query_start, params.rows.num_rows, tile_begin);
   const int64_t channel = ((warp - tile * warps_per_tile) * kWarpSize + threadIdx.x % kWarpSize) * kWidth;
-  if (channel >= params.num_channels) return;
   const Channels<T, kTaps, kWidth> channels{params, channel};
+  // The first inputs are on their way while the row is looked for.
+  if (channel < params.num_channels) {
+    for (int i = 0; i < kBatch && tile_begin + i < tile_end; ++i) channels.prefetch(tile_begin + i);
+  }
+  int row = find_row(query_start, params.rows.num_rows, tile_begin);
+  if (channel >= params.num_channels) return;
   Filter<T, kTaps, kWidth> filter(params, channel);
 
   for (int token = tile_begin; token < tile_end; ++row) {
@@ -176,23 +190,22 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Large enough tiles to read little twice, and small enough to fill the chip: 2,112 warps are one wave of 132
-// multiprocessors at 16 warps each.
-int choose_tile_tokens(int64_t num_tokens, int64_t warps_per_tile) {
-  for (const int tile : {32, 16}) {
-    if (num_tokens / tile * warps_per_tile >= 4224) return tile;
-  }
-  for (const int tile : {8, 4, 2}) {
-    if (num_tokens / tile * warps_per_tile >= 1500) return tile;
-  }
-  return 1;
+// As many tiles as the chip holds at once, or a few times that: long tiles read little twice, and a last wave that is
+// mostly empty costs as much as a full one.
+int64_t choose_tile_tokens(int64_t num_tokens, int64_t warps_per_tile) {
+  const int64_t resident_warps =
+      static_cast<int64_t>(device_attribute(cudaDevAttrMultiProcessorCount, kOp)) * kResidentBlocks * kWarps;
+  const int64_t tiles_at_once = std::max<int64_t>(resident_warps / warps_per_tile, 1);
+  const int64_t num_waves = (num_tokens + tiles_at_once * kMaxTileTokens - 1) / (tiles_at_once * kMaxTileTokens);
+  const int64_t num_tiles = std::max<int64_t>(num_waves, 1) * tiles_at_once;
+  return std::max<int64_t>((num_tokens + num_tiles - 1) / num_tiles, 1);
 }
 
 template <typename T, int kTaps, int kWidth>
 void launch(const CausalConv1dParams& params, cudaStream_t stream) {
   const int64_t lanes = params.num_channels / kWidth;
   const int64_t warps_per_tile = (lanes + kWarpSize - 1) / kWarpSize;
-  const int tile_tokens = choose_tile_tokens(params.num_tokens, warps_per_tile);
+  const auto tile_tokens = static_cast<int>(choose_tile_tokens(params.num_tokens, warps_per_tile));
   const int64_t num_tiles = params.num_tokens == 0 ? 1 : (params.num_tokens + tile_tokens - 1) / tile_tokens;
   const int64_t num_blocks = (num_tiles * warps_per_tile + kWarps - 1) / kWarps;
   require(num_blocks <= INT32_MAX, kOp, "num_tokens * num_channels is too large for one launch");

@@ -16,38 +16,21 @@
 #include "cuda/common/mma.cuh"
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/vector.cuh"
+#include "cuda/ssm_chunk_decays.cuh"
 #include "cuda/ssm_scan.h"
 #include "params/mamba.h"
 
 namespace headway::cuda::chunk {
 
-inline constexpr int kTokens = kChunkTokens;
 inline constexpr int kBlock = 16;  // tokens, channels or state columns of one matrix operand
 inline constexpr int kNumBlocks = kTokens / kBlock;
 inline constexpr int kScoreWarps = kNumBlocks;  // one a block of tokens
-inline constexpr float kLog2E = 1.44269504f;
-using Bf16 = __nv_bfloat16;
 
 // A block's channel warps come first, then its score warps.
 template <int kSlice>
 inline constexpr int kChannelWarps = kSlice / kBlock;
 template <int kSlice>
 inline constexpr int kThreads = (kChannelWarps<kSlice> + kScoreWarps) * kWarpSize;
-
-__device__ __forceinline__ float low_bf16(uint32_t pair) {
-  return __uint_as_float(pair << 16);
-}
-__device__ __forceinline__ float high_bf16(uint32_t pair) {
-  return __uint_as_float(pair & 0xffff0000u);
-}
-
-// Decays of one chunk. Tokens behind the row's end have dt = 0: they neither decay nor add.
-struct Decays {
-  float log2_sum[kTokens];    // cs
-  float dt[kTokens];
-  float from_start[kTokens];  // e^cs_i
-  float to_end[kTokens];      // e^(cs_L - cs_j) dt_j
-};
 
 // Shared memory. Rows of B, C and the weights are swizzled (16-byte piece c of row r lies at c ^ (r % 8)), rows of x
 // padded to an odd number of 16-byte pieces. Both keep the 8 rows of a matrix load in different banks.
@@ -66,12 +49,6 @@ __device__ __forceinline__ int swizzled(int row, int column) {
   return row * kColumns + (((column / 8) ^ (row & 7)) * 8);
 }
 
-// A run of tokens of the row within one cell of the chunk grid.
-struct Chunk {
-  int64_t token;  // first, flat
-  int count;
-};
-
 // What a block works on, fixed over its life.
 struct Work {
   const SsmScanParams& params;
@@ -80,21 +57,5 @@ struct Work {
   int first_channel;  // of the slice, within the head
   int num_channels;   // of the slice that exist
 };
-
-// Lane's row and column in the four matrices of a matrix load.
-struct LaneCell {
-  int row;
-  int column;
-};
-// Order (rows 0-7, 8-15) within (columns 0-7, 8-15): operand A as stored, operand B transposed.
-__device__ __forceinline__ LaneCell rows_first() {
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  return {lane % 16, lane / 16 * 8};
-}
-// Order (columns 0-7, 8-15) within (rows 0-7, 8-15): operand B as stored, operand A transposed.
-__device__ __forceinline__ LaneCell columns_first() {
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  return {lane % 8 + lane / 16 * 8, lane / 8 % 2 * 8};
-}
 
 }  // namespace headway::cuda::chunk

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/ssm_chunk.cuh"
+#include "cuda/ssm_chunk_decays.cuh"
 
 namespace headway::cuda::chunk {
 
@@ -12,15 +13,10 @@ struct ScoreWarp {
   const Work& work;
   Memory& shared;
   int block;  // of tokens
-  float dt_bias;
-  float log2_rate;
+  HeadClock clock;
 
   __device__ __forceinline__ ScoreWarp(const Work& block_work, Memory& memory, int token_block)
-      : work(block_work),
-        shared(memory),
-        block(token_block),
-        dt_bias(block_work.params.dt_bias[block_work.head]),
-        log2_rate(block_work.params.A[block_work.head] * kLog2E) {}
+      : work(block_work), shared(memory), block(token_block), clock(block_work.params, block_work.head) {}
 
   // Copies ------------------------------------------------------------------------------------------------------------
 
@@ -45,46 +41,6 @@ struct ScoreWarp {
     copy_rows(shared.C[stage], work.params.C, work.params.c_stride, chunk);
     copy_rows(shared.B[stage], work.params.B, work.params.b_stride, chunk);
     commit_copies();
-  }
-
-  // Decays: one warp, lane l holds tokens 2l and 2l + 1 ---------------------------------------------------------------
-
-  __device__ __forceinline__ float2 load_dt(Chunk chunk) const {
-    const int token = 2 * (static_cast<int>(threadIdx.x) % kWarpSize);
-    const int64_t stride = work.params.dt_stride;
-    const Bf16* dt = static_cast<const Bf16*>(work.params.dt) + (chunk.token + token) * stride + work.head;
-    float2 raw = {0.0f, 0.0f};
-    if (token < chunk.count) raw.x = to_float(dt[0]);
-    if (token + 1 < chunk.count) raw.y = to_float(dt[stride]);
-    return raw;
-  }
-
-  __device__ __forceinline__ float step_size(float raw, bool is_inside) const {
-    const float soft = softplus(raw + dt_bias);
-    return is_inside ? fminf(fmaxf(soft, work.params.dt_min), work.params.dt_max) : 0.0f;
-  }
-
-  __device__ __forceinline__ void store_decays(Decays& decays, float2 raw, Chunk chunk) const {
-    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-    const float dt0 = step_size(raw.x, 2 * lane < chunk.count);
-    const float dt1 = step_size(raw.y, 2 * lane + 1 < chunk.count);
-    const float log0 = log2_rate * dt0;
-    const float log1 = log2_rate * dt1;
-    float sum = log0 + log1;
-#pragma unroll
-    for (int offset = 1; offset < kWarpSize; offset *= 2) {
-      const float before = __shfl_up_sync(kFullWarp, sum, offset);
-      if (lane >= offset) sum += before;
-    }
-    const float before = __shfl_up_sync(kFullWarp, sum, 1);
-    const float sum0 = (lane == 0 ? 0.0f : before) + log0;
-    const float sum1 = sum0 + log1;
-    const float last = __shfl_sync(kFullWarp, sum1, kWarpSize - 1);
-    *reinterpret_cast<float2*>(&decays.log2_sum[2 * lane]) = {sum0, sum1};
-    *reinterpret_cast<float2*>(&decays.dt[2 * lane]) = {dt0, dt1};
-    *reinterpret_cast<float2*>(&decays.from_start[2 * lane]) = {fast_exp2(sum0), fast_exp2(sum1)};
-    *reinterpret_cast<float2*>(&decays.to_end[2 * lane]) = {fast_exp2(fminf(last - sum0, 0.0f)) * dt0,
-                                                            fast_exp2(fminf(last - sum1, 0.0f)) * dt1};
   }
 
   // Weights -----------------------------------------------------------------------------------------------------------

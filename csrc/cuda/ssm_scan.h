@@ -1,4 +1,4 @@
-// The two kernels behind ssm_scan, and which tokens of a row run in chunks.
+// The kernels behind ssm_scan, and which tokens of a row run in chunks.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -24,8 +24,23 @@ __host__ __device__ constexpr int num_chunked_tokens(int start, int num_tokens) 
   return tail <= kMaxRecurrentTokens && tail < num_tokens ? num_tokens - tail : num_tokens;
 }
 
+// Rows that may have chunks, as far as the host can tell.
+inline int64_t max_chunked_rows(const SsmScanParams& params) {
+  const int64_t most = params.num_tokens / (kMaxRecurrentTokens + 1);
+  return most < params.rows.num_rows ? most : params.rows.num_rows;
+}
+
 // Every token of every row, token by token, the state in fp32 registers: the same bits whatever the cuts.
 void launch_recurrent_scan(const SsmScanParams& params, cudaStream_t stream);
+
+// The same for the rows that have no chunks; the others are left alone.
+void launch_short_rows_scan(const SsmScanParams& params, cudaStream_t stream);
+
+// True when the warpgroup kernel has code for these shapes, strides and this device.
+bool can_scan_warpgroups(const SsmScanParams& params);
+
+// What launch_chunked_scan does, in a second launch for rows without chunks where there may be some.
+void launch_warpgroup_scan(const SsmScanParams& params, cudaStream_t stream);
 
 // True when the chunked kernel has code for these shapes, strides and this device.
 bool can_scan_chunks(const SsmScanParams& params);

@@ -5,10 +5,12 @@
 // whatever slice width the launch chose, and however it was cut at multiples of kChunkTokens, if it began at one.
 // Outputs before a cut are bit-equal wherever the cut lies; a cut inside a chunk changes what follows by rounding,
 // since the state is then read between two points of the grid.
+#include "cuda/common/device.h"
 #include "cuda/common/mma.cuh"
 #include "cuda/ops.h"
 #include "cuda/ssm_chunk.cuh"
 #include "cuda/ssm_chunk_channels.cuh"
+#include "cuda/ssm_chunk_rows.cuh"
 #include "cuda/ssm_chunk_scores.cuh"
 #include "cuda/ssm_recurrence.cuh"
 #include "cuda/ssm_scan.h"
@@ -20,45 +22,11 @@ using namespace chunk;
 
 constexpr char kOp[] = "ssm_scan";
 
-// Index of the `rank`-th row (from 0) that has chunked tokens, or -1. Called by whole warps.
-__device__ __forceinline__ int find_chunked_row(const RowList& rows, int rank) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  for (int first = 0; first < rows.num_rows; first += kWarpSize) {
-    const int row = first + lane;
-    bool is_chunked = false;
-    if (row < rows.num_rows) {
-      const int num_tokens = rows.query_start[row + 1] - rows.query_start[row];
-      is_chunked = num_chunked_tokens(rows.row_start[row], num_tokens) > 0;
-    }
-    const unsigned chunked = __ballot_sync(kFullWarp, is_chunked);
-    const int count = __popc(chunked);
-    if (rank < count) return first + static_cast<int>(__fns(chunked, 0, rank + 1));
-    rank -= count;
-  }
-  return -1;
-}
-
-// The row's chunked tokens, cut by the grid.
-struct RowTokens {
-  int64_t begin;  // flat
-  int start;      // absolute
-  int num_tokens;
-
-  __device__ __forceinline__ RowTokens(const RowList& rows, int row)
-      : begin(rows.query_start[row]), start(rows.row_start[row]) {
-    num_tokens = num_chunked_tokens(start, rows.query_start[row + 1] - rows.query_start[row]);
-  }
-
-  // From the row's `done`-th token to the next point of the grid; empty at the end.
-  __device__ __forceinline__ Chunk chunk_at(int done) const {
-    return {begin + done, min(kTokens - (start + done) % kTokens, num_tokens - done)};
-  }
-};
-
 // The two roles of a row's chunks meet twice a chunk: when its data is there and the last one's has been read, and when
 // its weights are there. The next chunk's copies run meanwhile.
 template <int kN, int kSlice>
-__device__ __forceinline__ void run_channel_warp(ChannelWarp<kN, kSlice>& warp, const RowTokens& tokens) {
+__device__ __forceinline__ void run_channel_warp(ChannelWarp<kN, kSlice>& warp, const RowTokens& tokens,
+                                                 SnapshotCursor snapshots) {
   Chunk chunk = tokens.chunk_at(0);
   int done = 0;
   for (int stage = 0; chunk.count > 0; stage ^= 1) {
@@ -72,6 +40,7 @@ __device__ __forceinline__ void run_channel_warp(ChannelWarp<kN, kSlice>& warp, 
     __syncthreads();
     warp.add_tokens(stage);
     warp.store_outputs(stage, chunk);
+    if (float* slot = snapshots.take(tokens.start + done); slot != nullptr) warp.store_state(slot);
     chunk = next;
   }
 }
@@ -86,31 +55,16 @@ __device__ __forceinline__ void run_score_warp(const ScoreWarp<kN, kSlice>& warp
     __syncthreads();
     done += chunk.count;
     const Chunk next = tokens.chunk_at(done);
-    float2 next_dt = {0.0f, 0.0f};
+    HeadClock::RawPair next_dt = {};
     if (next.count > 0) {
-      if (is_clock) next_dt = warp.load_dt(next);
+      if (is_clock) next_dt = warp.clock.load_dt(next);
       warp.copy_chunk(stage ^ 1, next);
     }
     warp.store_weights(stage);
-    if (is_clock && next.count > 0) warp.store_decays(warp.shared.decays[stage ^ 1], next_dt, next);
+    if (is_clock && next.count > 0) warp.clock.store_decays(warp.shared.decays[stage ^ 1], next_dt, next);
     __syncthreads();
     chunk = next;
   }
-}
-
-// A row's last tokens, or all of a row without chunks, token by token.
-template <int kN>
-__device__ __forceinline__ void scan_rest(const SsmScanParams& params, int row, int head, int first_channel,
-                                          int num_channels, void* shared) {
-  RecurrentSpan span = recurrent_span(params, row);
-  const RowTokens chunked(params.rows, row);
-  if (chunked.num_tokens > 0) {
-    if (span.begin + chunked.num_tokens == span.end) return;
-    span.begin += chunked.num_tokens;
-    span.source = span.target;
-  }
-  auto& tile = *static_cast<ScanTile<kN>*>(shared);
-  scan_recurrently<Bf16, kN, true>(params, span, head, first_channel, num_channels, tile);
 }
 
 template <int kN, int kSlice>
@@ -122,14 +76,14 @@ __device__ __forceinline__ void scan_row(const Work& work, int row, Shared<kN, k
   if (warp_idx >= kChannelWarps<kSlice>) {
     const ScoreWarp<kN, kSlice> warp(work, shared, warp_idx - kChannelWarps<kSlice>);
     warp.copy_chunk(0, first);
-    if (warp.block == 0) warp.store_decays(shared.decays[0], warp.load_dt(first), first);
+    if (warp.block == 0) warp.clock.store_decays(shared.decays[0], warp.clock.load_dt(first), first);
     run_score_warp(warp, tokens);
   } else {
     ChannelWarp<kN, kSlice> warp(work, shared, warp_idx);
     warp.copy_chunk(0, first);
     const bool has_state = tokens.start > 0;
     warp.load_state(has_state ? params.state + params.read_slots[row] * params.state_stride : nullptr);
-    run_channel_warp(warp, tokens);
+    run_channel_warp(warp, tokens, SnapshotCursor(params, row));
     warp.store_state(params.state + params.write_slots[row] * params.state_stride);
   }
 }
@@ -163,20 +117,6 @@ __global__ void __launch_bounds__(kThreads<kSlice>, kResident)
 }
 
 // Launch ------------------------------------------------------------------------------------------------------------
-
-int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0;
-  int value = 0;
-  check(cudaGetDevice(&device), kOp);
-  check(cudaDeviceGetAttribute(&value, attribute, device), kOp);
-  return value;
-}
-
-// Rows that may have chunks, as far as the host can tell.
-int64_t max_chunked_rows(const SsmScanParams& params) {
-  const int64_t most = params.num_tokens / (kMaxRecurrentTokens + 1);
-  return most < params.rows.num_rows ? most : params.rows.num_rows;
-}
 
 template <int kN, int kSlice, int kResident>
 void launch(const SsmScanParams& params, int num_processors, cudaStream_t stream) {
@@ -243,11 +183,11 @@ bool can_scan_chunks(const SsmScanParams& params) {
   const int n = params.state_size;
   const size_t shared_bytes = n == 256 ? sizeof(Shared<256, 32>) : sizeof(Shared<128, 80>);
   return params.dtype == DType::kBFloat16 && is_aligned && (n == 64 || n == 128 || n == 256) &&
-         static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) >= shared_bytes;
+         static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, kOp)) >= shared_bytes;
 }
 
 void launch_chunked_scan(const SsmScanParams& params, cudaStream_t stream) {
-  const int processors = device_attribute(cudaDevAttrMultiProcessorCount);
+  const int processors = device_attribute(cudaDevAttrMultiProcessorCount, kOp);
   if (params.state_size == 256) return launch<256, 32, 1>(params, processors, stream);
   if (params.state_size == 64) return launch_cheapest<64>(params, processors, stream);
   launch_cheapest<128>(params, processors, stream);

@@ -11,12 +11,17 @@ namespace {
 constexpr char kOp[] = "ssm_scan";
 
 template <typename T, int kN, bool kIsExact>
-__global__ void __launch_bounds__(kMaxScanWarps* kWarpSize) recurrent_scan_kernel(SsmScanParams params, int slices) {
+__global__ void __launch_bounds__(kMaxScanWarps* kWarpSize)
+    recurrent_scan_kernel(SsmScanParams params, int slices, bool skips_chunked) {
   __shared__ ScanTile<kN> tile;
   // Block -> (row, head, slice of the head's state rows).
   const int slice = static_cast<int>(blockIdx.x) % slices;
   const int head = static_cast<int>(blockIdx.x) / slices % params.num_heads;
   const int row = static_cast<int>(blockIdx.x) / slices / params.num_heads;
+  if (skips_chunked) {
+    const int num_tokens = params.rows.query_start[row + 1] - params.rows.query_start[row];
+    if (num_chunked_tokens(params.rows.row_start[row], num_tokens) > 0) return;
+  }
   const int slice_rows = static_cast<int>(blockDim.x) / kWarpSize * ScanLayout<kN>::kWarpRows;
   const int first_p = slice * slice_rows;
   const RecurrentSpan span = recurrent_span(params, row);
@@ -24,7 +29,7 @@ __global__ void __launch_bounds__(kMaxScanWarps* kWarpSize) recurrent_scan_kerne
 }
 
 template <typename T, int kN, bool kIsExact>
-void launch(const SsmScanParams& params, cudaStream_t stream) {
+void launch(const SsmScanParams& params, bool skips_chunked, cudaStream_t stream) {
   using L = ScanLayout<kN>;
   // As many warps a block as a head has state rows for; single warps when that leaves the chip empty.
   const int64_t num_heads = static_cast<int64_t>(params.rows.num_rows) * params.num_heads;
@@ -33,28 +38,37 @@ void launch(const SsmScanParams& params, cudaStream_t stream) {
   const int slices = (head_warps + warps - 1) / warps;
   require(num_heads * slices <= INT32_MAX, kOp, "num_rows * num_heads is too large for one launch");
   recurrent_scan_kernel<T, kN, kIsExact>
-      <<<static_cast<unsigned>(num_heads * slices), warps * kWarpSize, 0, stream>>>(params, slices);
+      <<<static_cast<unsigned>(num_heads * slices), warps * kWarpSize, 0, stream>>>(params, slices, skips_chunked);
   check_launch(kOp);
 }
 
 template <typename T>
-void launch_state_size(const SsmScanParams& params, cudaStream_t stream) {
+void launch_state_size(const SsmScanParams& params, bool skips_chunked, cudaStream_t stream) {
   const int state_size = params.state_size;
   const bool is_aligned = is_vectorisable<float>(params.state, params.state_stride, state_size);
-  if (is_aligned && state_size == 16) return launch<T, 16, true>(params, stream);
-  if (is_aligned && state_size == 32) return launch<T, 32, true>(params, stream);
-  if (is_aligned && state_size == 64) return launch<T, 64, true>(params, stream);
-  if (is_aligned && state_size == 128) return launch<T, 128, true>(params, stream);
-  if (is_aligned && state_size == 256) return launch<T, 256, true>(params, stream);
-  if (state_size <= 64) return launch<T, 64, false>(params, stream);
-  if (state_size <= 256) return launch<T, 256, false>(params, stream);
+  if (is_aligned && state_size == 16) return launch<T, 16, true>(params, skips_chunked, stream);
+  if (is_aligned && state_size == 32) return launch<T, 32, true>(params, skips_chunked, stream);
+  if (is_aligned && state_size == 64) return launch<T, 64, true>(params, skips_chunked, stream);
+  if (is_aligned && state_size == 128) return launch<T, 128, true>(params, skips_chunked, stream);
+  if (is_aligned && state_size == 256) return launch<T, 256, true>(params, skips_chunked, stream);
+  if (state_size <= 64) return launch<T, 64, false>(params, skips_chunked, stream);
+  if (state_size <= 256) return launch<T, 256, false>(params, skips_chunked, stream);
   require(false, kOp, "state_size is " + std::to_string(state_size) + "; the limit is 256");
+}
+
+void launch_dtype(const SsmScanParams& params, bool skips_chunked, cudaStream_t stream) {
+  dispatch_dtype(params.dtype, kOp,
+                 [&](auto tag) { launch_state_size<typename decltype(tag)::Type>(params, skips_chunked, stream); });
 }
 
 }  // namespace
 
 void launch_recurrent_scan(const SsmScanParams& params, cudaStream_t stream) {
-  dispatch_dtype(params.dtype, kOp, [&](auto tag) { launch_state_size<typename decltype(tag)::Type>(params, stream); });
+  launch_dtype(params, false, stream);
+}
+
+void launch_short_rows_scan(const SsmScanParams& params, cudaStream_t stream) {
+  launch_dtype(params, true, stream);
 }
 
 }  // namespace headway::cuda

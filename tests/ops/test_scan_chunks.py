@@ -28,6 +28,11 @@ CASES = {
     "p64_n256_g1": MambaCase(2, 64, 1, 256),
     "p128_n256_g2": MambaCase(2, 128, 2, 256),
     "p24_n128_g1": MambaCase(3, 24, 1, 128, dt_max=0.1),
+    # Tiles of 64 channels that straddle heads, and an odd number of them a group
+    "p80_n128_g2_tiles": MambaCase(8, 80, 2, 128),
+    "p96_n128_g1": MambaCase(4, 96, 1, 128, gap=8),
+    "p80_n64_g1": MambaCase(4, 80, 1, 64),
+    "three_tiles": MambaCase(3, 64, 1, 128),
     "wide_batch": MambaCase(80, 64, 1, 128),  # wide enough for whole heads
     "wide_batch_p80": MambaCase(128, 80, 8, 128),
 }
@@ -112,6 +117,35 @@ def test_batch_mates_change_nothing(case):
         )
         begin += count
     assert_bit_equal(state, arguments["state"], "state")
+
+
+@each_case
+def test_snapshots_are_what_rows_cut_there_end_with(case):
+    """On every point of the grid and at each row's end; outputs and the rows' own states are as without them."""
+    rows = Rows((262, 70, 196, 5), (0, 64, 128, 59))
+    arguments = on_device(scan_arguments(case, rows, torch.bfloat16), "cuda")
+    plain = {**arguments, "state": arguments["state"].clone()}
+    initial, num_slots = plain["state"].clone(), len(plain["state"])
+    ends = [start + length for start, length in zip(rows.starts, rows.lengths, strict=True)]
+    taken = [sorted({*range(64 * (s // 64 + 1), e, 64), e}) for s, e in zip(rows.starts, ends, strict=True)]
+    counts = [len(positions) for positions in taken]
+    starts = [sum(counts[:row]) for row in range(rows.num_rows + 1)]
+    slots = list(range(num_slots, num_slots + starts[-1]))
+    lists = (starts, [p for positions in taken for p in positions], slots)
+    snapshots = ops.Snapshots(*(torch.tensor(v, dtype=torch.int32, device="cuda") for v in lists))
+    more = torch.full((starts[-1], *initial.shape[1:]), float("nan"), device="cuda")
+    state = torch.cat([initial, more])
+    out = ops.ssm_scan(**{**arguments, "state": state}, snapshots=snapshots)
+    assert_bit_equal(out, ops.ssm_scan(**plain), "y")
+    assert_bit_equal(state[:num_slots], plain["state"], "the rows' own states")
+    begin = 0
+    for row, positions in enumerate(taken):
+        for position, slot in zip(positions, slots[starts[row] :], strict=False):
+            cut = initial.clone()
+            count = position - rows.starts[row]
+            scan_alone(arguments, cut, row, rows.starts[row], slice(begin, begin + count))
+            assert_bit_equal(state[slot], cut[int(arguments["write_slots"][row])], f"row {row} at {position}")
+        begin += rows.lengths[row]
 
 
 def test_slots_beyond_31_bits():

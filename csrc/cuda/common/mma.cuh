@@ -30,6 +30,20 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&tiles)[4], u
                : "memory");
 }
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+// The inverses of load_matrices and load_matrices_transposed.
+__device__ __forceinline__ void store_matrices(uint32_t address, const uint32_t (&tiles)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(tiles[0]),
+               "r"(tiles[1]), "r"(tiles[2]), "r"(tiles[3])
+               : "memory");
+}
+__device__ __forceinline__ void store_matrices_transposed(uint32_t address, const uint32_t (&tiles)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(tiles[0]),
+               "r"(tiles[1]), "r"(tiles[2]), "r"(tiles[3])
+               : "memory");
+}
+#endif
+
 // d[16, 8] += a[16, 16] b[16, 8]. Lane l holds of d the columns 2 (l % 4) and the next, of rows l / 4 (d[0], d[1]) and
 // l / 4 + 8 (d[2], d[3]).
 template <typename T>

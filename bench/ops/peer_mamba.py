@@ -1,0 +1,145 @@
+"""The same layer on vLLM's Triton kernels, where vLLM is installed: the figures that ours are compared with.
+
+The kernels see the tensors of a bench_mamba.Mixer. Their time is the sum of their own durations by the profiler, so
+neither launches nor gaps between them count.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from bench.ops.bench_mamba import Mixer
+
+
+def is_installed() -> bool:
+    return importlib.util.find_spec("vllm") is not None
+
+
+@contextmanager
+def configured() -> Iterator[None]:
+    """vLLM's kernels look up a configuration."""
+    from vllm.config import VllmConfig, set_current_vllm_config
+
+    with set_current_vllm_config(VllmConfig()):
+        yield
+
+
+def kernel_us(call: Callable[[], object], num_calls: int = 10) -> float:
+    """Summed durations of a call's kernels, mean over calls."""
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(num_calls):
+            call()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in profile.key_averages()) / num_calls
+
+
+class PeerMixer:
+    """vLLM's calls for one Mixer; entry names as in bench_mamba."""
+
+    def __init__(self, mixer: Mixer) -> None:
+        self.mixer = mixer
+        shape, rows = mixer.shape, mixer.rows
+        self.query_start, self.slots = rows[0], rows[3]
+        self.has_state = torch.ones_like(self.slots, dtype=torch.bool)
+        self.conv_state = mixer.conv_state.transpose(1, 2)  # [slots, conv_dim, W - 1], channels contiguous
+        self.conv_weight = mixer.conv_weight.t().contiguous()
+        self.initial = mixer.ssm_state[self.slots.long()]
+        self.heads = [value[:, None, None] for value in (mixer.A, mixer.D, mixer.dt_bias)]
+        self.chunks = self._chunks(self.query_start.tolist(), shape.chunk_size)
+
+    def calls(self) -> dict[str, Callable[[], object]]:
+        return {
+            "ssd": self.scan,
+            "conv": self.conv,
+            "gated_norm_prefill": self.norm,
+            "chain": self.chain,
+            "conv_step": self.conv_step,
+            "ssm_step": self.scan_step,
+            "gated_norm": self.norm,
+            "decode_chain": self.decode_chain,
+        }
+
+    @staticmethod
+    def _chunks(query_start: list[int], chunk_size: int) -> dict[str, Any]:
+        """Chunks in whole rows: their bounds, their rows, and each row's last."""
+        bounds, row_ids, last = [0], [], []
+        for row, end in enumerate(query_start[1:]):
+            while bounds[-1] < end:
+                bounds.append(min(bounds[-1] + chunk_size, end))
+                row_ids.append(row)
+            last.append(len(row_ids) - 1)
+        on_device = [torch.tensor(v, dtype=torch.int32, device="cuda") for v in (bounds, last, row_ids)]
+        return dict(zip(("cu_chunk_seqlens", "last_chunk_indices", "seq_idx"), on_device, strict=True))
+
+    def conv(self) -> None:
+        from vllm.model_executor.layers.mamba.ops.causal_conv1d import causal_conv1d_fn
+
+        causal_conv1d_fn(
+            self.mixer.raw.t(), self.conv_weight, self.mixer.conv_bias, self.conv_state, self.query_start,
+            cache_indices=self.slots, has_initial_state=self.has_state, activation="silu",
+        )  # fmt: skip
+
+    def scan(self) -> None:
+        from vllm.model_executor.layers.mamba.ops.ssd_combined import mamba_chunk_scan_combined_varlen
+
+        m = self.mixer
+        mamba_chunk_scan_combined_varlen(
+            m.x, m.dt, m.A, m.B, m.C, m.shape.chunk_size, cu_seqlens=self.query_start, **self.chunks, out=m.y,
+            D=m.D, z=None, dt_bias=m.dt_bias, initial_states=self.initial, dt_softplus=True,
+            state_dtype=torch.float32,
+        )  # fmt: skip
+
+    def norm(self) -> None:
+        from vllm.model_executor.layers.mamba.ops.layernorm_gated import rms_norm_gated
+
+        m = self.mixer
+        group_size = m.shape.d_inner // m.shape.num_groups
+        rms_norm_gated(
+            m.y.flatten(1),
+            m.norm_weight,
+            None,
+            z=m.z,
+            eps=1e-5,
+            group_size=group_size,
+            norm_before_gate=False,
+        )
+
+    def chain(self) -> None:
+        self.conv()
+        self.scan()
+        self.norm()
+
+    def conv_step(self) -> None:
+        from vllm.model_executor.layers.mamba.ops.causal_conv1d import causal_conv1d_update
+
+        m = self.mixer
+        causal_conv1d_update(
+            m.raw, self.conv_state, self.conv_weight, m.conv_bias, "silu", conv_state_indices=self.slots
+        )
+
+    def scan_step(self) -> None:
+        from vllm.model_executor.layers.mamba.ops.mamba_ssm import selective_state_update
+
+        m = self.mixer
+        state_shape = m.ssm_state.shape[1:]
+        A, D, dt_bias = self.heads
+        selective_state_update(
+            m.ssm_state, m.x, m.dt[:, :, None].expand(m.x.shape), A.expand(state_shape), m.B, m.C,
+            D[:, :, 0].expand(state_shape[:2]), dt_bias=dt_bias[:, :, 0].expand(state_shape[:2]), z=None,
+            dt_softplus=True, state_batch_indices=self.slots, out=m.y,
+        )  # fmt: skip
+
+    def decode_chain(self) -> None:
+        self.conv_step()
+        self.scan_step()
+        self.norm()

@@ -1,0 +1,266 @@
+// A tile's warpgroup of ssm_warpgroup.cuh: carries the state of 64 channels through the chunks of a row and makes their
+// outputs, transposed, so that channels are the rows of every product. Warp w owns 16 of the channels, all of one head.
+#pragma once
+
+#include "cuda/ssm_chunk_rows.cuh"
+#include "cuda/ssm_warpgroup.cuh"
+
+namespace headway::cuda::warpgroup {
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+using wgmma::Rows;
+
+// kStraddles: tiles may touch two heads.
+template <int kN, bool kStraddles>
+struct TileGroup {
+  using Memory = Shared<kN>;
+  using Buffers = Stage<kN>;
+  const Work& work;
+  Memory& shared;
+  int first_head;  // of the block's, that the tile touches
+  int last_head;
+  int head;  // of the block's, that the warp works for
+  int channel;  // the warp's first, among all heads' channels
+  float D;
+  float state[kN / 8][4];  // [64 channels, N]
+  float y[8][4] = {};  // [64 channels, 64 tokens]
+
+  __device__ __forceinline__ TileGroup(const Work& block_work, Memory& memory) : work(block_work), shared(memory) {
+    const int thread = static_cast<int>(threadIdx.x);
+    const int warp_channel = work.first_channel + thread / kWarpSize * kBlock;
+    first_head = work.local_head(work.first_channel);
+    last_head = work.local_head(work.first_channel + kTileChannels - 1);
+    head = work.local_head(warp_channel);
+    channel = work.flat_channel(warp_channel);
+    D = work.params.D[work.first_head() + head];
+  }
+
+  // Slots -------------------------------------------------------------------------------------------------------------
+
+  // visit(pair of values, offset within the slot) for every two neighbours of the state.
+  template <typename Visit>
+  __device__ __forceinline__ void for_each_pair(Visit&& visit) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int64_t row = static_cast<int64_t>(channel + lane / 4 + r * 8) * kN + lane % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < kN / 8; ++n) visit(&state[n][2 * r], row + n * 8);
+    }
+  }
+
+  // source: the slot, or null for zeros.
+  __device__ __forceinline__ void load_state(const float* source) {
+#pragma unroll
+    for (auto& values : state) values[0] = values[1] = values[2] = values[3] = 0.0f;
+    if (source == nullptr) return;
+    for_each_pair([&](float* pair, int64_t offset) {
+      const float2 values = *reinterpret_cast<const float2*>(source + offset);
+      pair[0] = values.x;
+      pair[1] = values.y;
+    });
+  }
+
+  __device__ __forceinline__ void store_state(float* target) {
+    for_each_pair(
+        [&](float* pair, int64_t offset) { *reinterpret_cast<float2*>(target + offset) = {pair[0], pair[1]}; });
+  }
+
+  // Chunk -------------------------------------------------------------------------------------------------------------
+
+  // Starts y = C . s, and decays the state.
+  __device__ __forceinline__ void read_state(const Buffers& stage, const Decays& decays,
+                                             uint32_t (&rounded)[kN / kBlock][4]) {
+    const float factor = decays.from_start[kTokens - 1];
+#pragma unroll
+    for (int n = 0; n < kN / 8; ++n) {
+      rounded[n / 2][n % 2 * 2] = pack_pair<Bf16>(state[n][0], state[n][1]);
+      rounded[n / 2][n % 2 * 2 + 1] = pack_pair<Bf16>(state[n][2], state[n][3]);
+#pragma unroll
+      for (float& value : state[n]) value *= factor;
+    }
+    const uint64_t C = wgmma::describe(shared_address(stage.C));
+    wgmma::begin_products();
+#pragma unroll
+    for (int step = 0; step < kN / kBlock; ++step) {
+      constexpr int kPanelSteps = wgmma::kPanelColumns / kBlock;
+      const uint64_t offset =
+          (step / kPanelSteps * sizeof(Panel) + step % kPanelSteps * wgmma::kStepBytes<Rows::kAlongSum>) >> 4;
+      wgmma::multiply<Rows::kAlongSum, 0>(y, rounded[step], C + offset, step > 0);
+    }
+    wgmma::commit_products();
+  }
+
+  // Where the lane's row of the warp's first block of x lies; 16 tokens on, the swizzle is the same.
+  __device__ __forceinline__ uint32_t cell_bytes() const {
+    const int thread = static_cast<int>(threadIdx.x);
+    const chunk::LaneCell cell = chunk::columns_first(thread % kWarpSize);
+    return wgmma::panel_offset(cell.row, thread / kWarpSize * kBlock + cell.column) * sizeof(Bf16);
+  }
+  static constexpr int kBlockBytes = kBlock * wgmma::kPanelRowBytes;
+
+  // x as operand [16 channels a warp, 16 tokens a block].
+  __device__ __forceinline__ void load_x(const Panel& panel, uint32_t (&x)[kNumBlocks][4]) const {
+    const uint32_t first = shared_address(&panel) + cell_bytes();
+#pragma unroll
+    for (int j = 0; j < kNumBlocks; ++j) load_matrices_transposed(x[j], first + j * kBlockBytes);
+  }
+
+  // Zeros where the warp works for another of the block's heads: each head has weights of its own.
+  __device__ __forceinline__ void keep_head(uint32_t (&x)[kNumBlocks][4], int kept_head) const {
+#pragma unroll
+    for (auto& operand : x) {
+#pragma unroll
+      for (uint32_t& word : operand) word = head == kept_head ? word : 0u;
+    }
+  }
+
+  // e^(cs_L - cs_j) dt_j x_j
+  __device__ __forceinline__ void weigh_x(const Decays& decays, const uint32_t (&x)[kNumBlocks][4],
+                                          uint32_t (&weighed)[kNumBlocks][4]) const {
+    const int thread = static_cast<int>(threadIdx.x);
+#pragma unroll
+    for (int j = 0; j < kNumBlocks; ++j) {
+      const int token = j * kBlock + thread % 4 * 2;
+      const float2 near = *reinterpret_cast<const float2*>(&decays.to_end[token]);
+      const float2 far = *reinterpret_cast<const float2*>(&decays.to_end[token + 8]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 weight = i < 2 ? near : far;
+        weighed[j][i] = pack_pair<Bf16>(chunk::low_bf16(x[j][i]) * weight.x, chunk::high_bf16(x[j][i]) * weight.y);
+      }
+    }
+  }
+
+  // y_i *= e^cs_i
+  __device__ __forceinline__ void decay_outputs(const Decays& decays) {
+    const int thread = static_cast<int>(threadIdx.x);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float2 factor = *reinterpret_cast<const float2*>(&decays.from_start[i * 8 + thread % 4 * 2]);
+      y[i][0] *= factor.x;
+      y[i][1] *= factor.y;
+      y[i][2] *= factor.x;
+      y[i][3] *= factor.y;
+    }
+  }
+
+  // Starts y += weights . x.
+  __device__ __forceinline__ void add_tokens(const Panel& weights, const uint32_t (&x)[kNumBlocks][4]) {
+    const uint64_t W = wgmma::describe(shared_address(&weights));
+#pragma unroll
+    for (int j = 0; j < kNumBlocks; ++j) {
+      wgmma::multiply<Rows::kAlongSum, 0>(y, x[j], W + (j * wgmma::kStepBytes<Rows::kAlongSum> >> 4), true);
+    }
+  }
+
+  // Starts s += weighed x . B.
+  __device__ __forceinline__ void advance_state(const Buffers& stage, const uint32_t (&weighed)[kNumBlocks][4]) {
+    const uint64_t B = wgmma::describe(shared_address(stage.B));
+#pragma unroll
+    for (int j = 0; j < kNumBlocks; ++j) {
+      const uint64_t block = B + (j * wgmma::kStepBytes<Rows::kAcrossSum> >> 4);
+      wgmma::multiply<Rows::kAcrossSum, 0>(state, weighed[j], block, true);
+      if constexpr (kN == 128) {
+        wgmma::multiply<Rows::kAcrossSum, 8>(state, weighed[j], block + (sizeof(Panel) >> 4), true);
+      }
+    }
+  }
+
+  // y + D x by way of the place of x, so that a token's 64 channels leave in one run.
+  __device__ __forceinline__ void store_outputs(Panel& panel, const uint32_t (&x)[kNumBlocks][4], Chunk chunk) const {
+    const uint32_t first = shared_address(&panel) + cell_bytes();
+    __syncwarp();  // the warp's columns of x have been read
+#pragma unroll
+    for (int j = 0; j < kNumBlocks; ++j) {
+      uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* sum = &y[2 * j + i / 2][i % 2 * 2];
+        words[i] =
+            pack_pair<Bf16>(fmaf(D, chunk::low_bf16(x[j][i]), sum[0]), fmaf(D, chunk::high_bf16(x[j][i]), sum[1]));
+      }
+      store_matrices_transposed(first + j * kBlockBytes, words);
+    }
+    meet_tile();
+    constexpr int kRows = kGroupThreads / 8;
+    const int thread = static_cast<int>(threadIdx.x);
+    const int row = thread / 8;
+    const int piece = thread % 8 * 8;
+    const int64_t stride = static_cast<int64_t>(work.params.num_heads) * work.params.head_dim;
+    Bf16* out = static_cast<Bf16*>(work.params.out) + (chunk.token + row) * stride + channel -
+                thread / kWarpSize * kBlock + piece;
+    const Bf16* staged = &panel.values[wgmma::panel_offset(row, piece)];
+#pragma unroll
+    for (int i = 0; i < kTokens / kRows; ++i) {
+      if (row + i * kRows < chunk.count) {
+        *reinterpret_cast<uint4*>(out) = *reinterpret_cast<const uint4*>(staged + i * kRows * wgmma::kPanelColumns);
+      }
+      out += kRows * stride;
+    }
+  }
+
+  __device__ __forceinline__ void run_chunk(Buffers& stage, unsigned turn, Chunk chunk) {
+    const Decays& decays = stage.decays[head];
+    uint32_t rounded[kN / kBlock][4];
+    uint32_t x[kNumBlocks][4];
+    uint32_t weighed[kNumBlocks][4];
+    read_state(stage, decays, rounded);
+    wgmma::wait_products<0>();
+    wgmma::hold(y);
+    wgmma::hold(rounded);
+    load_x(stage.x, x);
+    decay_outputs(decays);
+    weigh_x(decays, x, weighed);
+
+    if constexpr (kStraddles) keep_head(x, first_head);
+    wgmma::begin_products();
+    add_tokens(shared.weights[turn % 2][first_head], x);
+    wgmma::commit_products();
+    advance_state(stage, weighed);
+    wgmma::commit_products();
+    wgmma::wait_products<1>();
+    wgmma::hold(y);
+    if constexpr (kStraddles) {
+      wgmma::hold(x);
+      load_x(stage.x, x);
+      if (first_head == last_head) {
+#pragma unroll
+        for (auto& operand : x) operand[0] = operand[1] = operand[2] = operand[3] = 0u;
+      } else {
+        keep_head(x, last_head);
+      }
+      wgmma::begin_products();
+      add_tokens(shared.weights[turn % 2][last_head], x);
+      wgmma::commit_products();
+      wgmma::wait_products<0>();
+      wgmma::hold(y);
+      wgmma::hold(x);
+      load_x(stage.x, x);
+    }
+    store_outputs(stage.x, x, chunk);
+    wgmma::wait_products<0>();
+    wgmma::hold(state);
+    wgmma::hold(weighed);
+  }
+
+  // Row ---------------------------------------------------------------------------------------------------------------
+
+  __device__ __forceinline__ void run(const chunk::RowTokens& tokens, chunk::SnapshotCursor snapshots, unsigned& turn) {
+    Chunk chunk = tokens.chunk_at(0);
+    for (int done = 0; chunk.count > 0; ++turn) {
+      shared.wait_ready(turn);
+      run_chunk(shared.stage(turn), turn, chunk);
+      __syncwarp();
+      if (static_cast<int>(threadIdx.x) % kWarpSize == 0) shared.arrive_free(turn);
+      done += chunk.count;
+      if (float* slot = snapshots.take(tokens.start + done); slot != nullptr) store_state(slot);
+      chunk = tokens.chunk_at(done);
+    }
+  }
+};
+
+#endif
+
+}  // namespace headway::cuda::warpgroup
