@@ -75,7 +75,9 @@ int32_t PrefixCache::committed_len(const Request& request) const {
 }
 
 bool PrefixCache::is_cached_beyond(const Request& request, int32_t num_tokens) const {
-  return is_on() && request.row != kDummyRow && num_tokens <= prefixes_[request.row].prompt_len;
+  if (!is_on() || request.row == kDummyRow) return false;
+  const int32_t prompt_len = prefixes_[request.row].prompt_len;
+  return num_tokens < prompt_len || (num_tokens == prompt_len && rows_.launched_len(request.row) == prompt_len);
 }
 
 void PrefixCache::donate(Request& request, int32_t num_tokens, bool has_exact_state) {

@@ -28,6 +28,7 @@ class ModelRequest:
     is_paused: bool = False
     holds_row: bool | None = False
     num_outputs_since_admission: int = 0
+    salt: bytes = b""
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -102,12 +103,24 @@ class LedgerModel:
             request.holds_row = True
             request.num_outputs_since_admission = 0
             self._ids_by_row[int(init["row"])] = request_id
-        is_admitted = [request.id in admitted for request in waiting]
+        # Who waits for what a running prompt is about to leave in the cache lets others pass.
+        is_admitted = [request.id in admitted for request in waiting if not self._may_wait(request, admitted)]
         assert is_admitted == sorted(is_admitted, reverse=True), "somebody was admitted out of turn"
         self._live = [(int(row["row"]), self._ids_by_row[int(row["row"])]) for row in packet.rows]
         decoding = [self.requests[request_id].rank for _, request_id in self._live[: plan.num_decode_rows]]
         assert decoding == sorted(decoding), "decode rows are out of order"
         assert len({row for row, _ in self._live}) == len(self._live), "a row is twice in a step"
+
+    def _may_wait(self, request: ModelRequest, admitted: Sequence[int]) -> bool:
+        if not self.config.use_prefix_cache or request.id in admitted:
+            return False
+        unit = self.config.prefix_unit_tokens
+        tokens = request.prompt + request.outputs
+        leaders = (r for r in self.unfinished if r.holds_row is not False and r.rank < request.rank)
+        return any(
+            leader.salt == request.salt and (leader.prompt + leader.outputs)[:unit] == tokens[:unit]
+            for leader in leaders
+        )
 
     def committed(self, commit: _core.Commit) -> None:
         for i, request_id in enumerate(commit.request_ids.tolist()):
@@ -146,7 +159,7 @@ class LedgerModel:
             self.num_forced_evictions += 1
             self.num_seen_evictions += 1
 
-    def check(self, stats: _core.Stats, num_in_flight: int) -> None:
+    def check(self, stats: _core.Stats, cached: _core.PrefixStats, num_in_flight: int) -> None:
         """Counts that are known, and bounds of those that the ledger chooses."""
         live = self.unfinished
         assert stats.num_paused == sum(r.is_paused for r in live)
@@ -157,23 +170,33 @@ class LedgerModel:
         running = [r for r in live if not r.is_paused]
         assert sum(r.holds_row is True for r in running) <= stats.num_running
         assert stats.num_running <= sum(r.holds_row is not False for r in running)
-        self._check_memory(stats, live, num_in_flight)
+        self._check_memory(stats, cached, live, num_in_flight)
 
-    def _check_memory(self, stats: _core.Stats, live: Sequence[ModelRequest], num_in_flight: int) -> None:
+    def _check_memory(
+        self, stats: _core.Stats, cached: _core.PrefixStats, live: Sequence[ModelRequest], num_in_flight: int
+    ) -> None:
         certain = [r for r in live if r.holds_row is True]
         possible = [r for r in live if r.holds_row is not False]
         assert len(certain) <= self.config.max_rows
         slots_held = stats.slots_total - stats.slots_free - stats.slots_fenced
-        if self.config.num_slots:
-            assert len(certain) <= slots_held <= len(possible)
         blocks_held = stats.blocks_total - stats.blocks_free - stats.blocks_fenced
-        assert blocks_held <= sum(self.blocks_for(r.max_total_len - 1) for r in possible)
         computed = [len(r.prompt) + len(r.outputs) - 1 for r in certain if r.num_outputs_since_admission]
-        assert blocks_held >= sum(map(self.blocks_for, computed))
+        if self.config.use_prefix_cache:  # requests share blocks, and the cache holds more
+            assert slots_held >= (len(certain) if self.config.num_slots else 0) + cached.num_snapshots
+            assert blocks_held >= max(map(self.blocks_for, computed), default=0)
+            assert blocks_held >= cached.num_blocks >= cached.num_evictable_blocks
+            assert cached.num_snapshots <= self.config.max_snapshots
+        else:
+            if self.config.num_slots:
+                assert len(certain) <= slots_held <= len(possible)
+            assert blocks_held <= sum(self.blocks_for(r.max_total_len - 1) for r in possible)
+            assert blocks_held >= sum(map(self.blocks_for, computed))
+            assert cached.num_blocks == cached.num_snapshots == 0
         if num_in_flight == 0:
             assert stats.blocks_fenced == stats.slots_fenced == 0
         if not live and num_in_flight == 0:
-            assert (stats.blocks_free, stats.slots_free) == (stats.blocks_total, stats.slots_total)
+            assert blocks_held == cached.num_evictable_blocks
+            assert slots_held == cached.num_snapshots
 
 
 def _rank(request: ModelRequest) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from tests.core.ledger_model import LedgerModel, ModelRequest
 VOCAB_SIZE = 24
 PICKS = st.integers(0, 15)  # one of those that are not over; the largest: one that never was
 END_NAMES = {_core.FINISH_STOP: "stop", _core.FINISH_LENGTH: "length", _core.FINISH_ABORT: "abort"}
-REACHABLE = {"tokens", "rewound", "evicted when asked", "evicted under pressure"} | {
+REACHABLE = {"tokens", "cached tokens", "rewound", "evicted when asked", "evicted under pressure"} | {
     f"ended for {n}" for n in END_NAMES.values()
 }
 
@@ -46,6 +46,8 @@ class LedgerMachine(RuleBasedStateMachine):
         max_step_tokens=st.integers(1, 32),
         depth=st.integers(0, 3),
         ahead=st.integers(0, 2),
+        is_cached=st.booleans(),
+        stride=st.integers(0, 8),
     )
     def start(
         self,
@@ -57,6 +59,8 @@ class LedgerMachine(RuleBasedStateMachine):
         max_step_tokens: int,
         depth: int,
         ahead: int,
+        is_cached: bool,
+        stride: int,
     ) -> None:
         _core.set_error_types(errors.RequestError, errors.CapacityError, errors.IntegrityError)
         self.config = _core.LedgerConfig(
@@ -70,6 +74,9 @@ class LedgerMachine(RuleBasedStateMachine):
             max_logprobs=0,
             max_launch_depth=depth,
             grant_ahead_blocks=ahead,
+            use_prefix_cache=is_cached,
+            max_snapshots=0 if kind == "attention" else num_slots,
+            snapshot_stride_tokens=stride,
         )
         self.ledger = _core.Ledger(self.config)
         self.device = FakeDevice(self.config, self.sample)
@@ -85,6 +92,8 @@ class LedgerMachine(RuleBasedStateMachine):
         priority=st.integers(-1, 1),
         stop_ids=st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=2),
         min_tokens=st.integers(0, 3),
+        is_alike=st.booleans(),
+        salt=st.sampled_from([b"", b"tenant"]),
     )
     def add(
         self,
@@ -94,6 +103,8 @@ class LedgerMachine(RuleBasedStateMachine):
         priority: int,
         stop_ids: list[int],
         min_tokens: int,
+        is_alike: bool,
+        salt: bytes,
     ) -> None:
         min_tokens = min(min_tokens, max_new_tokens)
         total = min(len(prompt) + max_new_tokens, self.config.max_model_len)
@@ -105,9 +116,11 @@ class LedgerMachine(RuleBasedStateMachine):
                 with pytest.raises(errors.CapacityError):
                     self.ledger.add(*submit, max_new_tokens=max_new_tokens, priority=priority)
                 return
-            request_id = self.ledger.add(*submit, max_new_tokens=max_new_tokens, priority=priority)
-            self.model.added(ModelRequest(request_id, priority, prompt, total, stop_ids, min_tokens))
-            prompt = [number % VOCAB_SIZE, *prompt[1:]]
+            limits = {"max_new_tokens": max_new_tokens, "priority": priority}
+            request_id = self.ledger.add(*submit, **limits, salt=salt)
+            request = ModelRequest(request_id, priority, prompt, total, stop_ids, min_tokens, salt=salt)
+            self.model.added(request)
+            prompt = [*prompt[:-1], number % VOCAB_SIZE] if is_alike else [number % VOCAB_SIZE, *prompt[1:]]
 
     @rule()
     def plan(self) -> None:
@@ -182,6 +195,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(pick=PICKS, num_positions=st.integers(-1, 3))
     def rewind(self, pick: int, num_positions: int) -> None:
         request_id, request = self._pick(pick)
+        num_before = self.ledger.stats().num_evictions
         try:
             assert self.ledger.rewind(request_id, num_positions) == (request is not None)
         except errors.RequestError:
@@ -190,7 +204,32 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         if request is not None:
             self.model.rewound(request, num_positions)
+            if self.ledger.stats().num_evictions > num_before:  # into what it was admitted with, which may be shared
+                assert self.config.use_prefix_cache
+                self.model.evicted(request, True)
             self.reached["rewound"] += 1
+
+    @rule()
+    def reset_prefix_cache(self) -> None:
+        self.ledger.reset_prefix_cache()
+        assert (
+            self.ledger.prefix_stats().num_snapshots == self.ledger.prefix_stats().num_evictable_blocks == 0
+        )
+
+    @rule(pick=PICKS)
+    def go_on(self, pick: int) -> None:
+        """The next turn of a conversation: all its tokens and a new one."""
+        over = [request for request in self.model.requests.values() if request.outputs]
+        if over:
+            last = over[pick % len(over)]
+            prompt = [*last.prompt, *last.outputs, pick]
+            if self.model.fits(len(prompt), 4):
+                number = len(self.model.requests) + 1
+                spec = _core.SamplingSpec(seed=number)
+                tokens = np.array(prompt, np.int32)
+                request_id = self.ledger.add(tokens, spec, max_new_tokens=4, salt=last.salt)
+                total = min(len(prompt) + 4, self.config.max_model_len)
+                self.model.added(ModelRequest(request_id, 0, prompt, total, [], 0, salt=last.salt))
 
     @rule(pick=PICKS)
     def read(self, pick: int) -> None:
@@ -203,7 +242,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if not hasattr(self, "ledger"):
             return
         self.ledger.check_integrity()
-        self.model.check(self.ledger.stats(), self.ledger.num_in_flight)
+        self.model.check(self.ledger.stats(), self.ledger.prefix_stats(), self.ledger.num_in_flight)
         assert self.ledger.has_unfinished == bool(self.model.unfinished)
 
     def teardown(self) -> None:
@@ -225,6 +264,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _count(self) -> None:
         num_evictions = self.ledger.stats().num_evictions
+        self.reached["cached tokens"] += self.ledger.prefix_stats().num_cached_tokens
         self.reached["evicted when asked"] += self.model.num_forced_evictions
         self.reached["evicted under pressure"] += num_evictions - self.model.num_forced_evictions
         for request in self.model.requests.values():
