@@ -204,7 +204,9 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         if request is not None:
             self.model.rewound(request, num_positions)
-            if self.ledger.stats().num_evictions > num_before:  # into what it was admitted with, which may be shared
+            if (
+                self.ledger.stats().num_evictions > num_before
+            ):  # into what it was admitted with, which may be shared
                 assert self.config.use_prefix_cache
                 self.model.evicted(request, True)
             self.reached["rewound"] += 1
