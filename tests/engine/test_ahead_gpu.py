@@ -33,8 +33,8 @@ def gpu_trace(seed: int) -> list[Arrival]:
 @pytest.mark.gpu
 @pytest.mark.usefixtures("gpu", "invariant_products")
 def test_five_hundred_traces_give_what_serial_steps_give(tiny_model_dir: Path) -> None:
-    """Depths 1 to 4 take turns. Nothing is evicted here and no prefix is cached: what decoding has computed and a prompt
-    would have, or the other way round, is rounded by other kernels.
+    """Depths 1 to 4 take turns. Nothing is evicted here and no prefix is cached: decoding and prompts are rounded by
+    kernels of their own, and who computes what must not change.
     """
     settings = {"enable_prefix_caching": False}
     reached, different = Counter(traces=NUM_TRACES), []
