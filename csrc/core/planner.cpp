@@ -287,6 +287,7 @@ bool Planner::make_room(const Request& needy) {
   const int32_t victim = pick_victim(needy);
   if (victim == kDummyRow) return false;
   evict(victim);
+  if (num_available_blocks() == 0) cache_.drop_duplicates();  // all that the victim had may be cached for the needy
   return num_available_blocks() > 0;
 }
 

@@ -193,6 +193,23 @@ CHECK_CASE(cached_blocks_count_as_free) {
   EXPECT_TRUE(rig.ledger.prefix_stats().num_evicted_blocks > 0);
 }
 
+// All that the one which gives way holds is cached, and computed again by the one which needs a block.
+CHECK_CASE(duplicates_come_free_when_their_owner_gives_way) {
+  LedgerConfig config = cached_config(10, 12);
+  config.max_snapshots = 0;
+  config.grant_ahead_blocks = 0;
+  Rig rig(config);
+  rig.add(count_from(100, 8), 5);
+  EXPECT_TRUE(rig.launch());
+  EXPECT_TRUE(rig.retire());
+  EXPECT_TRUE(rig.ledger.pause(1));
+  rig.add(count_from(100, 20), 14);
+  rig.run();
+  EXPECT_EQ(rig.device.fault(), "");
+  EXPECT_EQ(rig.outputs[2].size(), 14u);
+  EXPECT_EQ(rig.ledger.stats().num_evictions, 1);
+}
+
 CHECK_CASE(requests_take_slots_from_snapshots) {
   Rig rig(cached_config(64, 2));
   cached_when_run(rig, kPrompt);
