@@ -108,14 +108,19 @@ class Judge:
             self.seen[what] += 1
             getattr(self, what)(*("" if word == "." else word for word in words))
 
+    def node(self, salt: str, tokens: str) -> Node:
+        assert (salt, tokens) in self.tree.nodes, "a node was found that is not there"
+        return self.tree.nodes[salt, tokens]
+
     def hold(self, salt: str, tokens: str) -> None:
-        self.tree.nodes[salt, tokens].pins += 1
+        self.node(salt, tokens).pins += 1
 
     def add(self, salt: str, tokens: str) -> None:
         assert (salt, tokens) not in self.tree.nodes, "a node is there and was not found"
         self.tree.nodes[salt, tokens] = Node(pins=1)
 
     def drop(self, salt: str, tokens: str) -> None:
+        self.node(salt, tokens)
         self.tree.unpin((salt, tokens))
 
     def match(self, salt: str, tokens: str, num_kv: str, start: str) -> None:
@@ -123,7 +128,7 @@ class Judge:
         self.tree.match(salt, tokens, int(num_kv), int(start))
 
     def snap(self, salt: str, tokens: str, is_done: str) -> None:
-        node = self.tree.nodes[salt, tokens]
+        node = self.node(salt, tokens)
         assert node.has_snapshot or is_done == "1"
         node.has_snapshot = True
 

@@ -262,7 +262,7 @@ class Engine:
     def _idle(self) -> list[Completion]:
         """Nothing to launch and nothing in flight: fine when all is done, paused or held, our bug otherwise."""
         stats = self.ledger.stats()
-        if stats.num_held:
+        if stats.num_held or self._masks.may_have_news():
             self._masks.wait()
         elif not stats.num_paused and (stats.num_waiting or stats.num_running):
             raise IntegrityError(

@@ -11,7 +11,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from headway.engine.completion import Completion
@@ -67,6 +67,7 @@ class MaskWorkers:
         self._pool: ThreadPoolExecutor | None = None
         self._news = threading.Event()
         self._failed: deque[Completion] = deque()
+        self._tasks: deque[Future[None]] = deque()  # in the order of their coming; the first is not over
 
     def compile(self, form: Mapping[str, Any]) -> GrammarState:
         """Raises RequestError for a form that cannot be compiled here."""
@@ -82,7 +83,13 @@ class MaskWorkers:
         if self._pool is None:
             num_workers = min(MAX_WORKERS, max(1, (os.cpu_count() or 1) // 2))
             self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="headway-mask")
-        self._pool.submit(self._run, completion, task)
+        self._forget_done()
+        self._tasks.append(self._pool.submit(self._run, completion, task))
+
+    def may_have_news(self) -> bool:
+        """Whether a mask has come since the last `wait`, or may come: a row that a plan left out may be ready now."""
+        self._forget_done()
+        return bool(self._tasks) or self._news.is_set()
 
     def wait(self) -> None:
         """Returns when a mask has come since the last call, or after a while."""
@@ -96,6 +103,10 @@ class MaskWorkers:
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _forget_done(self) -> None:
+        while self._tasks and self._tasks[0].done():
+            self._tasks.popleft()
 
     def _run(self, completion: Completion, task: Callable[[], None]) -> None:
         try:
