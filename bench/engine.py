@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.sides import SIDES, Clock, HeadwaySide, OutOfTimeError, Side, SideOptions
+from bench.sides import SIDES, Clock, HeadwaySide, OutOfTimeError, Side, SideOptions, greedy
 
 if TYPE_CHECKING:
     from headway.engine.timeline import Timeline
@@ -142,13 +142,15 @@ def arrivals(bench: Bench) -> dict[str, Any]:
     """64 requests of 320 new tokens each, evenly spread over their lives, so one ends when one comes."""
     if not isinstance(bench.side, HeadwaySide):
         return {}
+    from headway import SamplingParams
+
     num_running, interval, prompt_len = 64, 5, 512
     life = num_running * interval
     llm = bench.side.llm
     engine = llm._engine
 
     def submit(num_new: int) -> None:
-        engine.submit(engine.check("", 0, None, bench.prompt(prompt_len), greedy(num_new)))
+        engine.submit(engine.check("", 0, None, bench.prompt(prompt_len), greedy(SamplingParams, num_new)))
 
     for index in range(num_running):
         submit((index + 1) * interval)
@@ -181,12 +183,6 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "arrivals": arrivals,
     "mixed": mixed,
 }
-
-
-def greedy(num_new: int) -> Any:
-    from headway.request import SamplingParams
-
-    return SamplingParams(temperature=0.0, max_tokens=num_new, ignore_eos=True, detokenize=False)
 
 
 def main() -> None:

@@ -65,8 +65,9 @@ class Side(Protocol):
 
 class HeadwaySide:
     def __init__(self, options: SideOptions) -> None:
-        from headway.llm import LLM
+        from headway import LLM, SamplingParams
 
+        self._params = SamplingParams
         self.llm = LLM(
             model_path(options.model),
             load_format=options.load_format,
@@ -92,22 +93,17 @@ class HeadwaySide:
         self, prompts: Sequence[list[int]], num_new: int, on_step: Callable[[], None] | None = None
     ) -> list[int]:
         hook = None if on_step is None else lambda _: on_step()
-        outputs = self.llm.generate(list(prompts), self._params(num_new), on_step=hook)
+        outputs = self.llm.generate(list(prompts), greedy(self._params, num_new), on_step=hook)
         return [len(output.outputs[0].token_ids) for output in outputs]
 
     def answer(self, prompts: Sequence[list[int]], num_new: int) -> list[Answer]:
         begin_s = time.perf_counter()
         answers = []
-        for output in self.llm.generate(list(prompts), self._params(num_new)):
+        for output in self.llm.generate(list(prompts), greedy(self._params, num_new)):
             assert output.metrics.first_token_s is not None
             first_s = output.metrics.first_token_s - begin_s
             answers.append(Answer(output.outputs[0].token_ids, output.num_cached_tokens or 0, first_s))
         return answers
-
-    def _params(self, num_new: int) -> Any:
-        from headway.request import SamplingParams
-
-        return SamplingParams(temperature=0.0, max_tokens=num_new, ignore_eos=True, detokenize=False)
 
     def reset_prefix_cache(self) -> None:
         self.llm.reset_prefix_cache()
@@ -143,6 +139,7 @@ class VllmSide:
         finally:
             if is_ours:
                 shutil.rmtree(self._folder)
+        self._params = vllm.SamplingParams
         self._numbers = itertools.count()
         self._version: str = vllm.__version__
         self.vocab_size = int(self.llm.llm_engine.model_config.get_vocab_size())
@@ -154,7 +151,7 @@ class VllmSide:
         self, prompts: Sequence[list[int]], num_new: int, on_step: Callable[[], None] | None = None
     ) -> list[int]:
         requests = [{"prompt_token_ids": prompt} for prompt in prompts]
-        outputs = self.llm.generate(requests, self._params(num_new), use_tqdm=False)
+        outputs = self.llm.generate(requests, greedy(self._params, num_new), use_tqdm=False)
         if on_step is not None:
             on_step()
         return [len(output.outputs[0].token_ids) for output in outputs]
@@ -166,7 +163,7 @@ class VllmSide:
         last: dict[str, Any] = {}
         names = [str(next(self._numbers)) for _ in prompts]
         for name, prompt in zip(names, prompts, strict=True):
-            engine.add_request(name, {"prompt_token_ids": prompt}, self._params(num_new))
+            engine.add_request(name, {"prompt_token_ids": prompt}, greedy(self._params, num_new))
         while engine.has_unfinished_requests():
             for output in engine.step():
                 first_s.setdefault(output.request_id, time.perf_counter() - begin_s)
@@ -176,11 +173,6 @@ class VllmSide:
             for name in names
         ]
 
-    def _params(self, num_new: int) -> Any:
-        from vllm import SamplingParams
-
-        return SamplingParams(temperature=0.0, max_tokens=num_new, ignore_eos=True, detokenize=False)
-
     def reset_prefix_cache(self) -> None:
         self.llm.reset_prefix_cache()
 
@@ -189,6 +181,11 @@ class VllmSide:
 
 
 SIDES: dict[str, Callable[[SideOptions], Side]] = {"headway": HeadwaySide, "vllm": VllmSide}
+
+
+def greedy(sampling_params: Callable[..., Any], num_new: int) -> Any:
+    """Either engine's parameters for `num_new` tokens as ids, whatever they are; both take vLLM's names."""
+    return sampling_params(temperature=0.0, max_tokens=num_new, ignore_eos=True, detokenize=False)
 
 
 def model_path(name: str) -> str:

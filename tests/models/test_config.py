@@ -170,7 +170,7 @@ def test_a_path_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"has no config\.json"):
         read_model_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ModelLoadError, match=r"config\.json cannot be read"):
+    with pytest.raises(ModelLoadError, match=r"config\.json is not valid JSON"):
         read_model_config(tmp_path)
 
 

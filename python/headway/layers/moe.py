@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from headway import ops
 from headway.layers.linear import Linear
 from headway.layers.params import Params, ParamSpec
+from headway.layers.router import Router
 from headway.layers.scratch import Take
 from headway.models.config import MoeConfig
 
@@ -64,10 +65,7 @@ class Moe:
 
     def __init__(self, moe: MoeConfig, params: Params) -> None:
         self.moe = moe
-        self.router_weight = params["router"]  # [E, C] fp32
-        self.num_experts_done = torch.zeros(1, dtype=torch.int32, device=self.router_weight.device)
-        self.router = Linear(self.router_weight)
-        self.score_bias = params.get("score_bias")
+        self.router = Router(moe, params)
         self.expert_in, self.expert_out = params["expert_in"], params["expert_out"]
         self.latent_in = Linear(params["latent_in"]) if moe.latent_size else None
         self.latent_out = Linear(params["latent_out"]) if moe.latent_size else None
@@ -92,25 +90,11 @@ class Moe:
         return self.shared_out.onto(scratch.shared_activated, mixed)
 
     def _routed_experts(self, hidden: torch.Tensor, scratch: MoeScratch) -> torch.Tensor:
-        routing = self._route(hidden, scratch)
+        routing = self.router(hidden, scratch.router_logits)
         if self.latent_in is None or self.latent_out is None:
             return self._experts(hidden, routing)
         latent = self._experts(self.latent_in(hidden, scratch.latent), routing)
         return self.latent_out(latent, scratch.widened)
-
-    def _route(self, hidden: torch.Tensor, scratch: MoeScratch) -> ops.Routing:
-        moe = self.moe
-        how: dict[str, Any] = {
-            "score": moe.score,
-            "bias": self.score_bias,
-            "normalise": moe.normalise,
-            "scale": moe.scale,
-            "num_groups": moe.num_groups,
-            "topk_group": moe.topk_group,
-        }
-        if ops.fits_route_hidden(hidden, moe.num_experts):
-            return ops.route_hidden(hidden, self.router_weight, moe.top_k, self.num_experts_done, **how)
-        return ops.route(self.router(hidden.float(), scratch.router_logits), moe.top_k, **how)
 
     def _experts(self, hidden: torch.Tensor, routing: ops.Routing) -> torch.Tensor:
         """hidden [T, C or latent] -> the same shape."""

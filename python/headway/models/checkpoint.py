@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from headway.errors import ModelLoadError
-from headway.models.registry import read_json
+from headway.files import read_json_object
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -61,7 +61,7 @@ class Checkpoint:
 def shard_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint. Raises ModelLoadError when there are none or one leads elsewhere."""
     if (folder / _INDEX).is_file():
-        weight_map = read_json(folder / _INDEX).get("weight_map")
+        weight_map = read_json_object(folder / _INDEX).get("weight_map")
         if not isinstance(weight_map, dict):
             raise ModelLoadError(f"{_INDEX} has no weight_map")
         return [_inside(folder, name) for name in sorted({str(name) for name in weight_map.values()})]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from headway.errors import ConfigError, ModelLoadError
+from headway.files import read_json_object
 from headway.layers.params import ParamSpec
 from headway.models.checkpoint import Checkpoint
 from headway.models.config import ModelConfig
@@ -18,7 +19,7 @@ from headway.models.dummy import fill_dummy
 from headway.models.families.family import Family
 from headway.models.hybrid import HybridModel, model_specs
 from headway.models.pieces import Piece
-from headway.models.registry import config_file, config_from_dict, find_family, read_json
+from headway.models.registry import config_file, config_from_dict, find_family
 
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 
@@ -83,7 +84,7 @@ def load_params(
     if load_format not in LOAD_FORMATS:
         raise ConfigError(f"load_format must be one of {', '.join(LOAD_FORMATS)}, got {load_format!r}")
     file = config_file(path)
-    values = read_json(file)
+    values = read_json_object(file)
     config, family = config_from_dict(values), find_family(values)
     specs, model_dtype = model_specs(config), resolve_dtype(dtype, config)
     if load_format == "dummy":

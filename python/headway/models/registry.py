@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from headway.errors import ModelLoadError
+from headway.files import read_json_object
 from headway.models.config import ModelConfig
 from headway.models.families.bamba import BAMBA
 from headway.models.families.family import Family
@@ -29,7 +29,7 @@ def read_model_config(path: str | os.PathLike[str]) -> ModelConfig:
 
     Raises ModelLoadError naming the key when the model cannot be served.
     """
-    return config_from_dict(read_json(config_file(path)))
+    return config_from_dict(read_json_object(config_file(path)))
 
 
 def config_from_dict(values: dict[str, object]) -> ModelConfig:
@@ -65,16 +65,6 @@ def config_file(path: str | os.PathLike[str]) -> Path:
     if not (location / "config.json").is_file():
         raise ModelLoadError(f"{os.fspath(path)!r} has no config.json")
     return location / "config.json"
-
-
-def read_json(file: Path) -> dict[str, object]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{file.name} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise ModelLoadError(f"{file.name} must hold one JSON object")
-    return values
 
 
 def _check(config: ModelConfig) -> None:

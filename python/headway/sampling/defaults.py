@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from headway.errors import ModelLoadError, RequestError
+from headway.files import read_json_object
 from headway.request import SamplingParams, is_int
 
 logger = logging.getLogger("headway")
@@ -38,7 +38,7 @@ def read_generation_defaults(folder: Path, *, is_applied: bool) -> GenerationDef
     Logs one line naming what was changed. Raises ModelLoadError when the file is malformed.
     """
     path = folder / "generation_config.json"
-    content = _read_object(path) if path.is_file() else {}
+    content = read_json_object(path, is_optional=True)
     changed = {ours: content[theirs] for theirs, ours in _NAMES.items() if content.get(theirs) is not None}
     if not is_applied or not changed:
         return GenerationDefaults(SamplingParams(), _eos_ids(content, path))
@@ -49,16 +49,6 @@ def read_generation_defaults(folder: Path, *, is_applied: bool) -> GenerationDef
     listed = ", ".join(f"{name}={value}" for name, value in changed.items())
     logger.info("sampling defaults from %s: %s (--generation-config none ignores them)", path.name, listed)
     return GenerationDefaults(params, _eos_ids(content, path))
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelLoadError(f"{path} must hold a JSON object, not {type(content).__name__}")
-    return content
 
 
 def _eos_ids(content: dict[str, Any], path: Path) -> tuple[int, ...]:

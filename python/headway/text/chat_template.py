@@ -9,8 +9,9 @@ import jinja2
 import jinja2.meta
 
 from headway.errors import ModelLoadError, RequestError
-from headway.text.folder import read_json_object, read_special_tokens, read_text
+from headway.files import read_json_object, read_text
 from headway.text.sandbox import RenderLimitError, SandboxEnvironment, render_within_limits
+from headway.text.special_tokens import read_special_tokens
 
 Message = Mapping[str, object]
 
@@ -96,7 +97,7 @@ def _find_source(folder: Path) -> str | None:
     if file.is_file():
         return read_text(file)
     for name in ("chat_template.json", "tokenizer_config.json"):
-        source = _default_of(read_json_object(folder / name).get("chat_template"))
+        source = _default_of(read_json_object(folder / name, is_optional=True).get("chat_template"))
         if source is not None:
             return source
     return None

@@ -11,7 +11,8 @@ from pathlib import Path
 import tokenizers
 
 from headway.errors import ModelLoadError, RequestError
-from headway.text.folder import read_special_tokens, read_text
+from headway.files import read_text
+from headway.text.special_tokens import read_special_tokens
 
 
 def _byte_of_letter() -> dict[str, int]:
