@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import signal
@@ -41,7 +40,14 @@ def imported_modules(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["generate", "--help"], ["bench", "--help-all"]]
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["generate", "--help"],
+        ["bench", "latency", "--help-all"],
+        ["bench", "serve", "--help"],
+    ],
 )
 def test_help_and_version_import_neither_torch_nor_numpy(words: list[str]) -> None:
     modules = imported_modules(f"from headway.cli import main; main({words!r})")
@@ -59,8 +65,14 @@ def test_version() -> None:
 
 
 def test_every_setting_is_a_flag_of_every_engine_command() -> None:
-    for name in ("generate", "chat", "bench"):
-        flags = build_parser().subparsers[name].flags
+    commands = build_parser().subparsers
+    kinds = commands["bench"].subparsers
+    for command in (
+        commands["generate"],
+        commands["chat"],
+        *(kinds[k] for k in ("latency", "throughput", "startup")),
+    ):
+        flags = command.flags
         assert {flag(setting) for setting in specs(EngineConfig)} <= set(flags)
 
 
@@ -80,7 +92,9 @@ def test_advanced_flags_are_listed_on_demand() -> None:
         (["generate", "x", "--max-num-seqs", "0"], "--max-num-seqs"),
         (["generate", "x", "--max_num_seqs", "many"], "--max-num-seqs"),
         (["generate", ""], "prompt must be"),
-        (["bench", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (["bench", "--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
+        (["bench", "serve", "--request-rat", "2"], "did you mean --request-rate?"),
+        (["bench", "srve"], "invalid choice"),
         (["frobnicate"], "invalid choice"),
     ],
 )
@@ -168,36 +182,6 @@ def test_chat_answers_each_line() -> None:
     quick = headway("chat", *SMALL, "--max-tokens", "4", "-q", "import os")
     assert quick.returncode == 0
     assert quick.stdout
-
-
-def test_bench_reports_json(tmp_path: Path) -> None:
-    file = tmp_path / "report.json"
-    words = (
-        "--batch-size",
-        "2",
-        "--input-len",
-        "5",
-        "--output-len",
-        "6",
-        "--num-iters",
-        "2",
-        "--output-json",
-        str(file),
-    )
-    result = headway("bench", *SMALL, *words)
-    assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout)
-    assert report == json.loads(file.read_text())
-    assert report["num_requests"] == 4
-    assert report["total_num_tokens"] == 4 * 11
-    assert len(report["latencies"]) == 2
-    assert report["output_tokens_per_second"] > 0
-
-
-def test_bench_refuses_lengths_that_it_could_not_measure() -> None:
-    result = headway("bench", *SMALL, "--output-len", "300")
-    assert result.returncode == 2
-    assert "must sum to at most 256 tokens" in result.stderr
 
 
 def test_a_missing_package_is_one_line_with_its_remedy() -> None:

@@ -1,4 +1,4 @@
-"""`headway bench --timeline` and `--plot`: files that their readers take."""
+"""`headway bench latency --timeline` and `--plot`: files that their readers take."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from headway.cli.bench.plot import draw
 from headway.cli.main import main
-from headway.cli.plot import draw
 from headway.engine.perfetto import CPU_LANE, GPU_LANE, Recording, write_timeline
 from tests.engine.paced import paced_timeline
 

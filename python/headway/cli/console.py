@@ -19,13 +19,19 @@ _BAR_WIDTH = 30
 
 def open_llm(args: argparse.Namespace, **settings: Any) -> LLM:
     """The engine that the flags describe; logs and progress go to stderr when it is a terminal."""
-    is_terminal = sys.stderr.isatty()
-    show_log(logging.INFO if is_terminal or args.verbose else logging.ERROR)
-    keywords = {**settings, **given_settings(args)}
-    EngineConfig(**keywords)  # refuse bad values before torch is imported
+    keywords = prepared_settings(args, **settings)
     from headway import LLM
 
-    return LLM(keywords.pop("model", None), progress=show_progress if is_terminal else None, **keywords)
+    progress = show_progress if sys.stderr.isatty() else None
+    return LLM(keywords.pop("model", None), progress=progress, **keywords)
+
+
+def prepared_settings(args: argparse.Namespace, **settings: Any) -> dict[str, Any]:
+    """Keywords of the engine, flags over `settings`, checked before torch is imported. Turns the log on."""
+    show_log(logging.INFO if sys.stderr.isatty() or args.verbose else logging.ERROR)
+    keywords = {**settings, **given_settings(args)}
+    EngineConfig(**keywords)
+    return keywords
 
 
 def show_log(level: int) -> None:

@@ -1,9 +1,8 @@
-"""`headway bench`: latency and throughput of a model on prompts of random tokens; one JSON object on stdout."""
+"""`headway bench latency`: batches of equal prompts, one after the other; with --timeline or --plot, their steps."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headway.cli.bench.common import at_least, check_fits, percentiles, random_tokens, write_report
 from headway.cli.console import open_llm
 from headway.cli.flags import add_engine_flags
 from headway.errors import ConfigError
@@ -22,24 +22,27 @@ if TYPE_CHECKING:
     from headway.llm import LLM
     from headway.outputs import RequestOutput
 
-PERCENTILES = (10, 25, 50, 75, 90, 99)
 MIN_STEPS_SEEN = 16  # of a batch: fewer show nothing steady
 
 
-def add_to(commands: Any, *, shows_all: bool) -> None:
-    parser = commands.add_parser(
-        "bench",
-        help="measure latency and throughput",
-        description="Runs batches of random prompts and prints a JSON report; the end token is ignored.",
+def add_to(kinds: Any, *, shows_all: bool) -> None:
+    parser = kinds.add_parser(
+        "latency",
+        help="batches of equal prompts",
+        description="Runs batches of random prompts, one after the other; the end token is ignored.",
     )
-    for name, default, text in (
-        ("--batch-size", 8, "prompts of a batch"),
-        ("--input-len", 32, "tokens of a prompt"),
-        ("--output-len", 128, "tokens to generate for each"),
-        ("--num-iters", 3, "batches measured"),
-        ("--num-iters-warmup", 1, "batches run before"),
+    for name, low, default, text in (
+        ("--batch-size", 1, 8, "prompts of a batch"),
+        ("--input-len", 1, 32, "tokens of a prompt"),
+        ("--output-len", 1, 128, "tokens to generate for each"),
+        ("--n", 1, 1, "completions of each prompt"),
+        ("--num-iters", 1, 3, "batches measured"),
+        ("--num-iters-warmup", 0, 1, "batches run before"),
     ):
-        parser.add_argument(name, type=int, default=default, metavar="N", help=f"{text} ({default})")
+        parser.add_argument(
+            name, type=at_least(low), default=default, metavar="N", help=f"{text} ({default})"
+        )
+    parser.add_argument("--disable-detokenize", action="store_true", help="do not turn tokens into text")
     parser.add_argument("--output-json", metavar="FILE", help="write the report here too")
     parser.add_argument("--timeline", metavar="FILE", help="write what CPU and GPU did, for ui.perfetto.dev")
     parser.add_argument("--plot", metavar="FILE", help="draw a few steps, beside those of --launch-depth 0")
@@ -51,24 +54,17 @@ def add_to(commands: Any, *, shows_all: bool) -> None:
 def run(args: argparse.Namespace) -> int:
     _check(args)
     report = measure_and_draw(args) if args.timeline or args.plot else measure(args)
-    text = json.dumps(report)
-    print(text)
-    if args.output_json:
-        Path(args.output_json).write_text(text + "\n", encoding="utf-8")
+    write_report(report, args.output_json)
     if sys.stderr.isatty():
         print(_summary(report), file=sys.stderr)
     return 0
 
 
 def _check(args: argparse.Namespace) -> None:
-    lowest = {"batch_size": 1, "input_len": 1, "output_len": 1, "num_iters": 1, "num_iters_warmup": 0}
-    if args.timeline or args.plot:
-        lowest["output_len"] = MIN_STEPS_SEEN
-    for name, low in lowest.items():
-        if getattr(args, name) < low:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
+    if (args.timeline or args.plot) and args.output_len < MIN_STEPS_SEEN:
+        raise ConfigError(f"--output-len must be at least {MIN_STEPS_SEEN}, got {args.output_len}")
     if args.plot:
-        from headway.cli.plot import require_matplotlib
+        from headway.cli.bench.plot import require_matplotlib
 
         require_matplotlib()
 
@@ -92,7 +88,7 @@ def measure_and_draw(args: argparse.Namespace) -> dict[str, Any]:
     if args.timeline:
         write_timeline(Path(args.timeline), recordings, title)
     if args.plot:
-        from headway.cli.plot import draw
+        from headway.cli.bench.plot import draw
 
         draw(Path(args.plot), recordings, title)
     return report
@@ -123,19 +119,21 @@ def measure_batches(
     llm: LLM, args: argparse.Namespace, begin: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
     """Latency of each batch, and the times of all requests in them; `begin` is called when warm-up is over."""
-    if args.input_len + args.output_len > llm.max_model_len:
-        raise ConfigError(
-            f"--input-len and --output-len must sum to at most {llm.max_model_len} tokens (--max-model-len), "
-            f"got {args.input_len + args.output_len}"
-        )
-    params = SamplingParams(temperature=0.0, max_tokens=args.output_len, ignore_eos=True, detokenize=False)
+    check_fits(args.input_len + args.output_len, llm.max_model_len)
+    params = SamplingParams(
+        n=args.n,
+        temperature=1.0 if args.n > 1 else 0.0,  # greedy completions would be equal
+        max_tokens=args.output_len,
+        ignore_eos=True,
+        detokenize=not args.disable_detokenize,
+    )
     draws = random.Random(0)
     latencies: list[float] = []
     outputs: list[RequestOutput] = []
     for iteration in range(args.num_iters_warmup + args.num_iters):
         if iteration == args.num_iters_warmup:
             begin()
-        prompts = [_random_prompt(draws, llm.vocab_size, args.input_len) for _ in range(args.batch_size)]
+        prompts = [random_tokens(draws, llm.vocab_size, args.input_len) for _ in range(args.batch_size)]
         begin_s = time.perf_counter()
         batch = llm.generate(prompts, params)
         if iteration >= args.num_iters_warmup:
@@ -147,10 +145,6 @@ def measure_batches(
         **_throughput(latencies, outputs),
         **_latency(latencies, outputs),
     }
-
-
-def _random_prompt(draws: random.Random, vocab_size: int, num_tokens: int) -> list[int]:
-    return [draws.randrange(vocab_size) for _ in range(num_tokens)]
 
 
 def _sizes(args: argparse.Namespace) -> dict[str, int]:
@@ -179,16 +173,10 @@ def _latency(latencies: list[float], outputs: list[RequestOutput]) -> dict[str, 
     return {
         "avg_latency": statistics.fmean(latencies),
         "latencies": latencies,
-        "percentiles": {str(p): _percentile(latencies, p) for p in PERCENTILES},
+        "percentiles": percentiles(latencies),
         "mean_ttft_ms": 1e3 * statistics.fmean(ttfts) if ttfts else None,
         "mean_tpot_ms": 1e3 * statistics.fmean(tpots) if tpots else None,
     }
-
-
-def _percentile(values: list[float], percent: int) -> float:
-    """Nearest rank."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, percent * len(ordered) // 100)]
 
 
 def _summary(report: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`headway bench --plot`: a few steady decode steps of each recording on one scale, and how idle the GPU was."""
+"""`headway bench latency --plot`: steady decode steps of each recording on one scale, and how idle the GPU was."""
 
 from __future__ import annotations
 
