@@ -1,23 +1,30 @@
-"""Times an engine end to end: decode step, first token, prefill, arrivals, a mixed run; of Headway also its idle time.
+"""Times an engine end to end: start-up, decode step, first token, prefill, arrivals, a mixed run; of Headway also idle
+time.
 
 Shapes and method are those usual for comparing engines: a decode step is (time of 136 new tokens - time of 8) / 128 for
 prompts of 128 tokens, best of two; prefill is 16 prompts of 4096 tokens and one new token; the mixed run is 256 prompts
 of 1024 tokens and 256 new ones; arrivals (Headway alone) are 64 running requests and a new prompt of 512 tokens every 5
-steps. Idle time is what lies between the end of a step and the begin of the next on the device's own clock. Weights are
-random unless the model is a folder with weights: for a mixture of experts only a shared checkpoint compares engines
-(`bench/random_checkpoint.py`). The report is written after every part: a run that is cut short keeps what it has.
+steps. Idle time is what lies between the end of a step and the begin of the next on the device's own clock. Start-up is
+from the begin of the process to the first token of a prompt of 128 tokens. Weights are random unless the model is a
+folder with weights: for a mixture of experts only a shared checkpoint compares engines, and only from a checkpoint
+start-up means anything (`bench/random_checkpoint.py`). The report is written after every part: a run that is cut short,
+or a part that fails, keeps what the others gave.
 
 usage: python -m bench.engine small --out small.json [--parts decode ttft] [--batches 1 8] [--launch-depth 2] [--eager]
        python -m bench.engine small --side vllm --out small_vllm.json       (where vLLM is installed)
-       python -m bench.engine_table small.json small_vllm.json              (both beside each other)
+       python -m bench.random_checkpoint nano30b /dev/shm/nano30b --device cuda
+       python -m bench.engine /dev/shm/nano30b --load-format auto --out nano30b.json
+       python -m bench.engine_table small.json small_vllm.json [...]        (both beside each other, pair by pair)
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,8 +64,9 @@ class Bench:
         self.trace = self.side.llm.trace_steps() if isinstance(self.side, HeadwaySide) else None
 
     def run(self) -> None:
-        self.generate(1, 128, 1)
+        self.generate(1, PROMPT_LEN, 1)
         self.report["start_to_first_token_s"] = round(self.clock.elapsed_s, 2)
+        self.report["process_to_first_token_s"] = round(process_age_s(), 2)
         self.generate(4, 64, 16)
         for part in self.args.parts:
             begin_s = self.clock.elapsed_s
@@ -66,6 +74,9 @@ class Bench:
                 self.report |= PARTS[part](self)
             except OutOfTimeError:
                 self.report["cut_short"].append(part)
+            except Exception as fault:  # the other parts may still be well
+                traceback.print_exc()
+                self.report["failed"][part] = repr(fault)
             self.report["part_s"][part] = round(self.clock.elapsed_s - begin_s, 1)
             self.write()
 
@@ -105,6 +116,7 @@ class Bench:
             **self.side.describe(),
             "startup_s": round(startup_s, 2),
             "cut_short": [],
+            "failed": {},
             "part_s": {},
         }
 
@@ -185,6 +197,13 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 }
 
 
+def process_age_s() -> float:
+    """Seconds since this process was started, imports included. Linux: proc(5), field 22 of stat."""
+    begin_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    uptime_s = float(Path("/proc/uptime").read_text().split()[0])
+    return uptime_s - begin_ticks / os.sysconf("SC_CLK_TCK")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -194,7 +213,7 @@ def main() -> None:
     )
     parser.add_argument("--side", choices=SIDES, default="headway")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 256])
     parser.add_argument("--launch-depth", type=int, default=None)
     parser.add_argument(

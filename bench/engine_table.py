@@ -1,6 +1,7 @@
-"""Puts reports of bench/engine.py beside each other: Headway's figures, a peer's, the ratio and the goal.
+"""Puts reports of bench/engine.py beside each other: Headway's figures, a peer's, the ratio and the goal; below, of
+Headway alone, idle time and start-up.
 
-usage: python -m bench.engine_table OURS.json THEIRS.json
+usage: python -m bench.engine_table OURS.json THEIRS.json [OURS.json THEIRS.json ...]
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ GOALS = {
     "nano9b": {"mixed_out_tok_s": 1.3, "prefill_tok_s": 1.05, "ttft_ms_median": 3.0},
 }
 BATCHES = (1, 8, 64, 256)
+MAX_IDLE_PERCENT = {"small": 3.0, "nano9b": 1.0}
+MAX_ARRIVALS_IDLE_PERCENT = 5.0
+MAX_STARTUP_S = {"nano9b": 20.0}
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Line:
 
 
 def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> list[Line]:
-    model = next((name for name in DECODE_GOALS if name in str(ours["model"])), "")
+    model = model_of(ours)
     goals: dict[str, float | None] = dict(GOALS.get(model, {}))
     goals |= {
         f"decode_step_ms_b{batch}": goal
@@ -53,8 +57,9 @@ def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> list[Line]:
         "ttft_ms_median",
         "prefill_tok_s",
         "mixed_out_tok_s",
+        "startup_s",
+        "process_to_first_token_s",
     ]
-    figures.append("start_to_first_token_s")
     return [
         Line(figure, ours[figure], theirs[figure], goals.get(figure))
         for figure in figures
@@ -62,11 +67,55 @@ def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> list[Line]:
     ]
 
 
+def alone(ours: dict[str, Any]) -> list[str]:
+    """Idle shares and start-up, with the most they may be."""
+    model = model_of(ours)
+    lines = [
+        limit_line(f"idle share, decode batch {batch} (%)", idle_percent(steady), MAX_IDLE_PERCENT.get(model))
+        for batch in BATCHES
+        if (steady := ours.get(f"decode_b{batch}")) is not None
+    ]
+    if "arrivals" in ours:
+        percent = idle_percent(ours["arrivals"])
+        lines.append(limit_line("idle share, steady arrivals (%)", percent, MAX_ARRIVALS_IDLE_PERCENT))
+    if "mixed" in ours:
+        lines.append(limit_line("idle share, mixed (%)", idle_percent(ours["mixed"]), None))
+    if "process_to_first_token_s" in ours:
+        what = f"process to first token (s), weights: {ours['load_format']}"
+        lines.append(limit_line(what, ours["process_to_first_token_s"], MAX_STARTUP_S.get(model)))
+    return lines
+
+
+def idle_percent(figures: dict[str, float]) -> float:
+    return 100.0 * figures["idle_share"]
+
+
+def limit_line(what: str, value: float, limit: float | None) -> str:
+    return f"| {what} | {value:.4g} | {'-' if limit is None else f'{limit:g}'} |"
+
+
+def model_of(report: dict[str, Any]) -> str:
+    return next((name for name in DECODE_GOALS if name in str(report["model"])), "")
+
+
+def tables(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    lines = [f"{ours['model']} on {ours['machine']}", ""]
+    lines += [
+        f"| figure | {ours['engine']} | {theirs['engine']} | times faster | goal |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [str(line) for line in compare(ours, theirs)]
+    lines += ["", f"| {ours['engine']} alone | | at most |", "|---|---|---|", *alone(ours)]
+    for report in (ours, theirs):
+        if report["cut_short"] or report["failed"]:
+            lines += ["", f"{report['engine']}: cut short {report['cut_short']}, failed {report['failed']}"]
+    return "\n".join(lines)
+
+
 def main() -> None:
-    ours, theirs = (json.loads(Path(name).read_text(encoding="utf-8")) for name in sys.argv[1:3])
-    print(f"{ours['model']} on {ours['machine']}\n")
-    print(f"| figure | {ours['engine']} | {theirs['engine']} | times faster | goal |\n|---|---|---|---|---|")
-    print("\n".join(str(line) for line in compare(ours, theirs)))
+    reports = [json.loads(Path(name).read_text(encoding="utf-8")) for name in sys.argv[1:]]
+    pairs = zip(reports[::2], reports[1::2], strict=True)
+    print("\n\n".join(tables(ours, theirs) for ours, theirs in pairs))
 
 
 if __name__ == "__main__":

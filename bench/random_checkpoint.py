@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from bench.sides import model_path
+from bench.sides import for_peers, model_path
 from headway.models.pieces import Piece
 from headway.models.registry import config_from_dict, find_family
 
@@ -79,8 +79,7 @@ def write_checkpoint(shape: Path, folder: Path, device: str) -> None:
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": weight_map})
     )
-    values |= {"time_step_limit": [0.0, 1e9], "num_logits_to_keep": 1, "use_mamba_kernels": True}
-    (folder / "config.json").write_text(json.dumps(values, indent=1))
+    (folder / "config.json").write_text(json.dumps(for_peers(values), indent=1))
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -120,29 +119,30 @@ class VllmSide:
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_USE_FLASHINFER_SAMPLER": "0",  # compiled at its first use, and what is drawn here is greedy
         }.items():
             os.environ.setdefault(name, value)
         import vllm
 
-        self._folder, is_ours = vllm_folder(model_path(options.model))
-        try:
-            self.llm = vllm.LLM(
-                model=str(self._folder),
-                load_format=options.load_format,
-                skip_tokenizer_init=True,
-                dtype="bfloat16",
-                max_model_len=options.max_model_len,
-                max_num_seqs=options.max_num_seqs,
-                gpu_memory_utilization=0.85,
-                disable_log_stats=True,
-            )
-        finally:
-            if is_ours:
-                shutil.rmtree(self._folder)
+        self._made_folder = tempfile.TemporaryDirectory(
+            prefix="bench-model-"
+        )  # read until the engine is gone
+        folder = vllm_folder(model_path(options.model), Path(self._made_folder.name))
+        self.llm = vllm.LLM(
+            model=str(folder),
+            load_format=options.load_format,
+            skip_tokenizer_init=True,
+            dtype="bfloat16",
+            max_model_len=options.max_model_len,
+            max_num_seqs=options.max_num_seqs,
+            gpu_memory_utilization=0.85,
+            enable_prefix_caching=options.has_prefix_cache,
+            disable_log_stats=True,
+        )
         self._params = vllm.SamplingParams
         self._numbers = itertools.count()
         self._version: str = vllm.__version__
-        self.vocab_size = int(self.llm.llm_engine.model_config.get_vocab_size())
+        self.vocab_size = int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"])
 
     def describe(self) -> dict[str, Any]:
         return {"engine": f"vllm {self._version}", "device": "cuda", "dtype": "bfloat16"}
@@ -178,6 +178,7 @@ class VllmSide:
 
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()
+        self._made_folder.cleanup()
 
 
 SIDES: dict[str, Callable[[SideOptions], Side]] = {"headway": HeadwaySide, "vllm": VllmSide}
@@ -194,17 +195,21 @@ def model_path(name: str) -> str:
     return str(known) if known.is_file() else name
 
 
-def vllm_folder(path: str) -> tuple[Path, bool]:
-    """A folder that vLLM can read, and whether it was made for this: a lone config.json gets one."""
+def vllm_folder(path: str, spare: Path) -> Path:
+    """A folder that vLLM can read: the one given, or `spare` for a lone config.json."""
     if Path(path).is_dir():
-        return Path(path), False
-    config = json.loads(Path(path).read_text(encoding="utf-8"))
-    config.setdefault("time_step_limit", [0.0, 1e9])
-    config.setdefault("num_logits_to_keep", 1)
-    config.setdefault("use_mamba_kernels", True)
-    folder = Path(tempfile.mkdtemp(prefix="bench-model-"))
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return folder, True
+        return Path(path)
+    config = for_peers(json.loads(Path(path).read_text(encoding="utf-8")))
+    (spare / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return spare
+
+
+def for_peers(config: dict[str, Any]) -> dict[str, Any]:
+    """A published configuration with what other readers of this family ask for and Headway does not."""
+    asked = {"time_step_limit": [0.0, 1e9], "num_logits_to_keep": 1, "use_mamba_kernels": True}
+    if "head_dim" in config:
+        asked["attention_head_dim"] = config["head_dim"]
+    return asked | config
 
 
 class Clock:
