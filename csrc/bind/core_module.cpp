@@ -173,6 +173,8 @@ void bind_ledger(py::module_& module) {
       .def("rewind", &rewind_request, "request_id"_a, "num_positions"_a,
            "Drops what is in flight of the request and its last num_positions outputs; it goes on from there. Raises "
            "RequestError, changing nothing, where its KV or state cannot go back so far; False when it is over.")
+      .def("admitted_requests", get(&Ledger::admitted_requests),
+           "Ids of the requests that got a row in the last plan() and still hold it.")
       .def("output_tokens", &output_tokens, "request_id"_a,
            "[n] int32 committed outputs; of a request that is over only until the next plan().")
       .def_property_readonly("num_in_flight", get(&Ledger::num_in_flight))

@@ -193,6 +193,7 @@ void bind_plan(py::module_& module) {
       .def_readonly("num_snapshots", &Plan::num_snapshots, "States that prompt chunks leave beside the rows' own.")
       .def_readonly("num_copies", &Plan::num_copies, "States to copy before the layers run.")
       .def_readonly("num_scored", &Plan::num_scored, "Prompt tokens whose logprobs are reported.")
+      .def_readonly("num_admitted", &Plan::num_admitted, "Requests that got a row in this step.")
       .def_property_readonly(
           "packet_address", [](const Plan& plan) { return reinterpret_cast<uintptr_t>(plan.packet); },
           "0: nothing new, no copy.")

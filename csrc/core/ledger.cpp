@@ -75,6 +75,7 @@ std::optional<Plan> Ledger::plan() {
   plan.num_snapshots = static_cast<int32_t>(draft.snapshots.size());
   plan.num_copies = static_cast<int32_t>(draft.copies.size());
   plan.num_scored = static_cast<int32_t>(draft.scores.size());
+  plan.num_admitted = static_cast<int32_t>(draft.admitted.size());
   plan.result = results_.entry(draft.step);
   if (draft.has_news) {
     uint8_t* packet = packets_.entry(draft.step);
@@ -83,6 +84,14 @@ std::optional<Plan> Ledger::plan() {
     plan.copies_offset = reinterpret_cast<const PacketHeader*>(packet)->copies_offset;
   }
   return plan;
+}
+
+std::vector<int64_t> Ledger::admitted_requests() const {
+  std::vector<int64_t> ids;
+  for (const int32_t row : planner_.last_draft().admitted) {
+    if (const Request* request = rows_.request(row)) ids.push_back(request->id);
+  }
+  return ids;
 }
 
 void Ledger::remember(const StepDraft& draft) {

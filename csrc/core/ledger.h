@@ -63,6 +63,9 @@ class Ledger {
   // mask.
   bool set_token_mask(int64_t request_id, int32_t num_tokens, std::span<const uint32_t> mask);
 
+  // Requests that got a row in the last plan() and still hold it.
+  std::vector<int64_t> admitted_requests() const;
+
   // Committed outputs of a request that is not over, or was over only after the last plan().
   std::span<const int32_t> output_tokens(int64_t request_id) const;
   int64_t num_in_flight() const { return clock_.num_in_flight(); }

@@ -53,6 +53,7 @@ class Planner {
 
   // Plans the step and accounts for it; a draft without rows is not a step and changes no row's lengths.
   const StepDraft& draft(int64_t step);
+  const StepDraft& last_draft() const { return draft_; }
 
   // Takes the row's memory back; its request waits (or stays paused) and will be recomputed. Results still in flight
   // are valid.

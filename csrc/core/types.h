@@ -91,6 +91,7 @@ struct Plan {
   int32_t num_snapshots = 0;        // states that the step's prompt chunks leave beside the rows' own
   int32_t num_copies = 0;           // states to copy before the layers run
   int32_t num_scored = 0;           // prompt tokens whose logprobs are reported
+  int32_t num_admitted = 0;         // requests that got a row in this step, for the first time or again
   const uint8_t* packet = nullptr;  // null: nothing new; otherwise valid until the step is committed
   uint32_t packet_bytes = 0;
   uint32_t copies_offset = 0;  // of the StateCopy section in the packet

@@ -136,6 +136,7 @@ class Plan:
     max_kv_len: int  # upper bound of the rows' KV length after this step
     num_snapshots: int  # states that prompt chunks leave beside the rows' own
     num_scored: int  # prompt tokens whose logprobs are reported
+    num_admitted: int  # requests that got a row in this step, for the first time or again
     num_copies: int  # states to copy before the layers run
     packet_address: int  # 0: nothing new, no copy
     packet_bytes: int
@@ -271,6 +272,9 @@ class Ledger:
         False when it is over. Raises RequestError, and then changes nothing, where its KV or state cannot go back so
         far: the first output stays, and state kept in place goes back by nothing that was launched.
         """
+
+    def admitted_requests(self) -> list[int]:
+        """Ids of the requests that got a row in the last plan() and still hold it."""
 
     def output_tokens(self, request_id: int) -> npt.NDArray[np.int32]:
         """[n] committed outputs. Those of a request that is over are kept until the next plan(); then RequestError."""

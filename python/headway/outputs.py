@@ -22,23 +22,48 @@ PromptLogprobs = list[
 
 @dataclass(frozen=True, slots=True)
 class RequestMetrics:
-    """Times of one request, in seconds of `time.perf_counter`; None where it never came so far."""
+    """Times of one request, in seconds of `time.perf_counter`; None where it never came so far.
+
+    Attributes:
+        admitted_s: when the first of its completions got a row; until then it waited in the queue.
+    """
 
     arrival_s: float
     first_token_s: float | None
     finished_s: float | None
     num_prompt_tokens: int
     num_output_tokens: int
+    admitted_s: float | None = None
+
+    @property
+    def queue_s(self) -> float | None:
+        """Arrival to its row."""
+        return _between(self.arrival_s, self.admitted_s)
+
+    @property
+    def prefill_s(self) -> float | None:
+        """Row to first token."""
+        return _between(self.admitted_s, self.first_token_s)
+
+    @property
+    def decode_s(self) -> float | None:
+        """First token to end."""
+        return _between(self.first_token_s, self.finished_s)
+
+    @property
+    def inference_s(self) -> float | None:
+        """Row to end."""
+        return _between(self.admitted_s, self.finished_s)
 
     @property
     def ttft_s(self) -> float | None:
         """Arrival to first token."""
-        return None if self.first_token_s is None else self.first_token_s - self.arrival_s
+        return _between(self.arrival_s, self.first_token_s)
 
     @property
     def latency_s(self) -> float | None:
         """Arrival to end."""
-        return None if self.finished_s is None else self.finished_s - self.arrival_s
+        return _between(self.arrival_s, self.finished_s)
 
     @property
     def tpot_s(self) -> float | None:
@@ -46,6 +71,10 @@ class RequestMetrics:
         if self.first_token_s is None or self.finished_s is None or self.num_output_tokens < 2:
             return None
         return (self.finished_s - self.first_token_s) / (self.num_output_tokens - 1)
+
+
+def _between(begin_s: float | None, end_s: float | None) -> float | None:
+    return None if begin_s is None or end_s is None else end_s - begin_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -287,3 +287,17 @@ def test_calls_from_threads_are_taken_one_at_a_time() -> None:
         run_until_idle(ledger, device)
     run_until_idle(ledger, device)
     assert ledger.stats().num_finished == num_requests
+
+
+def test_a_plan_says_who_got_a_row() -> None:
+    ledger = _core.Ledger(make_config(max_rows=2, max_launch_depth=3))
+    ids = [ledger.add(prompt_of(3), GREEDY, max_new_tokens=9) for _ in range(3)]
+    plan = ledger.plan()
+    assert plan is not None
+    assert plan.num_admitted == 2
+    assert ledger.admitted_requests() == ids[:2]
+    ledger.abort(ids[0])
+    assert ledger.admitted_requests() == ids[1:2]
+    plan = ledger.plan()
+    assert plan is not None
+    assert (plan.num_admitted, ledger.admitted_requests()) == (0, [])

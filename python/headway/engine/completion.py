@@ -50,6 +50,7 @@ class Completion:
         self.cumulative_logprob = 0.0
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
+        self.admitted_s: float | None = None  # first given a row
         self.first_token_s: float | None = None
         self.finished_s: float | None = None
         self.guide: TokenGuide | None = None  # of a structured output
@@ -211,6 +212,7 @@ class Request:
         return next((c.num_cached_tokens for c in self.completions if c.num_cached_tokens is not None), None)
 
     def metrics(self) -> RequestMetrics:
+        admitted = [c.admitted_s for c in self.completions if c.admitted_s is not None]
         first = [c.first_token_s for c in self.completions if c.first_token_s is not None]
         ends = [c.finished_s for c in self.completions if c.finished_s is not None]
         return RequestMetrics(
@@ -219,6 +221,7 @@ class Request:
             finished_s=max(ends) if self.is_finished and ends else None,
             num_prompt_tokens=len(self.prompt_token_ids),
             num_output_tokens=self.num_output_tokens,
+            admitted_s=min(admitted, default=None),
         )
 
     def output(self) -> RequestOutput:

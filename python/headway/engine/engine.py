@@ -80,7 +80,9 @@ class Engine:
         self._make_detokenizer = make_detokenizer
         self._encode = encode
         self._has_processed_logprobs = has_processed_logprobs
-        self.stages = Stages(ledger.plan, runner.launch, runner.wait, ledger.commit, self._outputs.apply)
+        self.stages = Stages(
+            _planning(ledger, self._outputs), runner.launch, runner.wait, ledger.commit, self._outputs.apply
+        )
         self._fault: BaseException | None = None
         self._is_closed = False
 
@@ -281,3 +283,15 @@ class Engine:
             ) from self._fault
         if self._is_closed:
             raise EngineDeadError("the engine is closed", hint="create a new LLM")
+
+
+def _planning(ledger: Ledger, outputs: OutputProcessor) -> Callable[[], Plan | None]:
+    """`ledger.plan`, noting who got a row."""
+
+    def plan() -> Plan | None:
+        made = ledger.plan()
+        if made is not None and made.num_admitted:
+            outputs.admit(ledger.admitted_requests(), time.perf_counter())
+        return made
+
+    return plan

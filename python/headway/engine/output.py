@@ -51,6 +51,13 @@ class OutputProcessor:
     def add(self, completion: Completion) -> None:
         self._live[completion.ledger_id] = completion
 
+    def admit(self, ledger_ids: list[int], now_s: float) -> None:
+        """Completions that got a row; who had one before keeps its first time."""
+        for ledger_id in ledger_ids:
+            completion = self._live.get(ledger_id)
+            if completion is not None and completion.admitted_s is None:
+                completion.admitted_s = now_s
+
     def apply(self, commit: Commit, now_s: float) -> list[Completion]:
         """Hands each token of a commit to its completion; returns the completions that changed."""
         if len(commit.score_tokens):

@@ -56,6 +56,10 @@ class RequestMeter:
     def __init__(self) -> None:
         self.ends: Counter[str] = Counter({"stop": 0, "length": 0, "abort": 0, "error": 0, "refused": 0})
         self.replies: Counter[int] = Counter()
+        self.queue_s = Buckets(decades(-4, 3))
+        self.prefill_s = Buckets(decades(-3, 3))
+        self.decode_s = Buckets(decades(-3, 4))
+        self.inference_s = Buckets(decades(-3, 4))
         self.ttft_s = Buckets(decades(-3, 3))
         self.tpot_s = Buckets(decades(-4, 1))
         self.token_gap_s = Buckets(decades(-4, 1))
@@ -72,6 +76,10 @@ class RequestMeter:
         self.num_prompt_tokens.add(metrics.num_prompt_tokens)
         self.num_output_tokens.add(metrics.num_output_tokens)
         for buckets, value in (
+            (self.queue_s, metrics.queue_s),
+            (self.prefill_s, metrics.prefill_s),
+            (self.decode_s, metrics.decode_s),
+            (self.inference_s, metrics.inference_s),
             (self.ttft_s, metrics.ttft_s),
             (self.tpot_s, metrics.tpot_s),
             (self.latency_s, metrics.latency_s),

@@ -104,6 +104,24 @@ METRICS: tuple[Metric, ...] = (
         "A request's mean over its tokens after the first",
         lambda s: s.requests.tpot_s,
     ),
+    Metric(
+        "headway_request_queue_seconds",
+        "histogram",
+        "From a request's arrival in the engine to its row",
+        lambda s: s.requests.queue_s,
+    ),
+    Metric(
+        "headway_request_prefill_seconds",
+        "histogram",
+        "From its row to its first token",
+        lambda s: s.requests.prefill_s,
+    ),
+    Metric(
+        "headway_request_decode_seconds",
+        "histogram",
+        "From its first token to its end",
+        lambda s: s.requests.decode_s,
+    ),
     Metric("headway_request_seconds", "histogram", "From arrival to end", lambda s: s.requests.latency_s),
     Metric(
         "headway_request_prompt_tokens",
@@ -257,6 +275,27 @@ VLLM_METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "vllm:e2e_request_latency_seconds", "histogram", "From arrival to end", lambda s: s.requests.latency_s
+    ),
+    Metric(
+        "vllm:request_queue_time_seconds", "histogram", "From arrival to a row", lambda s: s.requests.queue_s
+    ),
+    Metric(
+        "vllm:request_prefill_time_seconds",
+        "histogram",
+        "From a row to the first token",
+        lambda s: s.requests.prefill_s,
+    ),
+    Metric(
+        "vllm:request_decode_time_seconds",
+        "histogram",
+        "From the first token to the end",
+        lambda s: s.requests.decode_s,
+    ),
+    Metric(
+        "vllm:request_inference_time_seconds",
+        "histogram",
+        "From a row to the end",
+        lambda s: s.requests.inference_s,
     ),
     Metric(
         "vllm:request_prompt_tokens",
