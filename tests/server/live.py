@@ -18,6 +18,8 @@ from headway.server.serve import HeadwayServer, bind
 from headway.server.settings import ServerSettings
 from headway.server.state import ServerState
 
+WAIT_S = 15.0  # for what must come true
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -129,8 +131,8 @@ def read_all(sock: socket.socket) -> bytes:
     return b"".join(pieces)
 
 
-def wait_until(is_true: Callable[[], bool], timeout_s: float = 15.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
+def wait_until(is_true: Callable[[], bool], timeout_s: float | None = None) -> None:
+    deadline_s = time.monotonic() + (WAIT_S if timeout_s is None else timeout_s)
     while not is_true():
         assert time.monotonic() < deadline_s, "it never came true"
         time.sleep(0.005)
