@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headway.engine.bindings import core
@@ -23,6 +24,18 @@ _REASONS = {
 }
 
 
+@dataclass(frozen=True)
+class SteadyRows:
+    """The rows of a commit that went on, all of them plain: where the next commit has the same ones, and none that
+    ends, its tokens are appended and that is all.
+    """
+
+    request_ids: bytes  # [n] int64, likewise below
+    finish_reasons: bytes  # NOT_FINISHED all
+    completions: list[Completion]  # never changed: handed to whoever asks what changed
+    appends: list[Callable[[int], None]]
+
+
 class OutputProcessor:
     """Completions that are not over, by ledger id.
 
@@ -39,6 +52,7 @@ class OutputProcessor:
         self._abort = abort
         self._decode_token = decode_token
         self._live: dict[int, Completion] = {}
+        self._steady: SteadyRows | None = None
 
     @property
     def num_live(self) -> int:
@@ -62,6 +76,21 @@ class OutputProcessor:
         """Hands each token of a commit to its completion; returns the completions that changed."""
         if len(commit.score_tokens):
             self._add_prompt_logprobs(commit)
+        request_ids, finish_reasons = commit.request_ids.tobytes(), commit.finish_reasons.tobytes()
+        steady = self._steady
+        if steady and steady.request_ids == request_ids and steady.finish_reasons == finish_reasons:
+            for append, token in zip(steady.appends, commit.tokens.tolist(), strict=True):
+                append(token)
+            return steady.completions
+        self._steady = None
+        changed = self._apply_each(commit, now_s)
+        all_go_on = bool((commit.finish_reasons == core.NOT_FINISHED).all())
+        if all_go_on and len(changed) == len(commit.tokens) and all(each.is_plain for each in changed):
+            appends = [completion.token_ids.append for completion in changed]
+            self._steady = SteadyRows(request_ids, finish_reasons, changed, appends)
+        return changed
+
+    def _apply_each(self, commit: Commit, now_s: float) -> list[Completion]:
         changed: list[Completion] = []
         going_on = core.NOT_FINISHED
         columns = zip(
@@ -166,6 +195,7 @@ class OutputProcessor:
     def _end(self, completion: Completion, reason: str, stop_reason: str | int | None, now_s: float) -> None:
         completion.end(reason, stop_reason, now_s)
         del self._live[completion.ledger_id]
+        self._steady = None
 
 
 def _stop_reason(completion: Completion, stop_token: int) -> int | None:
