@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,8 +40,7 @@ class RequestLimits:
         if len(token_ids) >= self.max_model_len:
             limit = f"shorter than max_model_len ({self.max_model_len} tokens)"
             raise RequestError("prompt", f"{len(token_ids)} tokens", limit, hint="raise --max-model-len")
-        self._check_ids("prompt_token_ids", token_ids)
-        return np.asarray(token_ids, dtype=np.int32)
+        return self._check_ids("prompt_token_ids", token_ids).astype(np.int32)
 
     def check_params(self, params: SamplingParams) -> None:
         """Raises RequestError for what only this model or engine rules out."""
@@ -96,14 +96,25 @@ class RequestLimits:
         room = self.max_model_len - prompt_len
         return room if params.max_tokens is None else min(params.max_tokens, room)
 
-    def _check_ids(self, name: str, ids: Sequence[int] | npt.NDArray[np.integer]) -> None:
-        """Vectorised: prompts are long."""
-        values = np.asarray(ids) if len(ids) else np.zeros(0, np.int64)
-        if values.dtype.kind in "iu" and values.ndim == 1:
-            wrong = np.flatnonzero((values < 0) | (values >= self.vocab_size))
-            if not len(wrong) and not any(isinstance(token, bool) for token in ids):
-                return
+    def _check_ids(self, name: str, ids: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+        """The ids as an array [n]. Prompts are long: plain integers are looked at in C alone."""
+        values = _integers(ids)
+        if values is not None and not ((values < 0) | (values >= self.vocab_size)).any():
+            return values
         for token in ids:
             is_int = isinstance(token, numbers.Integral) and not isinstance(token, bool)
             if not is_int or not 0 <= int(token) < self.vocab_size:
                 raise RequestError(name, token, f"token ids in [0, {self.vocab_size})")
+        return np.asarray(ids, np.int64)
+
+
+def _integers(ids: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.integer] | None:
+    """None for what is not plain integers of 64 bits in a row."""
+    if isinstance(ids, np.ndarray):
+        return ids if ids.dtype.kind in "iu" and ids.ndim == 1 else None
+    if not set(map(type, ids)) <= {int}:  # a bool is an int to isinstance, and to array
+        return None
+    try:
+        return np.asarray(array("q", ids))
+    except OverflowError:
+        return None
