@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import signal
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from headway.errors import CapacityError, EngineDeadError, RequestError
@@ -218,6 +220,10 @@ def test_text_that_cannot_be_built_ends_its_own_request() -> None:
         ([VOCAB_SIZE], {}, "prompt_token_ids"),
         ([-1], {}, "prompt_token_ids"),
         ([1.5], {}, "prompt_token_ids"),
+        ([3, True], {}, "prompt_token_ids"),
+        ([2**70], {}, "prompt_token_ids"),
+        (np.array([3.0]), {}, "prompt_token_ids"),
+        (np.array([[3]]), {}, "prompt_token_ids"),
         ([5] * 64, {}, "prompt"),
         ([5], {"stop_token_ids": [VOCAB_SIZE]}, "stop_token_ids"),
         ([5], {"stop_token_ids": [-1]}, "stop_token_ids"),
@@ -237,6 +243,14 @@ def test_bad_requests_name_the_parameter_and_disturb_nobody(
     assert caught.value.parameter == parameter
     run_dry(engine)
     assert tokens_of(healthy) == expected_tokens(prompt_of(5), 12)
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, lambda ids: [np.int32(token) for token in ids]])
+def test_token_ids_of_any_integer_kind_are_taken(kind: Callable[[list[int]], Sequence[int]]) -> None:
+    engine = make_engine().engine
+    request = submit(engine, kind(prompt_of(5)))
+    run_dry(engine)
+    assert tokens_of(request) == expected_tokens(prompt_of(5), 12)
 
 
 def test_a_request_that_can_never_fit_is_refused_whole() -> None:
