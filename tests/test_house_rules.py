@@ -45,8 +45,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server.client": {"text"} | RECORDS,
     "server": {"", "text", "server.client"} | RECORDS,
     "aio": {"engine", "text", "server.client"} | SHAPES | RECORDS,
+    "remote": {"text", "server.client"} | RECORDS,
+    "remote.__main__": {"remote", "aio"},
     "": {"llm", "aio"} | RECORDS,
-    "cli": {"", "llm", "aio", "engine", "models", "server"} | COMPILED | SHAPES | RECORDS,
+    "cli": {"", "llm", "aio", "engine", "models", "server", "remote"} | COMPILED | SHAPES | RECORDS,
     "__main__": {"cli"},
 }
 

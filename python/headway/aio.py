@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import os
 import weakref
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, Self
@@ -95,7 +95,7 @@ class AsyncLLM:
         """
         params = self.get_default_sampling_params() if sampling_params is None else sampling_params
         text, token_ids = await self._read(prompt)
-        await self._prepare(params)
+        await self.prepare(params)
         request_id = request_id or f"request-{next(self._numbers)}"
         ticket = self._desk.open(request_id, text, token_ids, params, priority, cache_salt)
         try:
@@ -107,15 +107,8 @@ class AsyncLLM:
 
     async def stream(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
         """See `EngineClient.stream`. FINAL_ONLY gives each completion whole, any other kind what is new."""
-        await self._prepare(request.params)
-        ticket = self._desk.open(
-            request.request_id,
-            request.prompt,
-            request.prompt_token_ids,
-            request.params,
-            request.priority,
-            request.cache_salt,
-        )
+        await self.prepare(request.params)
+        ticket = self.open(request)
         try:
             while not ticket.is_over:
                 for delta in await self._desk.next_deltas(ticket):
@@ -138,6 +131,36 @@ class AsyncLLM:
         return self._prompts.render_chat(
             messages, add_generation_prompt=add_generation_prompt, chat_template_kwargs=chat_template_kwargs
         )
+
+    # --- all requests at once, for who passes them on: `headway.remote.host.HostedEngine` ---------------------------
+
+    def listen(self, on_news: Callable[[set[Ticket]], None]) -> None:
+        """From now on tickets with news are told to `on_news`, on the loop; `stream` and `generate` wait in vain."""
+        self._desk.on_news = on_news
+
+    async def prepare(self, params: SamplingParams) -> None:
+        """Compiles a grammar on another thread: the event loop must not wait."""
+        if params.structured_outputs is not None:
+            await asyncio.to_thread(self._parts.engine.prepare, params)
+
+    def open(self, request: EngineRequest) -> Ticket:
+        """Queues a request that was prepared. Whoever opens a ticket must leave it."""
+        return self._desk.open(
+            request.request_id,
+            request.prompt,
+            request.prompt_token_ids,
+            request.params,
+            request.priority,
+            request.cache_salt,
+        )
+
+    def take(self, ticket: Ticket) -> list[EngineOutput]:
+        """What has come since the last call. Raises the ticket's error once there is nothing before it."""
+        return [_engine_output(ticket, delta) for delta in self._desk.take_deltas(ticket)]
+
+    def leave(self, ticket: Ticket) -> None:
+        """Ends what is not over. Legal twice."""
+        self._desk.leave(ticket)
 
     # --- what it is and how it does -------------------------------------------------------------------------------
 
@@ -245,11 +268,6 @@ class AsyncLLM:
         if token_ids is None and text is not None and len(text) >= LONG_PROMPT_CHARS:
             return await asyncio.to_thread(self._prompts.read, prompt)
         return self._prompts.read(prompt)
-
-    async def _prepare(self, params: SamplingParams) -> None:
-        """Compiles a grammar on another thread: the event loop must not wait."""
-        if params.structured_outputs is not None:
-            await asyncio.to_thread(self._parts.engine.prepare, params)
 
     def _output(self, ticket: Ticket, deltas: list[Delta]) -> RequestOutput:
         whole = self._desk.output(ticket)

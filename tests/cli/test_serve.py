@@ -51,12 +51,12 @@ def refused(*flags: str) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
-def test_it_answers_until_it_is_told_to_stop(sig: int) -> None:
-    with serving("--api-key", "sk-x", "--served-model-name", "a", "--served-model-name", "b") as (
-        process,
-        port,
-    ):
+@pytest.mark.parametrize(
+    ("sig", "flags"), [(signal.SIGTERM, ()), (signal.SIGINT, ()), (signal.SIGTERM, ("--engine-in-process",))]
+)
+def test_it_answers_until_it_is_told_to_stop(sig: int, flags: tuple[str, ...]) -> None:
+    names = ("--api-key", "sk-x", "--served-model-name", "a", "--served-model-name", "b")
+    with serving(*names, *flags) as (process, port):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         connection.request("GET", "/v1/models", headers={"authorization": "Bearer sk-x"})
         assert [model["id"] for model in json.loads(connection.getresponse().read())["data"]] == ["a", "b"]
@@ -79,6 +79,26 @@ def test_what_cannot_be_served_is_refused_before_a_model_is_loaded() -> None:
     assert "two models" in refused("one", "--model", "another")
     assert "--api-key-file" in refused("--api-key-file", "/none", "--port", "0")
     assert "did you mean --max-num-queued-reqs" in refused("--max-num-queued-req", "5")
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "text"),
+    [
+        (("/nonexistent",), 4, "/nonexistent"),
+        (("--device", "cpu", "--dtype", "float16"), 2, "float16"),
+        (("--device", "cpu", "--kv-cache-memory-bytes", "1KiB"), 3, "kv_cache_memory_bytes"),
+    ],
+)
+def test_what_keeps_the_engine_from_starting_is_said_once(
+    flags: tuple[str, ...], code: int, text: str
+) -> None:
+    """It happens in another process, and looks as if it had not."""
+    command = [sys.executable, "-m", "headway", "serve", "--port", "0", "--quiet", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith("headway: error: ")
+    assert done.stderr.count("\n") == 1
+    assert text in done.stderr
 
 
 def test_its_help_lists_its_flags_and_imports_no_framework() -> None:

@@ -40,17 +40,30 @@ def run(args: argparse.Namespace) -> int:
     settings.all_keys()
     bind, serve = _serving()
     with bind(settings) as sock:
+        return int(asyncio.run(serve(_start(settings, keywords), settings, sock)))
+
+
+def _start(settings: ServerSettings, keywords: dict[str, Any]) -> Any:
+    """The engine, ready: in a process of its own unless told otherwise."""
+    progress = show_progress if sys.stderr.isatty() else None
+    options = {"progress": progress, "max_waiting": settings.max_num_queued_reqs, **keywords}
+    if settings.engine_in_process:
         from headway.aio import AsyncLLM
 
-        progress = show_progress if sys.stderr.isatty() else None
-        client = AsyncLLM(
-            keywords.pop("model"), progress=progress, max_waiting=settings.max_num_queued_reqs, **keywords
-        )
-        return int(asyncio.run(serve(client, settings, sock)))
+        return AsyncLLM(**options)
+    from headway.remote.client import RemoteEngine
+
+    return RemoteEngine(
+        **options,
+        watchdog_timeout_s=settings.watchdog_timeout_s,
+        heartbeat_timeout_s=settings.heartbeat_timeout_s,
+    )
 
 
 def _serving() -> tuple[Any, Any]:
     try:
+        import zmq  # noqa: F401  # the engine's process is spoken to through it
+
         from headway.server.serve import bind, serve
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "headway":

@@ -69,12 +69,14 @@ class RequestDesk:
     Attributes:
         death: why nothing works any more.
         closing: why nothing more is taken, in words.
+        on_news: called on the loop with the tickets that have news, in place of waking the reader of each.
         stages: the engine's, with what the desk needs around them.
     """
 
     def __init__(self, engine: Engine, max_open: int | None) -> None:
         self.death: EngineDeadError | None = None
         self.closing = ""
+        self.on_news: Callable[[set[Ticket]], None] | None = None
         self.meter = StepMeter()
         self._engine = engine
         self._max_open = max_open
@@ -118,6 +120,10 @@ class RequestDesk:
         """Waits for news of the request; may be empty. Sets `is_over` with the last of them."""
         await ticket.has_news.wait()
         ticket.has_news.clear()
+        return self.take_deltas(ticket)
+
+    def take_deltas(self, ticket: Ticket) -> list[Delta]:
+        """What has come since the last call. Raises the ticket's error once there is nothing before it."""
         if ticket.request is not None:
             with self._lock:
                 deltas = [delta for c in ticket.unread if (delta := c.take_delta()) is not None]
@@ -261,6 +267,9 @@ class RequestDesk:
     def _wake_readers(self) -> None:
         with self._lock:
             tickets, self._news = self._news, set()
+        if self.on_news is not None:
+            self.on_news(tickets)
+            return
         for ticket in tickets:
             ticket.has_news.set()
 

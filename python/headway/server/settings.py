@@ -145,6 +145,28 @@ class ServerSettings:
         tier="advanced",
         help="without a finished step while requests run, after which /health answers 503",
     )
+    engine_in_process: bool = setting(
+        False,
+        kind="bool",
+        tier="advanced",
+        help="run the engine in the server's own process, without watchdog",
+    )
+    watchdog_timeout_s: float = setting(
+        120.0,
+        kind="float",
+        low=0.1,
+        high=86400,
+        tier="advanced",
+        help="without a finished step while requests run, after which stacks are logged and the server ends",
+    )
+    heartbeat_timeout_s: float = setting(
+        5.0,
+        kind="float",
+        low=0.5,
+        high=86400,
+        tier="advanced",
+        help="without a sign of life from the engine's process, after which it is killed and the server ends",
+    )
     enable_dev_endpoints: bool = setting(
         False,
         kind="bool",

@@ -38,7 +38,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
         self.source = source
-        self._special_tokens = dict(special_tokens or {})
+        self.special_tokens = dict(special_tokens or {})
         environment = SandboxEnvironment()
         try:
             self._template = environment.from_string(source)
@@ -81,7 +81,7 @@ class ChatTemplate:
         """
         _check_messages(messages)
         _check_kwargs(template_kwargs, add_generation_prompt and continue_final_message)
-        variables = {**self._special_tokens, **template_kwargs, "messages": [dict(m) for m in messages]}
+        variables = {**self.special_tokens, **template_kwargs, "messages": [dict(m) for m in messages]}
         variables |= {"tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt}
         try:
             text = render_within_limits(self._template, variables)
