@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +14,10 @@ from headway.aio import AsyncLLM
 from tests.server.fake_engine import FakeEngine
 from tests.server.live import Live, live, read_all, wait_until
 from tests.server.malformed import malformed
+from tests.server.scorecard import anonymous_bytes, num_open_files, record
 
-NUM_CONNECTIONS = 16
+NUM_CONNECTIONS = 64
+GROWTH_LIMIT_BYTES = 20 * 2**20
 LEAKS = re.compile(rb"Traceback|0x[0-9a-f]{6}|\.py|File \"|site-packages|object at")
 
 
@@ -49,15 +51,14 @@ def fuzz(server: Live, num_requests: int, seed: int) -> list[int]:
         return list(pool.map(lambda sent: ask(server, sent), requests))
 
 
-def num_open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 @pytest.mark.parametrize("num_requests", [500, pytest.param(10_000, marks=pytest.mark.long)])
 def test_malformed_requests_harm_nobody(model_server: Live, num_requests: int) -> None:
     assert isinstance(model_server.client, AsyncLLM)
-    num_before = num_open_files()
+    fuzz(model_server, 200, seed=0)  # threads, buffers and caches come into being
+    num_before, begin_bytes = num_open_files(), anonymous_bytes()
     statuses = fuzz(model_server, num_requests, seed=num_requests)
+    grown_bytes = anonymous_bytes() - begin_bytes
+    assert grown_bytes < GROWTH_LIMIT_BYTES
     assert set(statuses) >= {400, 415, 431, 404}
     assert statuses.count(0) < num_requests / 5
     wait_until(lambda: num_open_files() <= num_before + 2)
@@ -66,6 +67,9 @@ def test_malformed_requests_harm_nobody(model_server: Live, num_requests: int) -
     assert load["state_slots_free"] == load["state_slots_total"]
     assert load["server_load"] == load["num_queued_prompt_tokens"] == 0
     assert model_server.post("/v1/completions", {"prompt": "x", "max_tokens": 2}).status == 200
+    if num_requests == 10_000:
+        replies = {str(status): count for status, count in sorted(Counter(statuses).items())}
+        record("H1 malformed requests", num_requests=num_requests, replies=replies, grown_bytes=grown_bytes)
 
 
 def test_a_fault_of_the_server_would_be_seen() -> None:
