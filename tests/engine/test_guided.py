@@ -19,7 +19,8 @@ from headway.engine.guided import MaskWorkers
 from headway.errors import RequestError
 from headway.llm import LLM
 from headway.request import SamplingParams
-from headway.sampling.grammar import GrammarCompiler, GrammarError
+from headway.sampling.grammar import GrammarCompiler
+from headway.sampling.grammar_trial import GrammarError
 from tests.engine.driving import prompt_of, run_dry, submit, tokens_of
 from tests.engine.fake_model import EOS, VOCAB_SIZE, expected_tokens, make_engine
 

@@ -32,6 +32,7 @@ from headway.ops.state_log import IN_PLACE, StateWindow
 from headway.request import SamplingParams
 from headway.sampling.defaults import GenerationDefaults, read_generation_defaults
 from headway.sampling.grammar import GrammarCompiler
+from headway.sampling.grammar_trial import GrammarTrial
 from headway.sampling.limits import RequestLimits
 from headway.text import ChatTemplate, IncrementalDetokenizer, Tokenizer
 
@@ -302,7 +303,8 @@ def _detokenizer_factory(
 def _grammar_compiler(tokenizer: Tokenizer | None, limits: RequestLimits) -> GrammarCompiler | None:
     if tokenizer is None or not limits.eos_token_ids:
         return None
-    return GrammarCompiler(tokenizer.to_json(), limits.vocab_size, limits.eos_token_ids)
+    vocabulary = tokenizer.to_json(), limits.vocab_size, limits.eos_token_ids
+    return GrammarCompiler(*vocabulary, GrammarTrial(*vocabulary))
 
 
 def _token_decoder(tokenizer: Tokenizer | None) -> Callable[[int], str] | None:

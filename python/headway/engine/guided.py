@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from headway.engine.completion import Completion
 from headway.errors import RequestError
-from headway.sampling.grammar import GrammarCompiler, GrammarError, GrammarState
+from headway.sampling.grammar import GrammarCompiler, GrammarState
+from headway.sampling.grammar_trial import GrammarError
 
 if TYPE_CHECKING:
     from headway._core import Ledger
@@ -103,6 +104,8 @@ class MaskWorkers:
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._compiler is not None:
+            self._compiler.close()
 
     def _forget_done(self) -> None:
         while self._tasks and self._tasks[0].done():

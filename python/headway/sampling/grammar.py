@@ -1,9 +1,9 @@
 """What a structured output may continue with: grammars over a model's tokens, by llguidance (extra `grammar`).
 
-A grammar is compiled in milliseconds whatever it says: lexer and parser states come into being as the text reaches
-them. What each step of that may cost is counted and bounded by `LLParserLimits`, and a grammar that needs more ends in
-an error. So a thread is enough and nothing needs to be killed. A process of its own could be killed, but could not hand
-the compiled grammar back.
+Most grammars are compiled in milliseconds: lexer and parser states come into being as the text reaches them, and what
+a step of that may cost is bounded by `LLParserLimits`. Compiling itself is not bounded by llguidance (an object with
+4,000 optional properties takes seconds), so a grammar is compiled here only after a process that can be killed has done
+so within its limits (`headway.sampling.grammar_trial`). The compiled grammar cannot be handed over.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from headway.errors import RequestError
+from headway.errors import OverloadedError, RequestError
+from headway.sampling.grammar_trial import GrammarError, GrammarTrial
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MAX_KEPT_GRAMMARS = 64
-
-
-class GrammarError(Exception):
-    """The grammar cannot go on: a limit was reached, or a token came that it does not allow."""
+MAX_KEPT_CHARS = 1 << 19  # of their forms; a compiled grammar may take 250 times its form's length
+MAX_REFUSED = 256
+MAX_WAIT_S = 5.0  # for the grammars of others to be compiled
 
 
 class GrammarState:
@@ -57,50 +57,112 @@ class GrammarCompiler:
         tokenizer_json: content of tokenizer.json.
         vocab_size: V of the model, which may be wider than the tokenizer's.
         eos_token_ids: allowed where the grammar may end.
+        trial: compiles each grammar first, where that can be ended; None: no such thing.
     """
 
-    def __init__(self, tokenizer_json: str, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+    _trial: GrammarTrial | None = None
+
+    def __init__(
+        self,
+        tokenizer_json: str,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        trial: GrammarTrial | None = None,
+    ) -> None:
         self._tokenizer_json = tokenizer_json
         self._vocab_size = vocab_size
         self._eos_token_ids = list(eos_token_ids)
+        self._trial = trial
         self._tokenizer: LLTokenizer | None = None
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
-        self._lock = threading.Lock()
+        self._num_kept_chars = 0
+        self._refused: OrderedDict[str, str] = OrderedDict()  # why
+        self._lock = threading.Lock()  # of all above, never held for long
+        self._turn = threading.Lock()  # one compiles at a time
 
     def start(self, form: Mapping[str, Any]) -> GrammarState:
-        """A state before the first token. Raises RequestError for a form that cannot be compiled."""
-        key = json.dumps(dict(form), default=str)
+        """A state before the first token. Raises RequestError for a form that cannot be compiled, OverloadedError
+        where too many others are being compiled.
+        """
+        kind, key = next(iter(form)), json.dumps(dict(form), default=str)
+        if (state := self._find(kind, key)) is not None:
+            return state
+        if not self._turn.acquire(timeout=MAX_WAIT_S):
+            raise OverloadedError("too many grammars are being compiled", retry_after_s=MAX_WAIT_S)
+        try:
+            if self._find(kind, key) is None:
+                self._compile(kind, key, form)
+        finally:
+            self._turn.release()
+        state = self._find(kind, key)
+        assert state is not None
+        return state
+
+    def close(self) -> None:
+        """Ends what was started for compiling. Legal twice."""
+        if self._trial is not None:
+            self._trial.close()
+
+    def _find(self, kind: str, key: str) -> GrammarState | None:
+        """Raises RequestError for a form that was refused before."""
         with self._lock:
-            matcher = self._kept.get(key)
-            if matcher is None:
-                matcher = self._kept[key] = self._compile(form)
-                if len(self._kept) > MAX_KEPT_GRAMMARS:
-                    self._kept.popitem(last=False)
+            if (why := self._refused.get(key)) is not None:
+                raise RequestError("structured_outputs", kind, f"what can be compiled: {why}")
+            if (matcher := self._kept.get(key)) is None:
+                return None
             self._kept.move_to_end(key)
             return GrammarState(matcher.deep_copy(), (self._vocab_size + 31) // 32)
 
-    def _compile(self, form: Mapping[str, Any]) -> LLMatcher:
-        kind, value = next(iter(form.items()))
+    def _compile(self, kind: str, key: str, form: Mapping[str, Any]) -> None:
         try:
-            import llguidance
+            import llguidance  # noqa: F401
         except ImportError as cause:
             hint = "pip install 'headway[grammar]'"
             raise RequestError("structured_outputs", kind, "unset without llguidance", hint=hint) from cause
         if self._tokenizer is None:
-            self._tokenizer = llguidance.LLTokenizer(
-                self._tokenizer_json, n_vocab=self._vocab_size, eos_token=self._eos_token_ids
-            )
+            self._tokenizer = make_tokenizer(self._tokenizer_json, self._vocab_size, self._eos_token_ids)
         try:
-            grammar = _grammar_text(kind, value)
-        except ValueError as error:
+            if self._trial is not None:
+                self._trial.check(key)
+            matcher = compiled(self._tokenizer, form)
+        except GrammarError as error:
+            with self._lock:
+                self._refused[key] = str(error)
+                if len(self._refused) > MAX_REFUSED:
+                    self._refused.popitem(last=False)
             raise RequestError("structured_outputs", kind, f"what can be compiled: {error}") from error
-        matcher = llguidance.LLMatcher(
-            self._tokenizer, grammar, log_level=0, limits=llguidance.LLParserLimits()
-        )
-        if matcher.is_error():
-            fault = _first_line(matcher.get_error())
-            raise RequestError("structured_outputs", kind, f"what can be compiled: {fault}")
-        return matcher
+        self._keep(key, matcher)
+
+    def _keep(self, key: str, matcher: LLMatcher) -> None:
+        """In place of those used longest ago. The new one stays, whatever its size."""
+        with self._lock:
+            self._kept[key] = matcher
+            self._num_kept_chars += len(key)
+            while len(self._kept) > 1 and (
+                len(self._kept) > MAX_KEPT_GRAMMARS or self._num_kept_chars > MAX_KEPT_CHARS
+            ):
+                self._num_kept_chars -= len(self._kept.popitem(last=False)[0])
+
+
+def make_tokenizer(tokenizer_json: str, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
+    import llguidance
+
+    return llguidance.LLTokenizer(tokenizer_json, n_vocab=vocab_size, eos_token=list(eos_token_ids))
+
+
+def compiled(tokenizer: LLTokenizer, form: Mapping[str, Any]) -> LLMatcher:
+    """Raises GrammarError for a form that says nothing or too much."""
+    import llguidance
+
+    kind, value = next(iter(form.items()))
+    try:
+        grammar = _grammar_text(kind, value)
+    except ValueError as error:
+        raise GrammarError(_first_line(str(error))) from error
+    matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=llguidance.LLParserLimits())
+    if matcher.is_error():
+        raise GrammarError(_first_line(matcher.get_error()))
+    return matcher
 
 
 def _grammar_text(kind: str, value: Any) -> str:
