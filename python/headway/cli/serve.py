@@ -39,6 +39,10 @@ def run(args: argparse.Namespace) -> int:
     EngineConfig(**keywords)
     settings.all_keys()
     bind, serve = _serving()
+    if settings.otlp_traces_endpoint is not None:
+        from headway.server.tracing import require_packages
+
+        require_packages()
     with bind(settings) as sock:
         return int(asyncio.run(serve(_start(settings, keywords), settings, sock)))
 

@@ -17,6 +17,7 @@ from headway.server.schemas.common import (
     SamplingFields,
     UsageInfo,
 )
+from headway.server.tracing import NoWatch, Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +100,21 @@ async def run(call: Call, requests: Sequence[EngineRequest]) -> AsyncGenerator[P
     with state.gate.admit(call.key_id, num_tokens) as admission:
         if call.open_call is not None:
             call.open_call.request_ids = [request.request_id for request in requests]
-        with state.meter.watch(requests) as watch:
+        with state.meter.watch(requests) as watch, spans_of(call, requests) as spans:
             async with aclosing(_merged(state.client, requests)) as outputs:
                 async for found in outputs:
                     admission.started()
                     watch.note(found.prompt_index, found.output)
+                    spans.note(found.prompt_index, found.output)
                     check_end(found.output.finish_reason, state.is_draining)
                     yield found
+
+
+def spans_of(call: Call, requests: Sequence[EngineRequest]) -> Watch:
+    tracing = call.state.tracing
+    if tracing is None:
+        return NoWatch()
+    return tracing.watch(call.scope["path"], dict(call.scope["headers"]), requests)
 
 
 def check_end(reason: str | None, is_draining: bool) -> None:

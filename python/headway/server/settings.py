@@ -173,6 +173,13 @@ class ServerSettings:
         tier="advanced",
         help="offer /reset_prefix_cache, /start_profile and /stop_profile",
     )
+    otlp_traces_endpoint: str | None = setting(
+        None,
+        kind="str",
+        tier="advanced",
+        help="URL of an OpenTelemetry collector, such as http://localhost:4318/v1/traces, that gets a span a request; "
+        "unset: none are made",
+    )
     vllm_metrics: bool = setting(
         False, kind="bool", tier="advanced", help="repeat /metrics under the names that vLLM has for them"
     )
@@ -180,6 +187,9 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         refuse_values(self, config_error)
+        endpoint = self.otlp_traces_endpoint
+        if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+            raise config_error("otlp_traces_endpoint", endpoint, "a URL of http or https")
         for name in ("served_model_name", "api_key", "allowed_hosts", "allowed_origins"):
             for text in getattr(self, name) or ():
                 if not isinstance(text, str) or not text:

@@ -18,6 +18,7 @@ from headway.server.client import EngineClient, ModelInfo
 from headway.server.errors import ApiError, unavailable
 from headway.server.meter import RequestMeter
 from headway.server.settings import ServerSettings
+from headway.server.tracing import open_tracing
 from headway.text import ChatTemplate, Tokenizer
 from headway.text.parsers import OutputFormat, detect_format
 
@@ -61,6 +62,8 @@ class ServerState:
         self.output_format: OutputFormat = detect_format(
             source, tools=settings.tool_call_parser, reasoning=settings.reasoning_parser
         )
+        endpoint = settings.otlp_traces_endpoint
+        self.tracing = open_tracing(endpoint, self.names[0]) if endpoint is not None else None
         self.open_calls: set[OpenCall] = set()
         self.is_draining = False
         self.has_died = asyncio.Event()
@@ -158,3 +161,5 @@ class ServerState:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self.tracing is not None:
+            self.tracing.close()
