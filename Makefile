@@ -59,7 +59,7 @@ bench: $(STAMPS)/test-tools ## the benchmarks
 	$(WITH_TOOLS); cmake --build build/native --target ledger_bench prefix_bench
 	find build/native \( -name ledger_bench -o -name prefix_bench \) -type f -exec {} \;
 ifneq ($(wildcard /dev/nvidiactl),)
-	for bench in attention mamba moe sample; do $(PY) -m bench.ops.bench_$$bench || exit 1; done
+	$(PY) -m bench.ops --all
 endif
 
 lint: $(STAMPS)/dev-tools ## ruff, clang-format and mypy, as in CI

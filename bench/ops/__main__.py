@@ -1,94 +1,78 @@
-"""Times every op of a layer on the device present and prints one table.
+"""Times the kernels on the device present, beside their byte floors and the peers installed, in one table.
 
-usage: python -m bench.ops [--device cpu|cuda] [--shapes NAME ...] [--ops NAME ...] [--dtype fp32|bf16] [--out FILE]
+usage: python -m bench.ops [--all | --only NAME ...] [--out FILE]
 
-The floor is each op's fewest bytes over the copy bandwidth measured in the same run. On a GPU, graphs of calls are
-replayed; on a CPU the time of a call from Python counts, since that is what a step pays.
+Without arguments the shapes that docs/performance.md speaks of, in a minute or so on a GPU. The floor is a kernel's
+fewest bytes over the copy bandwidth measured in the same run. A peer that fails leaves its reason in its cell.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import sys
 
 import torch
 
-from bench.ops.timing import copy_bytes_per_us, time_us
-from bench.ops.workloads import Scene, works
-from tests.cases import MODEL_SHAPES, Rows, decode_rows
+from bench.ops import bench_attention, bench_layer, bench_linear, bench_mamba, bench_moe, bench_sample
+from bench.ops.command import add_arguments
+from bench.ops.report import Report
+from bench.ops.timing import bytes_per_us
 
-GPU_SHAPES = ("nano30b", "nano9b", "granite_tiny", "mamba2_2.7b")
-CPU_SHAPES = ("small",)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MIN_CPU_SECONDS = 0.1
-
-
-def time_cpu_us(run: Callable[[], object]) -> float:
-    """Best time of one call: other processes only ever add to it."""
-    for _ in range(3):
-        run()
-    best, end = float("inf"), time.perf_counter() + MIN_CPU_SECONDS
-    while time.perf_counter() < end:
-        begin = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - begin)
-    return best * 1e6
-
-
-def cpu_bytes_per_us(num_bytes: int = 2**26) -> float:
-    source = torch.ones(num_bytes, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    return 2 * num_bytes / time_cpu_us(lambda: target.copy_(source))
-
-
-def scenes(device: str, dtype: torch.dtype) -> Iterator[Scene]:
-    """Decode of one row and of a batch, and a prompt."""
-    batch, prompt_len, kv_len = (64, 4096, 2048) if device == "cuda" else (8, 256, 256)
-    yield Scene("decode 1", decode_rows(1, kv_len), dtype, device)
-    yield Scene(f"decode {batch}", decode_rows(batch, kv_len), dtype, device)
-    yield Scene(f"prompt {prompt_len}", Rows((prompt_len,), (0,)), dtype, device)
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.ops", description="times every op of a layer")
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
-    parser.add_argument("--shapes", nargs="+", choices=tuple(MODEL_SHAPES), metavar="NAME")
-    parser.add_argument("--ops", nargs="+", metavar="NAME")
-    parser.add_argument("--dtype", choices=tuple(DTYPES))
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the same numbers as JSON")
-    return parser.parse_args()
+GPU_BENCHES = (bench_attention, bench_moe, bench_sample, bench_linear, bench_layer, bench_mamba)
+CPU_BENCHES = (bench_layer,)
+HEADLINES = (
+    "decode/nano30b/b1/8192",
+    "decode/nano30b/b8/8192",
+    "decode/nano30b/b64/8192",
+    "decode/nano30b/b256/1024",
+    "decode/gqa4/b64/8192",
+    "decode/nano9b/b64/8192",
+    "verify4/nano30b",
+    "prefill/nano30b",
+    "prefill/nano9b/1x8192",
+    "prefill/gqa4/1x8192",
+    "prefill/hd64/1x8192",
+    "prefill/mha/1x8192",
+    *(f"experts/nano30b/b{batch}" for batch in (1, 8, 64, 256)),
+    *(
+        f"sample/{kind}/b64/v131072"
+        for kind in ("greedy", "temperature", "top_p", "top_k_top_p", "penalties")
+    ),
+    *(
+        f"norm_linear/nano9b/{name}/b{batch}"
+        for name in ("in_proj", "out_proj", "mlp_out")
+        for batch in (1, 8)
+    ),
+    *(f"layer/nano30b/b64/{op}" for op in ("add_rms_norm", "gated_rms_norm", "rotary", "kv_write", "route")),
+    *(f"{kernel}/nano30b" for kernel in ("ssd", "conv", "chain")),
+    "ssd/nano9b/8x2048",
+    *(
+        f"{kernel}/nano30b/b{batch}"
+        for kernel in ("decode_chain", "decode_window")
+        for batch in (1, 8, 64, 256)
+    ),
+    "decode_window_4_tokens/nano30b/b64",
+)
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    is_cuda = arguments.device == "cuda"
-    dtype = DTYPES[arguments.dtype or ("bf16" if is_cuda else "fp32")]
-    bytes_per_us = copy_bytes_per_us() if is_cuda else cpu_bytes_per_us()
-    print(
-        f"{arguments.device}, {dtype}, copy {bytes_per_us / 1e3:.0f} GB/s, {torch.get_num_threads()} CPU threads"
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.ops", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    print(f"{'shape':14s} {'step':12s} {'op':16s} {'us':>10s} {'GB/s':>8s} {'x floor':>8s}")
-    results = []
-    for name in arguments.shapes or (GPU_SHAPES if is_cuda else CPU_SHAPES):
-        for scene in scenes(arguments.device, dtype):
-            for work in works(MODEL_SHAPES[name], scene):
-                if arguments.ops and work.name not in arguments.ops:
-                    continue
-                us = time_us([work.run]) if is_cuda else time_cpu_us(work.run)
-                rate, over = work.num_bytes / us / 1e3, us * bytes_per_us / work.num_bytes
-                row = {"shape": name, "step": scene.title, "op": work.name}
-                print(
-                    f"{name:14s} {scene.title:12s} {work.name:16s} {us:10.1f} {rate:8.1f} {over:8.1f}",
-                    flush=True,
-                )
-                results.append(row | {"us": us, "gb_per_s": rate, "over_floor": over})
-    if arguments.out:
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    add_arguments(parser)
+    parser.add_argument("--all", action="store_true", help="every shape")
+    arguments = parser.parse_args()
+    is_cuda = torch.cuda.is_available()
+    chosen = () if arguments.all or not is_cuda else HEADLINES
+    report = Report(bytes_per_us(), tuple(arguments.only) or chosen)
+    for bench in GPU_BENCHES if is_cuda else CPU_BENCHES:
+        bench.run(report)
+        report.write(arguments.out)  # after each: a run that is stopped keeps what it has
+    if not report.results:
+        print("nothing is called that; --all --out FILE has all names", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,6 +1,6 @@
 """Times paged attention, decode and prefill, on the shapes of published models.
 
-usage: python -m bench.ops.bench_attention [--out FILE] [--only PREFIX ...]
+usage: python -m bench.ops.bench_attention [--out FILE] [--only NAME ...]
 
 Peers: torch's flash attention on contiguous keys and values, for prompts without cached ones; FlashAttention 3 over the
 same pages, as vLLM packs it, where vLLM is installed.
@@ -8,16 +8,15 @@ same pages, as vLLM packs it, where vLLM is installed.
 
 from __future__ import annotations
 
-import argparse
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bench.ops.command import run_alone
+from bench.ops.peers import is_vllm_installed
 from bench.ops.report import Report
 from bench.ops.timing import time_us
 from headway import ops
@@ -25,6 +24,7 @@ from headway import ops
 DTYPE = torch.bfloat16
 DEVICE = "cuda"
 CACHE_BYTES = 200e6
+BLOCK_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ PREFILL = {"1x8192": (1, 8192, 0), "8x2048": (8, 2048, 0), "1x2048_after_6144": 
 class Step:
     """Rows of num_queries tokens each, after `start` cached ones, over shuffled blocks."""
 
-    def __init__(self, shape: Shape, num_rows: int, num_queries: int, start: int, block_size: int) -> None:
+    def __init__(self, shape: Shape, num_rows: int, num_queries: int, start: int) -> None:
         self.kv_len = start + num_queries
         self.num_queries, self.scale = num_queries, shape.head_dim**-0.5
-        blocks_per_row = -(-self.kv_len // block_size)
+        blocks_per_row = -(-self.kv_len // BLOCK_SIZE)
         num_blocks = num_rows * blocks_per_row + 1
-        cache_shape = (num_blocks, block_size, shape.num_kv_heads, shape.head_dim)
+        cache_shape = (num_blocks, BLOCK_SIZE, shape.num_kv_heads, shape.head_dim)
         self.k_cache, self.v_cache = (torch.randn(cache_shape, device=DEVICE, dtype=DTYPE) for _ in range(2))
         table = torch.zeros(num_rows + 1, blocks_per_row, device=DEVICE, dtype=torch.int32)
         table[1:] = torch.randperm(num_blocks - 1, device=DEVICE).int().view(num_rows, blocks_per_row) + 1
@@ -64,6 +64,7 @@ class Step:
         self.rows = torch.arange(1, num_rows + 1, device=DEVICE, dtype=torch.int32)
         self.query_start = torch.arange(num_rows + 1, device=DEVICE, dtype=torch.int32) * num_queries
         self.row_start = torch.full((num_rows,), start, device=DEVICE, dtype=torch.int32)
+        self.kv_lens = self.row_start + num_queries
         q_shape = (num_rows * num_queries, shape.num_heads, shape.head_dim)
         self.q = torch.randn(q_shape, device=DEVICE, dtype=DTYPE)
         self.out = torch.empty_like(self.q)
@@ -75,28 +76,21 @@ class Step:
         )  # fmt: skip
 
 
-def steps_of(shape: Shape, num_rows: int, num_queries: int, start: int, block_size: int) -> list[Step]:
+def steps_of(shape: Shape, num_rows: int, num_queries: int, start: int) -> list[Step]:
     """Enough of them that their keys and values do not stay in the cache."""
     num_bytes = num_rows * shape.kv_bytes(start + num_queries)
     copies = max(1, min(32, int(CACHE_BYTES / num_bytes)))
-    return [Step(shape, num_rows, num_queries, start, block_size) for _ in range(copies)]
+    return [Step(shape, num_rows, num_queries, start) for _ in range(copies)]
 
 
-def flash3() -> Callable[..., object] | None:
-    """vLLM's flash_attn_varlen_func, or None."""
-    try:
-        module = importlib.import_module("vllm.vllm_flash_attn")
-    except ImportError:
-        return None
-    function: Callable[..., object] = module.flash_attn_varlen_func
-    return function
+def flash3_us(steps: list[Step]) -> float:
+    """FlashAttention 3 over the same pages, as vLLM packs it."""
+    from vllm.vllm_flash_attn import flash_attn_varlen_func
 
-
-def flash3_us(flash: Callable[..., object], steps: list[Step]) -> float:
     def call(step: Step) -> object:
-        return flash(
+        return flash_attn_varlen_func(
             q=step.q, k=step.k_cache, v=step.v_cache, out=step.out, cu_seqlens_q=step.query_start,
-            max_seqlen_q=step.num_queries, seqused_k=step.row_start + step.num_queries, max_seqlen_k=step.kv_len,
+            max_seqlen_q=step.num_queries, seqused_k=step.kv_lens, max_seqlen_k=step.kv_len,
             softmax_scale=step.scale, causal=True, block_table=step.block_table[1:], fa_version=3,
         )  # fmt: skip
 
@@ -125,51 +119,44 @@ def causal_flops(shape: Shape, num_queries: int, start: int) -> float:
     return 4.0 * keys_seen * shape.num_heads * shape.head_dim
 
 
-def run(report: Report, wanted: Callable[[str], bool], block_size: int) -> None:
-    flash = flash3()
-
-    def peers(steps: list[Step]) -> dict[str, float]:
-        return {} if flash is None else {"flash3": flash3_us(flash, steps)}
-
+def run(report: Report) -> None:
     for name, shape in SHAPES.items():
         for batch, kv_len in DECODE:
-            entry = f"decode/{name}/b{batch}/{kv_len}"
-            if wanted(entry):
-                steps = steps_of(shape, batch, 1, kv_len - 1, block_size)
-                flops = batch * causal_flops(shape, 1, kv_len - 1)
-                us = time_us([s.attend for s in steps])
-                report.add(entry, us, batch * shape.kv_bytes(kv_len), flops, peers_us=peers(steps))
-        entry = f"verify4/{name}/b64/8192"
-        if wanted(entry):
-            steps = steps_of(shape, 64, 4, 8188, block_size)
-            us = time_us([s.attend for s in steps])
-            report.add(entry, us, 64 * shape.kv_bytes(8192), peers_us=peers(steps))
+            run_decode(report, f"decode/{name}/b{batch}/{kv_len}", shape, batch, 1, kv_len)
+        run_decode(report, f"verify4/{name}/b64/8192", shape, 64, 4, 8192)
         for load, (num_rows, num_queries, start) in PREFILL.items():
-            entry = f"prefill/{name}/{load}"
-            if not wanted(entry):
-                continue
-            steps = steps_of(shape, num_rows, num_queries, start, block_size)
-            num_bytes = 4.0 * num_rows * num_queries * shape.num_heads * shape.head_dim
-            num_bytes += num_rows * shape.kv_bytes(start + num_queries)
-            flops = num_rows * causal_flops(shape, num_queries, start)
-            torch_us = {"torch_flash": flash_us(shape, num_rows, num_queries)} if start == 0 else {}
-            us = time_us([s.attend for s in steps])
-            report.add(entry, us, num_bytes, flops, peers_us=torch_us | peers(steps))
+            run_prefill(report, f"prefill/{name}/{load}", shape, num_rows, num_queries, start)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="write the numbers as JSON")
-    parser.add_argument("--only", nargs="+", default=[""], help="prefixes of names, such as decode/nano30b")
-    parser.add_argument("--block-size", type=int, default=16)
-    args = parser.parse_args(argv)
-    report = Report()
-    run(report, lambda name: name.startswith(tuple(args.only)), args.block_size)
-    report.write(args.out)
-    return 0
+def run_decode(report: Report, entry: str, shape: Shape, batch: int, num_queries: int, kv_len: int) -> None:
+    if not report.wants(entry):
+        return
+    start = kv_len - num_queries
+    steps = steps_of(shape, batch, num_queries, start)
+    us = time_us([s.attend for s in steps])
+    flops = batch * causal_flops(shape, num_queries, start)
+    report.add(entry, us, batch * shape.kv_bytes(kv_len), flops, peers_of(steps))
+
+
+def run_prefill(
+    report: Report, entry: str, shape: Shape, num_rows: int, num_queries: int, start: int
+) -> None:
+    if not report.wants(entry):
+        return
+    steps = steps_of(shape, num_rows, num_queries, start)
+    us = time_us([s.attend for s in steps])
+    num_bytes = 4.0 * num_rows * num_queries * shape.num_heads * shape.head_dim
+    num_bytes += num_rows * shape.kv_bytes(start + num_queries)
+    flops = num_rows * causal_flops(shape, num_queries, start)
+    peers = peers_of(steps)
+    if start == 0:
+        peers["torch flash"] = partial(flash_us, shape, num_rows, num_queries)
+    report.add(entry, us, num_bytes, flops, peers)
+
+
+def peers_of(steps: list[Step]) -> dict[str, Callable[[], float]]:
+    return {"flash3": partial(flash3_us, steps)} if is_vllm_installed() else {}
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_alone(__doc__, run))

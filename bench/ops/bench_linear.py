@@ -1,6 +1,6 @@
 """Times products of few tokens, as layers meet them: after an RMS norm, each on a matrix of its own.
 
-usage: python -m bench.ops.bench_linear [--out FILE] [--only PREFIX ...]
+usage: python -m bench.ops.bench_linear [--out FILE] [--only NAME ...]
 
 The floor reads the matrix once. The peer is torch (cuBLAS). `linear` entries are products back to back, `norm_linear`
 ones alternate with the norm that makes their input, so that what a product does while the norm runs counts.
@@ -8,13 +8,12 @@ ones alternate with the norm that makes their input, so that what a product does
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 
+from bench.ops.command import run_alone
 from bench.ops.report import Report
 from bench.ops.timing import time_us
 from headway import ops
@@ -52,8 +51,12 @@ class NormedProduct:
         product(self.normed, weight, out=self.out)
 
 
-def run(report: Report, wanted: Callable[[str], bool]) -> None:
+def run(report: Report) -> None:
     for name, (num_inputs, num_outputs) in SHAPES.items():
+        if not report.wants_any(
+            [f"{kind}/{name}/b{b}" for kind in ("linear", "norm_linear") for b in BATCHES]
+        ):
+            continue
         num_bytes = 2.0 * num_inputs * num_outputs
         copies = max(1, min(64, int(CACHE_BYTES / num_bytes)))
         weights = [
@@ -67,29 +70,16 @@ def run(report: Report, wanted: Callable[[str], bool]) -> None:
             ours = [partial(ops.skinny_linear, x, w, out=out) for w in weights]
             torchs = [partial(torch.mm, x, w.t(), out=out) for w in weights]
             entry = f"linear/{name}/b{batch}"
-            if wanted(entry):
-                report.add(entry, time_us(ours), num_bytes, peers_us={"cublas": time_us(torchs)})
+            if report.wants(entry):
+                report.add(entry, time_us(ours), num_bytes, peers={"cublas": partial(time_us, torchs)})
 
             entry = f"norm_{entry}"
-            if wanted(entry):
+            if report.wants(entry):
                 normed = NormedProduct(x, gain, out)
                 us = time_us([partial(normed, ops.skinny_linear, w) for w in weights])
-                torch_us = time_us([partial(normed, torch.mm, w.t()) for w in weights])
-                report.add(entry, us, num_bytes, peers_us={"cublas": torch_us})
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="write the numbers as JSON")
-    parser.add_argument("--only", nargs="+", default=[""], help="prefixes of names, such as linear/nano9b")
-    args = parser.parse_args(argv)
-    report = Report()
-    run(report, lambda name: name.startswith(tuple(args.only)))
-    report.write(args.out)
-    return 0
+                after_norms = [partial(normed, torch.mm, w.t()) for w in weights]
+                report.add(entry, us, num_bytes, peers={"cublas": partial(time_us, after_norms)})
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_alone(__doc__, run))

@@ -1,27 +1,26 @@
 """Times the Mamba-2 kernels on the shapes of published models: convolution, scan, gated norm, prefill and decode.
 
-usage: python -m bench.ops.bench_mamba [--out FILE] [--peer FILE] [--shapes NAME ...] [--only PREFIX ...]
+usage: python -m bench.ops.bench_mamba [--out FILE] [--only NAME ...]
 
 us is the median over replays of a graph of calls on rotating buffers. floor_us is the fewest bytes (each input read
 once, each output written once) over the copy bandwidth measured in the same run. Where vLLM is installed, its kernels
-run in the same process (peer_mamba.py); elsewhere a peer file may map the same names to {"gpu_us": ...}.
+run in the same process (peer_mamba.py).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from bench.ops import peer_mamba
-from bench.ops.timing import copy_bytes_per_us, time_us
+from bench.ops.command import run_alone
+from bench.ops.peers import is_vllm_installed
+from bench.ops.report import Report
+from bench.ops.timing import time_us
 from headway import ops
 
 DTYPE = torch.bfloat16
@@ -177,7 +176,7 @@ class WindowedMixer(Mixer):
 
 @dataclass(frozen=True)
 class Entry:
-    name: str  # as in a peer file
+    name: str
     call: Callable[[Mixer], None]
     num_bytes: float
 
@@ -205,12 +204,12 @@ def decode_entries(shape: Shape, name: str, batch: int) -> Iterator[Entry]:
     yield Entry(f"decode_chain/{name}/b{batch}", Mixer.chain, state + conv + norm)
 
 
-def run_windows(shape: Shape, name: str, batch: int, report: Report, prefixes: tuple[str, ...]) -> None:
+def run_windows(report: Report, shape: Shape, name: str, batch: int) -> None:
     """Averages over a whole window; the floor is that of states in place, read and written at every step."""
     for query_len, max_rewind in ((1, 1), (4, 3)):
         kind = "decode_window" if query_len == 1 else f"decode_window_{query_len}_tokens"
-        entry = Entry(f"{kind}/{name}/b{batch}/fp32", Mixer.norm, 8.0 * batch * shape.state_elements)
-        if not entry.name.startswith(prefixes):
+        entry = f"{kind}/{name}/b{batch}/fp32"
+        if not report.wants(entry):
             continue
         first = WindowedMixer(shape, batch, query_len, max_rewind)
         copies = max(1, min(WINDOW, int(CACHE_BYTES / first.num_bytes)))
@@ -220,97 +219,34 @@ def run_windows(shape: Shape, name: str, batch: int, report: Report, prefixes: t
             partial(mixers[i % copies].decode, i // copies if copies % num_phases == 0 else i)
             for i in range(copies * num_phases)
         ]
-        report.add(entry, time_us(calls))
+        peers = peers_of(first, "decode_chain") if query_len == 1 else {}
+        report.add(entry, time_us(calls), 8.0 * batch * shape.state_elements, peers=peers)
 
 
-def run_load(shape: Shape, lengths: list[int], start: int, entries: list[Entry], report: Report) -> None:
+def run_load(report: Report, shape: Shape, lengths: list[int], start: int, entries: list[Entry]) -> None:
+    entries = [entry for entry in entries if report.wants(entry.name)]
+    if not entries:
+        return
     first = Mixer(shape, lengths, start)
     copies = max(1, min(64, int(CACHE_BYTES / first.num_bytes)))
     mixers = [first, *(Mixer(shape, lengths, start) for _ in range(copies - 1))]
-    peer_calls = peer_mamba.PeerMixer(first).calls() if report.runs_peer else {}
     for entry in entries:
-        if call := peer_calls.get(entry.name.split("/")[0]):
-            report.peer[entry.name] = {"gpu_us": peer_mamba.kernel_us(call)}
-        report.add(entry, time_us([partial(entry.call, mixer) for mixer in mixers]))
+        us = time_us([partial(entry.call, mixer) for mixer in mixers])
+        report.add(entry.name, us, entry.num_bytes, peers=peers_of(first, entry.name.split("/")[0]))
 
 
-class Report:
-    """Prints a line an entry and keeps the numbers."""
-
-    def __init__(self, bytes_per_us: float, peer: dict[str, dict[str, float]]) -> None:
-        self.bytes_per_us = bytes_per_us
-        self.peer = peer
-        self.runs_peer = not peer and peer_mamba.is_installed()
-        self.results: dict[str, dict[str, float]] = {}
-        print(
-            f"{'kernel':40s} {'us':>9s} {'GB/s':>7s} {'floor us':>9s} {'x floor':>8s} {'peer us':>9s} {'faster':>7s}"
-        )
-
-    def add(self, entry: Entry, us: float) -> None:
-        floor = entry.num_bytes / self.bytes_per_us
-        peer_us = self._peer_us(entry.name)
-        result = {
-            "us": us,
-            "gb_per_s": entry.num_bytes / us / 1e3,
-            "floor_us": floor,
-            "over_floor": us / floor,
-        }
-        if peer_us is not None:
-            result |= {"peer_us": peer_us, "times_faster": peer_us / us}
-        self.results[entry.name] = {key: round(value, 3) for key, value in result.items()}
-        tail = "" if peer_us is None else f" {peer_us:9.1f} {peer_us / us:7.2f}"
-        numbers = f"{us:9.2f} {result['gb_per_s']:7.0f} {floor:9.2f} {us / floor:8.2f}"
-        print(f"{entry.name:40s} {numbers}{tail}", flush=True)
-
-    def _peer_us(self, name: str) -> float | None:
-        kind, _, rest = name.partition("/")
-        parts = [name]
-        if kind == "chain" and name not in self.peer:
-            parts = [f"{part}/{rest}" for part in ("conv", "ssd", "gated_norm_prefill")]
-        if kind in ("decode_chain", "decode_window") and name not in self.peer:
-            rest = rest.removesuffix("/fp32")
-            parts = [f"conv_step/{rest}", f"ssm_step/{rest}/fp32", f"gated_norm/{rest}"]
-        if any(part not in self.peer for part in parts):
-            return None
-        return sum(self.peer[part]["gpu_us"] for part in parts)
+def peers_of(mixer: Mixer, kind: str) -> dict[str, Callable[[], float]]:
+    return {"vllm": partial(peer_mamba.peer_us, mixer, kind)} if is_vllm_installed() else {}
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="write the numbers as JSON")
-    parser.add_argument("--peer", type=Path, help="a peer's times by the same names, to print ratios")
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
-    parser.add_argument(
-        "--only", nargs="+", default=[""], help="prefixes of the names to run, such as ssd or conv"
-    )
-    args = parser.parse_args(argv)
-    peer = json.loads(args.peer.read_text()) if args.peer else {}
-    report = Report(copy_bytes_per_us(), peer)
-
-    def wanted(entries: Iterator[Entry]) -> list[Entry]:
-        return [entry for entry in entries if entry.name.startswith(tuple(args.only))]
-
-    with peer_mamba.configured() if report.runs_peer else nullcontext():
-        for name in args.shapes:
-            shape = SHAPES[name]
-            for load, lengths in PREFILL.items():
-                if entries := wanted(prefill_entries(shape, name, load, lengths)):
-                    run_load(shape, lengths, 64, entries, report)
-            for batch in BATCHES:
-                if entries := wanted(decode_entries(shape, name, batch)):
-                    run_load(shape, [1] * batch, FIRST_POSITION, entries, report)
-                run_windows(shape, name, batch, report, tuple(args.only))
-    if args.out:
-        header = {
-            "gpu": torch.cuda.get_device_name(),
-            "torch": torch.__version__,
-            "copy_gb_per_s": round(report.bytes_per_us / 1e3),
-        }
-        args.out.write_text(json.dumps(header | report.results, indent=1) + "\n")
-    return 0
+def run(report: Report) -> None:
+    for name, shape in SHAPES.items():
+        for load, lengths in PREFILL.items():
+            run_load(report, shape, lengths, 64, list(prefill_entries(shape, name, load, lengths)))
+        for batch in BATCHES:
+            run_load(report, shape, [1] * batch, FIRST_POSITION, list(decode_entries(shape, name, batch)))
+            run_windows(report, shape, name, batch)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_alone(__doc__, run))

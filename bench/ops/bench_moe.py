@@ -1,20 +1,21 @@
 """Times routing and the experts of small batches on the shapes of published models, routing drawn uniformly.
 
-usage: python -m bench.ops.bench_moe [--out FILE] [--only PREFIX ...]
+usage: python -m bench.ops.bench_moe [--out FILE] [--only NAME ...]
 
-The floor counts the weights of the experts touched, once. The other implementation is torch's grouped product.
+The floor counts the weights of the experts touched, once. Peers: torch's grouped product,
+and vLLM's fused experts where vLLM is installed.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 
+from bench.ops.command import run_alone
+from bench.ops.peers import is_vllm_installed, vllm_configured
 from bench.ops.report import Report
 from bench.ops.timing import time_us
 from headway import ops
@@ -65,37 +66,56 @@ class Layer:
         experts(x, routing, self.w_in, self.w_out, self.shape.activation, self.shape.is_gated)
 
 
-def run(report: Report, wanted: Callable[[str], bool]) -> None:
+def vllm_experts(
+    x: torch.Tensor,
+    routing: Routing,
+    w_in: torch.Tensor,
+    w_out: torch.Tensor,
+    activation: ActivationKind,
+    is_gated: bool,
+) -> torch.Tensor:
+    """The same through vLLM's fused Triton kernels."""
+    from vllm.model_executor.layers.fused_moe import fused_experts
+    from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+
+    kind = MoEActivation(activation if is_gated else f"{activation}_no_mul")
+    with vllm_configured():
+        out: torch.Tensor = fused_experts(
+            x, w_in, w_out, routing.weights, routing.expert_ids, activation=kind
+        )
+    return out
+
+
+def run(report: Report) -> None:
     for name, shape in SHAPES.items():
+        if not report.wants_any(
+            [f"{kind}/{name}/b{batch}" for kind in ("route", "experts") for batch in BATCHES]
+        ):
+            continue
         layer = Layer(shape)
         for batch in BATCHES:
-            x = torch.randn(batch, shape.hidden, device=DEVICE, dtype=DTYPE)
-            if wanted(entry := f"route/{name}/b{batch}"):
+            if report.wants(entry := f"route/{name}/b{batch}"):
                 logits = torch.randn(batch, shape.num_experts, device=DEVICE)
                 report.add(entry, time_us([partial(ops.route, logits, shape.top_k)]), 4.0 * logits.numel())
-            if wanted(entry := f"experts/{name}/b{batch}"):
-                routings = [layer.draw_routing(batch) for _ in range(NUM_ROUTINGS)]
-                touched = sum(len({*r.expert_ids.flatten().tolist()}) for r in routings) / NUM_ROUTINGS
-                us, other_us = (
-                    time_us([partial(layer.run, experts, x, routing) for routing in routings])
-                    for experts in (ops.moe_experts, grouped_experts)
-                )
-                flops = batch * shape.top_k * shape.expert_bytes
-                report.add(entry, us, touched * shape.expert_bytes, flops, other_us)
+            if report.wants(entry := f"experts/{name}/b{batch}"):
+                run_experts(report, entry, layer, batch)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="write the numbers as JSON")
-    parser.add_argument("--only", nargs="+", default=[""], help="prefixes of names, such as experts/nano30b")
-    args = parser.parse_args(argv)
-    report = Report()
-    run(report, lambda name: name.startswith(tuple(args.only)))
-    report.write(args.out)
-    return 0
+def run_experts(report: Report, entry: str, layer: Layer, batch: int) -> None:
+    shape = layer.shape
+    x = torch.randn(batch, shape.hidden, device=DEVICE, dtype=DTYPE)
+    routings = [layer.draw_routing(batch) for _ in range(NUM_ROUTINGS)]
+    touched = sum(len({*r.expert_ids.flatten().tolist()}) for r in routings) / NUM_ROUTINGS
+
+    def measure(experts: Callable[..., torch.Tensor]) -> float:
+        return time_us([partial(layer.run, experts, x, routing) for routing in routings])
+
+    peers = {"torch grouped": partial(measure, grouped_experts)}
+    if is_vllm_installed():
+        peers["vllm"] = partial(measure, vllm_experts)
+    flops = batch * shape.top_k * shape.expert_bytes
+    report.add(entry, measure(ops.moe_experts), touched * shape.expert_bytes, flops, peers)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_alone(__doc__, run))

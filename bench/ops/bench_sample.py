@@ -1,21 +1,19 @@
 """Times the sampler by vocabulary, batch and what the rows ask for.
 
-usage: python -m bench.ops.bench_sample [--out FILE] [--only PREFIX ...]
+usage: python -m bench.ops.bench_sample [--out FILE] [--only NAME ...]
 
-The floor reads the logits once. The other implementation is torch: argmax for greedy rows, else softmax, sort,
+The floor reads the logits once. The peer is torch: argmax for greedy rows, else softmax, sort,
 cumulative sum and the exponential race for one token.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from bench.ops.command import run_alone
 from bench.ops.report import Report
 from bench.ops.timing import time_us
 from headway import ops
@@ -74,36 +72,24 @@ def torch_sample(logits: torch.Tensor, settings: dict[str, float]) -> torch.Tens
     return ids.gather(-1, drawn)
 
 
-def run(report: Report, wanted: Callable[[str], bool]) -> None:
+def run(report: Report) -> None:
     for vocab_size in VOCABULARIES:
         for batch in BATCHES:
+            if not report.wants_any([f"sample/{kind}/b{batch}/v{vocab_size}" for kind in KINDS]):
+                continue
             num_bytes = 4.0 * batch * vocab_size
             copies = max(1, min(16, int(CACHE_BYTES / num_bytes)))
             logits = [2.5 * torch.randn(batch, vocab_size, device=DEVICE) for _ in range(copies)]
             for kind, settings in KINDS.items():
                 entry = f"sample/{kind}/b{batch}/v{vocab_size}"
-                if not wanted(entry):
+                if not report.wants(entry):
                     continue
                 buffers = make_buffers(batch, vocab_size, settings)
                 us = time_us([partial(ops.sample, buffers, part) for part in logits])
-                other_us = None
-                if kind in ("greedy", "top_k_top_p"):
-                    other_us = time_us([partial(torch_sample, part, settings) for part in logits])
-                report.add(entry, us, num_bytes, 0.0, other_us)
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="write the numbers as JSON")
-    parser.add_argument("--only", nargs="+", default=[""], help="prefixes of names, such as sample/greedy")
-    args = parser.parse_args(argv)
-    report = Report()
-    run(report, lambda name: name.startswith(tuple(args.only)))
-    report.write(args.out)
-    return 0
+                torchs = [partial(torch_sample, part, settings) for part in logits]
+                peers = {"torch": partial(time_us, torchs)} if kind in ("greedy", "top_k_top_p") else {}
+                report.add(entry, us, num_bytes, peers=peers)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_alone(__doc__, run))

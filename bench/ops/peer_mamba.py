@@ -1,46 +1,26 @@
 """The same layer on vLLM's Triton kernels, where vLLM is installed: the figures that ours are compared with.
 
-The kernels see the tensors of a bench_mamba.Mixer. Their time is the sum of their own durations by the profiler, so
-neither launches nor gaps between them count.
+The kernels see the tensors of a bench_mamba.Mixer. Their time is the sum of their own durations by the profiler: some
+synchronise, so they cannot be captured in a graph.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from bench.ops.peers import kernel_us, vllm_configured
 
 if TYPE_CHECKING:
     from bench.ops.bench_mamba import Mixer
 
 
-def is_installed() -> bool:
-    return importlib.util.find_spec("vllm") is not None
-
-
-@contextmanager
-def configured() -> Iterator[None]:
-    """vLLM's kernels look up a configuration."""
-    from vllm.config import VllmConfig, set_current_vllm_config
-
-    with set_current_vllm_config(VllmConfig()):
-        yield
-
-
-def kernel_us(call: Callable[[], object], num_calls: int = 10) -> float:
-    """Summed durations of a call's kernels, mean over calls."""
-    for _ in range(3):
-        call()
-    torch.cuda.synchronize()
-    activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
-        for _ in range(num_calls):
-            call()
-        torch.cuda.synchronize()
-    return sum(event.self_device_time_total for event in profile.key_averages()) / num_calls
+def peer_us(mixer: Mixer, kind: str) -> float:
+    """Time of the calls that do what bench_mamba's entry of this kind does."""
+    with vllm_configured():
+        return kernel_us(PeerMixer(mixer).calls()[kind])
 
 
 class PeerMixer:

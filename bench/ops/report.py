@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from bench.ops.timing import copy_bytes_per_us
+from bench.ops.peers import time_or_reason
+
+HEAD = f"{'kernel':44s} {'us':>9s} {'GB/s':>7s} {'TFLOP/s':>8s} {'x floor':>8s}   peers: us (how many times slower)"
 
 
 @dataclass
 class Report:
-    """Times beside the fewest bytes over the copy bandwidth measured in the same run."""
+    """Times beside the fewest bytes over the copy bandwidth measured in the same run, and beside peers' times.
 
-    bytes_per_us: float = field(default_factory=copy_bytes_per_us)
-    results: dict[str, dict[str, float]] = field(default_factory=dict)
+    wanted: names to run, or their beginnings up to a slash.
+    """
+
+    bytes_per_us: float
+    wanted: tuple[str, ...] = ()
+    results: dict[str, dict[str, object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        print(
-            f"{'kernel':44s} {'us':>9s} {'GB/s':>7s} {'TFLOP/s':>8s} {'floor us':>9s} {'x floor':>8s} {'other us':>9s}"
-        )
+        print(f"{device_name()}, torch {torch.__version__}, copy {self.bytes_per_us / 1e3:.0f} GB/s")
+        print(HEAD)
+
+    def wants(self, name: str) -> bool:
+        return not self.wanted or any(f"{name}/".startswith(f"{part.rstrip('/')}/") for part in self.wanted)
+
+    def wants_any(self, names: list[str]) -> bool:
+        return any(self.wants(name) for name in names)
 
     def add(
         self,
@@ -30,36 +41,42 @@ class Report:
         us: float,
         num_bytes: float,
         flops: float = 0.0,
-        other_us: float | None = None,
-        peers_us: Mapping[str, float] | None = None,
+        peers: Mapping[str, Callable[[], float]] | None = None,
     ) -> None:
-        """other_us: the same work by another implementation, named by the benchmark; peers_us: by several."""
-        floor = num_bytes / self.bytes_per_us
-        result = {
-            "us": us,
-            "gb_per_s": num_bytes / us / 1e3,
-            "tflop_per_s": flops / us / 1e6,
-            "floor_us": floor,
-            "over_floor": us / floor,
-        }
-        if other_us is not None:
-            result |= {"other_us": other_us, "times_faster": other_us / us}
-        for peer, peer_us in (peers_us or {}).items():
-            result |= {f"{peer}_us": peer_us, f"times_faster_than_{peer}": peer_us / us}
+        """peers: by name, what measures the time of another implementation of the same work, in us."""
+        floor_us = num_bytes / self.bytes_per_us
+        rates = {"gb_per_s": num_bytes / us / 1e3, "tflop_per_s": flops / us / 1e6}
+        result = {"us": us, **rates, "floor_us": floor_us, "over_floor": us / floor_us}
+        times = {peer: time_or_reason(measure) for peer, measure in (peers or {}).items()}
         self.results[name] = {key: round(value, 3) for key, value in result.items()}
-        numbers = (
-            f"{us:9.2f} {result['gb_per_s']:7.0f} {result['tflop_per_s']:8.1f} {floor:9.2f} {us / floor:8.2f}"
-        )
-        others = "" if other_us is None else f" {other_us:9.2f}"
-        others += "".join(f" {peer} {peer_us:.2f}" for peer, peer_us in (peers_us or {}).items())
-        print(f"{name:44s} {numbers}{others}", flush=True)
+        if times:
+            self.results[name]["peers"] = {peer: _peer_entry(time, us) for peer, time in times.items()}
+        numbers = f"{us:9.2f} {rates['gb_per_s']:7.0f} {rates['tflop_per_s']:8.1f} {us / floor_us:8.2f}"
+        cells = "; ".join(f"{peer} {_peer_cell(time, us)}" for peer, time in times.items())
+        print(f"{name:44s} {numbers}   {cells}".rstrip(), flush=True)
 
     def write(self, path: Path | None) -> None:
         if path is None:
             return
         header = {
-            "gpu": torch.cuda.get_device_name(),
+            "device": device_name(),
             "torch": torch.__version__,
             "copy_gb_per_s": round(self.bytes_per_us / 1e3),
         }
         path.write_text(json.dumps(header | self.results, indent=1) + "\n")
+
+
+def device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _peer_entry(time: float | str, us: float) -> dict[str, float | str]:
+    if isinstance(time, str):
+        return {"reason": time}
+    return {"us": round(time, 3), "times_slower": round(time / us, 3)}
+
+
+def _peer_cell(time: float | str, us: float) -> str:
+    return time if isinstance(time, str) else f"{time:.2f} ({time / us:.2f})"

@@ -1,0 +1,52 @@
+"""The benchmarks' table: which entries run, and what becomes of a peer that fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.ops.report import Report
+
+
+def test_names_are_wanted_up_to_a_slash():
+    report = Report(1000.0, ("decode/nano30b/b1", "ssd"))
+    assert report.wants("decode/nano30b/b1/8192")
+    assert report.wants("ssd/nano9b/1x512")
+    assert not report.wants("decode/nano30b/b16/8192")
+    assert Report(1000.0).wants("anything")
+
+
+def test_a_peer_that_fails_leaves_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def fail() -> float:
+        raise RuntimeError("no kernel image\nand more")
+
+    report = Report(1000.0)
+    report.add("scan", 10.0, 5000.0, 2e6, {"broken": fail, "slow": lambda: 25.0})
+    out = tmp_path / "out.json"
+    report.write(out)
+    entry = json.loads(out.read_text())["scan"]
+    assert entry["over_floor"] == 2.0
+    assert entry["gb_per_s"] == 0.5
+    assert entry["tflop_per_s"] == 0.2
+    assert entry["peers"] == {
+        "broken": {"reason": "RuntimeError: no kernel image"},
+        "slow": {"us": 25.0, "times_slower": 2.5},
+    }
+    assert "broken RuntimeError: no kernel image; slow 25.00 (2.50)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("only", "num_entries"),
+    [(["layer/small/b1/rotary", "layer/nano30b/b1/rotary"], 1), (["layer/nothing"], 0)],
+)
+def test_one_command_times_and_writes(tmp_path: Path, only: list[str], num_entries: int):
+    """On whatever device there is: with a GPU the shapes are other ones."""
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-m", "bench.ops", "--only", *only, "--out", str(out)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == (0 if num_entries else 1), ran.stderr
+    assert len(json.loads(out.read_text()).keys() - {"device", "torch", "copy_gb_per_s"}) == num_entries
