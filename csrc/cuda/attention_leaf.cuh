@@ -8,19 +8,11 @@
 #pragma once
 
 #include "cuda/attention_decode.cuh"
+#include "cuda/common/vector.cuh"
 
 namespace headway::cuda {
 
 inline constexpr int kLoadKeys = 16;
-
-// 16 bytes that are read once.
-__device__ __forceinline__ uint4 load_once(const void* source) {
-  uint4 value;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(source));
-  return value;
-}
 
 template <typename T, int kDim, bool kIsPadded>
 class LeafWarp {
@@ -106,7 +98,7 @@ class LeafWarp {
 
   __device__ uint4 load(const T* row, int channel) const {
     if (kIsPadded && channel >= params_.attention.head_dim) return make_uint4(0, 0, 0, 0);
-    return load_once(row + channel);
+    return load_once<128>(row + channel);
   }
 
   // Keys beyond the last are the last again: whatever they score is masked.

@@ -40,14 +40,6 @@ constexpr int num_stages(int tiles, int halves) {
 template <int kTiles, int kHalves>
 inline constexpr int kStages = num_stages(kTiles, kHalves);
 
-__device__ __forceinline__ uint4 load_weights(const void* source) {
-  uint4 value;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(source));
-  return value;
-}
-
 // What a warp loads next: a group of rows, and 32 columns. It runs through its share of the columns for each group.
 struct Cursor {
   int row;    // first of the group
@@ -137,7 +129,7 @@ class SkinnyBlock {
     for (int tile = 0; tile < kTiles; ++tile) {
       const bool is_valid = 8 * tile + lane_ / 4 < num_rows && column < params_.num_inputs;
       matrix_[stage][tile] = make_uint4(0, 0, 0, 0);
-      if (is_valid) matrix_[stage][tile] = load_weights(source);
+      if (is_valid) matrix_[stage][tile] = load_once<256>(source);
       source += int64_t{8} * params_.num_inputs;
     }
   }

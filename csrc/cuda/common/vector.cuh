@@ -33,6 +33,23 @@ __device__ __forceinline__ void store_floats(T* target, const float (&in)[kCount
   *reinterpret_cast<Vector<T, kCount>*>(target) = vector;
 }
 
+// 16 bytes that no one reads again. kFetchBytes: what the L2 cache fetches at a time, 128 or 256.
+template <int kFetchBytes>
+__device__ __forceinline__ uint4 load_once(const void* source) {
+  static_assert(kFetchBytes == 128 || kFetchBytes == 256);
+  uint4 value;
+  if constexpr (kFetchBytes == 256) {
+    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(source));
+  } else {
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(source));
+  }
+  return value;
+}
+
 // True when a row of `columns` elements can be read in 16-byte pieces from every row of the tensor.
 template <typename T>
 inline bool is_vectorisable(const void* base, int64_t row_stride, int64_t columns) {
