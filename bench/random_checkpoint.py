@@ -27,6 +27,7 @@ from headway.models.registry import config_from_dict, find_family
 
 OUTPUT_GAIN = 0.05  # of what a layer adds, against embeddings of variance 1
 NUM_WRITERS = 12
+BOUNCE_BYTES = 32 * 2**20  # page-locked, one a writer
 FLOAT32_PARTS = ("A_log", ".D", "dt_bias", "e_score_correction_bias")
 SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
@@ -66,8 +67,8 @@ def shards(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
 
 
 def write_shard(parts: list[Piece], draws: torch.Generator, file: Path) -> None:
-    """The layout of safetensors: header length, header, tensors. Tensors go from the device straight into the pages of
-    the file, which the library's own writer reaches by two copies; at 60 GB that counts.
+    """The layout of safetensors: header length, header, tensors. The library's own writer makes two copies in fresh
+    pageable memory on the way; at 60 GB that counts.
     """
     header, num_bytes = {}, 0
     for part in parts:
@@ -81,14 +82,12 @@ def write_shard(parts: list[Piece], draws: torch.Generator, file: Path) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     preamble = struct.pack("<Q", len(text)) + text
-    file.unlink(missing_ok=True)
-    pages = torch.from_file(str(file), shared=True, size=len(preamble) + num_bytes, dtype=torch.uint8)
-    pages[: len(preamble)] = torch.frombuffer(bytearray(preamble), dtype=torch.uint8)
-    place = len(preamble)
-    for part in parts:
-        drawn = random_tensor(part, draws).view(-1).view(torch.uint8)
-        pages[place : place + len(drawn)].copy_(drawn)
-        place += len(drawn)
+    bounce = torch.empty(BOUNCE_BYTES, dtype=torch.uint8, pin_memory=draws.device.type == "cuda")
+    with file.open("wb", buffering=0) as target:
+        target.write(preamble)
+        for part in parts:
+            for piece in random_tensor(part, draws).view(-1).view(torch.uint8).split(BOUNCE_BYTES):
+                target.write(bounce[: len(piece)].copy_(piece).numpy())
 
 
 def write_checkpoint(shape: Path, folder: Path, device: str) -> None:
