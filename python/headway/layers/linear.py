@@ -14,7 +14,7 @@ import torch
 from headway import ops
 
 MIN_SKINNY_BYTES: Final = 2**20  # smaller ones take a launch, whoever multiplies
-MAX_SKINNY_BYTES: Final = 64 * 2**20
+MAX_SKINNY_BYTES: Final = 16 * 2**20
 SKINNY_GROUP_ROWS: Final = 40  # kMaxTiles of csrc/cuda/skinny_linear.cu, in rows
 
 
@@ -133,7 +133,7 @@ def _max_skinny_tokens(weight: torch.Tensor) -> int:
     """Tokens up to which the kernel for few tokens beats cuBLAS on an H200 (bench/ops/bench_linear.py).
 
     It does while a multiprocessor has one group of rows, or two and at most 8 tokens; taller matrices keep cuBLAS busy.
-    Between cuBLAS's own products of matrices beyond 64 MiB it loses in a whole step what it wins alone (docs/log.md).
+    Larger matrices it multiplies quicker only alone: within a step its last block ends late (docs/log.md).
     """
     if not MIN_SKINNY_BYTES <= weight.nbytes <= MAX_SKINNY_BYTES:
         return 0
