@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from headway.models.registry import FAMILIES
+from tests.pages import python_blocks, run_python
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = sorted(page.relative_to(ROOT) for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-def test_there_is_python_to_run() -> None:
-    assert PYTHON_BLOCKS
-
-
-@pytest.mark.parametrize("source", PYTHON_BLOCKS)
-def test_the_python_runs_as_it_stands(source: str, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", source], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "def read_lines(path):" in done.stdout
+def test_the_ten_lines_complete_their_prompt(tmp_path: Path) -> None:
+    (source,) = python_blocks("README.md")
+    assert "def read_lines(path):" in run_python(source, tmp_path)
 
 
 def test_the_models_are_those_that_load() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import json
 import random
@@ -25,7 +24,7 @@ from headway.errors import RequestError
 from headway.request import SamplingParams
 from headway.server.client import EngineRequest
 from tests.server.live import Live, live
-from tests.server.scorecard import anonymous_bytes, num_open_files
+from tests.server.scorecard import held_bytes, num_open_files
 from tests.server.small_engine import SmallEngine
 from tests.server.test_lifecycle import posted
 
@@ -54,11 +53,7 @@ class Report:
     elapsed_s: float = 0.0
 
     def sample(self, num_done: int) -> None:
-        """What Python and malloc keep for later is given back first: the rest is held by somebody."""
-        gc.collect()
-        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
-            ctypes.CDLL(None).malloc_trim(0)
-        self.samples.append((num_done, anonymous_bytes()))
+        self.samples.append((num_done, held_bytes()))
         self.open_files.append(num_open_files())
         self.threads.append(threading.active_count())
 

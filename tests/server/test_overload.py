@@ -18,7 +18,7 @@ import pytest
 
 from tests.server.fake_engine import FakeEngine
 from tests.server.live import Live, live, read_all, wait_until
-from tests.server.scorecard import anonymous_bytes, record
+from tests.server.scorecard import held_bytes, record
 from tests.server.small_engine import SmallEngine, expected_tokens
 from tests.server.test_lifecycle import posted, settings
 
@@ -210,7 +210,7 @@ def read_slowly(num_slow: int, num_readers: int) -> Buffers:
     found, piece = Buffers(), "z" * 20_000
     engine = FakeEngine(lambda request: [piece] * 600 if len(request.prompt_token_ids) > 1 else ["a"] * 200)
     with live(engine, send_timeout_s=1.0) as server, ExitStack() as stack:
-        begin_bytes = anonymous_bytes()
+        begin_bytes = held_bytes()
         watcher = asyncio.run_coroutine_threadsafe(found.watch(server), server.loop)
         slow = [stack.enter_context(server.connect()) for _ in range(num_slow)]
         for sock in slow:
@@ -225,7 +225,7 @@ def read_slowly(num_slow: int, num_readers: int) -> Buffers:
                     sock.recv(1)
             time.sleep(0.2)
         found.num_served = sum(read_all(sock).count(b'"text":"a"') == 200 for sock in readers)
-        found.grown_bytes = anonymous_bytes() - begin_bytes
+        found.grown_bytes = held_bytes() - begin_bytes
         watcher.cancel()
         assert engine.num_left_early == num_slow, "a client that takes nothing was kept"
         assert server.get("/health").status == 200

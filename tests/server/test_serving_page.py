@@ -9,6 +9,7 @@ import pytest
 
 from headway.server.errors import ERROR_TABLE
 from headway.server.tables import TABLES, renew
+from tests.pages import python_blocks
 from tests.server.live import Live
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +39,6 @@ def test_every_flag_of_the_text_is_there() -> None:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_its_python_runs(model_server: Live, capsys: pytest.CaptureFixture[str]) -> None:
-    (source,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    (source,) = python_blocks("docs/serving.md")
     exec(source.replace("http://127.0.0.1:8000", model_server.url), {})
     assert capsys.readouterr().out.strip()
