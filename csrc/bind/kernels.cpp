@@ -268,6 +268,7 @@ void bind_backend(py::module_& module) {
   bind_route_hidden(module);
   bind_skinny_linear(module);
   module.def("sample_scan_bytes", &cuda::sample_scan_bytes);
+  module.def("sample_scratch_bytes", &cuda::sample_scratch_bytes);
   module.def("device_count", &cuda::device_count);
   module.def("driver_version", &cuda::driver_version);
   module.def("pinned_alloc",

@@ -198,15 +198,9 @@ void moe_experts(const MoeExpertsParams& params, Stream stream) {
   require(params.num_tokens <= kMaxTokens, kOp, "at most 256 tokens");
   require(params.num_tokens * params.top_k <= kMaxPairs, kOp, "at most 8192 pairs of token and expert");
   require(params.num_experts <= kMaxMoeExperts, kOp, "at most 1024 experts");
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  switch (params.dtype) {
-    case DType::kBFloat16:
-      return launch_dtype<__nv_bfloat16>(params, cuda_stream);
-    case DType::kFloat16:
-      return launch_dtype<__half>(params, cuda_stream);
-    default:
-      require(false, kOp, "dtype must be bfloat16 or float16");
-  }
+  dispatch_half(params.dtype, kOp, [&](auto dtype) {
+    launch_dtype<typename decltype(dtype)::Type>(params, static_cast<cudaStream_t>(stream));
+  });
 }
 
 }  // namespace headway::cuda

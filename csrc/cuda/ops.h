@@ -35,6 +35,7 @@ void moe_experts(const MoeExpertsParams& params, Stream stream);
 void begin_step(const BeginStepParams& params, Stream stream);
 // Bytes that SampleParams::scan must have.
 int64_t sample_scan_bytes(int32_t num_sampled, int32_t vocab_size);
+int64_t sample_scratch_bytes(int32_t num_sampled, int32_t vocab_size);
 void sample(const SampleParams& params, Stream stream);
 void finish_step(const FinishStepParams& params, Stream stream);
 void copy_states(const CopyStatesParams& params, Stream stream);

@@ -1,15 +1,19 @@
-// The sampler: one team of blocks a row, each block holding its slice of the row's logits on chip, so that a row is
-// read from memory once whatever it asks for. Greedy rows need only that one pass. Probabilities are summed as
-// integers, so a token is a function of its logits and parameters alone: not of the batch, and not of the team's size.
+// The sampler: a scan (sample_scan.cuh) that makes most rows' tokens, then teams of blocks for the rows it leaves:
+// those with edited logits or log probabilities, a large top_k, more ties than the scan takes. Each block of a team
+// holds its slice of the row's logits on chip, so that the row is read from memory once whatever it asks for.
+// Probabilities are summed as integers, so a token is a function of its logits and parameters alone: not of the batch,
+// and not of the team's size.
 #include <algorithm>
 
 #include "cuda/common/chained.cuh"
 #include "cuda/common/check.h"
+#include "cuda/common/device.h"
 #include "cuda/common/philox.cuh"
 #include "cuda/ops.h"
 #include "cuda/sample_edit.cuh"
-#include "cuda/sample_few.cuh"
 #include "cuda/sample_report.cuh"
+#include "cuda/sample_result.cuh"
+#include "cuda/sample_scan.cuh"
 
 namespace headway::cuda {
 namespace {
@@ -17,7 +21,8 @@ namespace {
 constexpr char kOp[] = "sample";
 constexpr int kSliceAlign = 128;    // so that a slice keeps the row's 16-byte alignment
 constexpr int kSliceTarget = 8192;  // a team grows until its slices are no larger, or it is full
-constexpr int kSmallTeamCapability = 8;
+constexpr int kClusterArchitecture = 90;
+constexpr int kTeamBlocks = 2;  // a multiprocessor
 
 struct RawSummary {
   Best best;
@@ -32,10 +37,7 @@ struct BetterSummary {
 
 struct SampleMemory {
   TeamMemory team;
-  union {
-    SelectMemory select;
-    FewMemory few;
-  };
+  SelectMemory select;
 };
 
 __device__ RowJob load_job(const SampleParams& params, int index) {
@@ -167,14 +169,6 @@ __device__ int draw(Team& team, const Slice& slice, float floor, uint32_t unifor
   return team.combine(token, [](int a, int b) { return max(a, b); });
 }
 
-__device__ bool is_stop_id(const DeviceMirror& mirror, const RowJob& job, int token) {
-  const int32_t* stop_ids = mirror.stop_ids + static_cast<int64_t>(job.row) * kMaxStopIds;
-  for (int i = 0; i < job.sampling.num_stop_ids; ++i) {
-    if (stop_ids[i] == token) return true;
-  }
-  return false;
-}
-
 // Logprob and rank of a given token, by the model's own logits.
 __device__ int score_row(Team& team, const SampleParams& params, const RowJob& job, const Slice& slice, float largest,
                          ResultRow& result) {
@@ -240,67 +234,49 @@ __device__ int sample_row(Team& team, SampleMemory& memory, const SampleParams& 
   return token;
 }
 
-// The token of a row that the scan has read.
-__device__ int pick_token(SampleMemory& memory, const SampleParams& params, const RowJob& job,
-                          const PieceSummary* pieces, const ScannedRow& row, float* on_chip) {
-  if (row.is_bad) return -1;
-  if (job.sampling.temperature == 0.0f || !(row.best_value > -infinity())) return row.best_id;
-  const int token = draw_among_few(pieces, num_pieces(params.vocab_size), job.sampling, job.kv_len, row.best_value,
-                                   reinterpret_cast<Candidate*>(on_chip), memory.few);
-  return token < 0 ? row.best_id : token;
-}
-
-__device__ void report(const SampleParams& params, const RowJob& job, int token, ResultRow& result) {
-  result.is_bad = token < 0 ? 1 : 0;
-  if (token >= 0) result.token = token;
-  if (token >= 0 && params.targets == nullptr) {
-    const bool is_end = job.kv_len >= job.sampling.min_total_len && is_stop_id(params.mirror, job, token);
-    result.is_stopped = is_end || job.kv_len + 1 >= job.sampling.max_total_len ? 1 : 0;
-  }
-  if (threadIdx.x == 0) params.results[job.index] = result;
-}
-
-template <bool kOnChip>
-__global__ void __launch_bounds__(kSampleThreads) sample_kernel(SampleParams params, int slice_size) {
-  extern __shared__ float4 on_chip[];
-  __shared__ SampleMemory memory;
-  Team team(memory.team);
-  const int index = static_cast<int>(blockIdx.x) / team.size();
-  const int begin = min(team.rank() * slice_size, params.vocab_size);
-  Slice slice{nullptr, begin, min(slice_size, params.vocab_size - begin)};
-  if constexpr (kOnChip) {
-    slice.values = reinterpret_cast<float*>(on_chip);
-  } else {
-    slice.values = params.scratch + static_cast<int64_t>(index) * params.vocab_size + begin;
-  }
-
-  wait_for_previous_kernel();
+// One row, by all blocks of its team.
+__device__ void sample_one(Team& team, SampleMemory& memory, const SampleParams& params, int index,
+                           const Slice& slice) {
   const RowJob job = load_job(params, index);
-  if (team.rank() == 0) {
-    for (int i = static_cast<int>(threadIdx.x); i < params.max_logprobs; i += kSampleThreads) {
-      params.top_ids[static_cast<int64_t>(index) * params.max_logprobs + i] = -1;
-      params.top_logprobs[static_cast<int64_t>(index) * params.max_logprobs + i] = 0.0f;
-    }
-  }
-  __syncthreads();
   ResultRow result{job.row, 0, 0.0f, 0, 0, 0};
+  if (team.rank() == 0) clear_alternatives(params, index);
   if (job.row == kDummyRow) {
     if (team.rank() == 0 && threadIdx.x == 0) params.results[index] = result;
     return;
   }
-  const bool is_sampled = params.targets == nullptr;
-  if (kOnChip && is_sampled && !job.is_edited && is_scanned(job.sampling, params.vocab_size)) {
-    const int count = num_pieces(params.vocab_size);
-    const auto* pieces = static_cast<const PieceSummary*>(params.scan) + static_cast<int64_t>(index) * count;
-    const ScannedRow row = summarise(pieces, count, job.sampling.temperature);
-    if (row.is_complete) {  // for the whole team: nobody reads another's memory
-      if (team.rank() == 0) report(params, job, pick_token(memory, params, job, pieces, row, slice.values), result);
-      return;
+  __syncthreads();  // alternatives are cleared before they are written
+  const int token = sample_row(team, memory, params, job, slice, result);
+  if (team.rank() == 0) write_result(params, index, job.kv_len, token, result);
+  team.sync();  // no block may go on while another reads its memory
+}
+
+// Teams deal the rows that the scan left among themselves; is_done: null where there was no scan.
+template <bool kOnChip>
+__global__ void __launch_bounds__(kSampleThreads, kTeamBlocks)
+    sample_kernel(const __grid_constant__ SampleParams params, const int32_t* is_done, int slice_size) {
+  extern __shared__ float4 on_chip[];
+  __shared__ SampleMemory memory;
+  Team team(memory.team);
+  const int begin = min(team.rank() * slice_size, params.vocab_size);
+  Slice slice{reinterpret_cast<float*>(on_chip), begin, min(slice_size, params.vocab_size - begin)};
+  const int num_teams = static_cast<int>(gridDim.x) / team.size();
+  const int first = static_cast<int>(blockIdx.x) / team.size();
+
+  allow_next_kernel();
+  wait_for_previous_kernel();
+  bool is_left = is_done == nullptr;
+  if (is_done != nullptr) {
+    for (int i = first + static_cast<int>(threadIdx.x) * num_teams; i < params.num_sampled;
+         i += kSampleThreads * num_teams) {
+      is_left = is_left || is_done[i] == 0;
     }
   }
-  const int token = sample_row(team, memory, params, job, slice, result);
-  if (team.rank() == 0) report(params, job, token, result);
-  team.sync();  // no block may leave while another reads its memory
+  if (__syncthreads_or(is_left) == 0) return;
+  for (int index = first; index < params.num_sampled; index += num_teams) {
+    if (is_done != nullptr && is_done[index] != 0) continue;
+    if constexpr (!kOnChip) slice.values = params.scratch + static_cast<int64_t>(index) * params.vocab_size + begin;
+    sample_one(team, memory, params, index, slice);
+  }
 }
 
 // How a row is spread over blocks: a function of the vocabulary and the device.
@@ -310,30 +286,20 @@ struct TeamShape {
   bool is_on_chip;
 };
 
-// Room for a scanned row's candidates.
-int min_slice(int vocab_size) {
-  return num_pieces(vocab_size) * kPieceCandidates * static_cast<int>(sizeof(Candidate) / sizeof(float));
-}
-
-TeamShape choose_team(const SampleParams& params) {
-  int device = 0;
-  int capability = 0;
-  int max_shared_bytes = 0;
-  check(cudaGetDevice(&device), kOp);
-  check(cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, device), kOp);
-  check(cudaDeviceGetAttribute(&max_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), kOp);
+// By what the kernel was compiled for: a device newer than that runs code without clusters.
+TeamShape choose_team(int vocab_size) {
   TeamShape team{1, 0, true};
-  const int max_blocks = capability > kSmallTeamCapability ? kMaxTeamBlocks : 1;
-  while (team.num_blocks < max_blocks && team.num_blocks * kSliceTarget < params.vocab_size) team.num_blocks *= 2;
-  const int share = (params.vocab_size + team.num_blocks - 1) / team.num_blocks;
+  const int max_blocks = is_compiled_for(sample_kernel<true>, kClusterArchitecture, kOp) ? kMaxTeamBlocks : 1;
+  while (team.num_blocks < max_blocks && team.num_blocks * kSliceTarget < vocab_size) team.num_blocks *= 2;
+  const int share = (vocab_size + team.num_blocks - 1) / team.num_blocks;
   team.slice_size = (share + kSliceAlign - 1) / kSliceAlign * kSliceAlign;
-  team.slice_size = std::max(team.slice_size, min_slice(params.vocab_size));
   const int64_t slice_bytes = static_cast<int64_t>(team.slice_size) * sizeof(float);
-  team.is_on_chip = slice_bytes + static_cast<int64_t>(sizeof(SampleMemory)) <= max_shared_bytes;
+  const int64_t most_bytes = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, kOp);
+  team.is_on_chip = slice_bytes + static_cast<int64_t>(sizeof(SampleMemory)) <= most_bytes;
   return team;
 }
 
-void launch_team(const SampleParams& params, const TeamShape& team, cudaStream_t stream) {
+void launch_team(const SampleParams& params, const TeamShape& team, const int32_t* is_done, cudaStream_t stream) {
   auto* kernel = team.is_on_chip ? sample_kernel<true> : sample_kernel<false>;
   const int64_t slice_bytes = team.is_on_chip ? static_cast<int64_t>(team.slice_size) * sizeof(float) : 0;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(slice_bytes)), kOp);
@@ -343,30 +309,43 @@ void launch_team(const SampleParams& params, const TeamShape& team, cudaStream_t
   attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(params.num_sampled * team.num_blocks));
+  config.gridDim = dim3(static_cast<unsigned>(team.num_blocks));
   config.blockDim = dim3(kSampleThreads);
   config.dynamicSmemBytes = static_cast<size_t>(slice_bytes);
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = team.num_blocks > 1 ? 2 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, params, team.slice_size), kOp);
+  config.numAttrs = is_compiled_for(sample_kernel<true>, kClusterArchitecture, kOp) ? 2 : 0;
+  int most_teams = device_attribute(cudaDevAttrMultiProcessorCount, kOp);  // at once
+  if (team.num_blocks > 1) check(cudaOccupancyMaxActiveClusters(&most_teams, kernel, &config), kOp);
+  config.gridDim.x *= static_cast<unsigned>(std::clamp(params.num_sampled, 1, std::max(1, most_teams)));
+  check(cudaLaunchKernelEx(&config, kernel, params, is_done, team.slice_size), kOp);
 }
 
 }  // namespace
 
 int64_t sample_scan_bytes(int32_t num_sampled, int32_t vocab_size) {
-  return static_cast<int64_t>(num_sampled) * num_pieces(vocab_size) * static_cast<int64_t>(sizeof(PieceSummary));
+  return ScanSpace::flag_bytes(num_sampled) +
+         static_cast<int64_t>(num_sampled) * num_pieces(vocab_size) * static_cast<int64_t>(sizeof(PieceSummary));
+}
+
+int64_t sample_scratch_bytes(int32_t num_sampled, int32_t vocab_size) {
+  return choose_team(vocab_size).is_on_chip ? 0 : static_cast<int64_t>(num_sampled) * vocab_size * int64_t{4};
 }
 
 void sample(const SampleParams& params, Stream stream) {
   if (params.num_sampled == 0) return;
   require(params.vocab_size > 0, kOp, "vocab_size must be positive");
-  const TeamShape team = choose_team(params);
-  require(team.is_on_chip || params.scratch != nullptr, kOp,
-          "this device cannot keep a row of the vocabulary on chip: pass scratch [Rs, V]");
-  require(params.scan != nullptr, kOp, "scan must have sample_scan_bytes");
-  if (team.is_on_chip && params.targets == nullptr) launch_sample_scan(params, static_cast<cudaStream_t>(stream));
-  launch_team(params, team, static_cast<cudaStream_t>(stream));
+  const TeamShape team = choose_team(params.vocab_size);
+  require(team.is_on_chip || params.scratch != nullptr, kOp, "a row does not fit on chip: scratch must be given");
+  const bool is_scanned =
+      params.targets == nullptr && num_pieces(params.vocab_size) <= kMaxPieces && params.num_sampled <= kMaxScannedRows;
+  require(!is_scanned || params.scan != nullptr, kOp, "scan must be given");
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  if (is_scanned) {
+    launch_sample_scan(params, cuda_stream);
+    launch_sample_finish(params, cuda_stream);
+  }
+  launch_team(params, team, is_scanned ? ScanSpace(params).is_done : nullptr, cuda_stream);
 }
 
 }  // namespace headway::cuda

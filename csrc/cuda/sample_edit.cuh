@@ -32,13 +32,13 @@ __device__ __forceinline__ bool is_edited(const RowSampling& sampling, int kv_le
 
 __device__ __forceinline__ void drop_token(const Slice& slice, int token) {
   const int place = token - slice.begin;
-  if (place >= 0 && place < slice.size) slice.values[place] = -__int_as_float(0x7f800000);
+  if (place >= 0 && place < slice.size) slice.values[place] = -infinity();
 }
 
 __device__ inline void drop_masked(const Slice& slice, const uint32_t* mask) {
   for (int i = static_cast<int>(threadIdx.x); i < slice.size; i += kSampleThreads) {
     const int token = slice.begin + i;
-    if ((mask[token / 32] >> (token % 32) & 1) == 0) slice.values[i] = -__int_as_float(0x7f800000);
+    if ((mask[token / 32] >> (token % 32) & 1) == 0) slice.values[i] = -infinity();
   }
 }
 

@@ -1,5 +1,5 @@
-// The token of a row that sample_scan.cuh's scan has read: from the best of its pieces, or drawn among the few
-// candidates they left. One block's work; the same arithmetic as for other rows, so the same token.
+// The token of a row that samples among its top_k, from the candidates that the scan of its pieces left. A histogram
+// finds about top_k of them; those are compared with each other.
 #pragma once
 
 #include "cuda/common/philox.cuh"
@@ -8,121 +8,178 @@
 
 namespace headway::cuda {
 
-struct ScannedRow {
-  float best_value;  // raw logit
-  int32_t best_id;
-  bool is_bad;
-  bool is_complete;  // no piece has more candidates than fit, and quotients are finite
-};
+inline constexpr int kFewBins = 1024;
+inline constexpr int kMaxFound = 256;
 
-// Every thread of the block calls it and gets the same.
-__device__ inline ScannedRow summarise(const PieceSummary* pieces, int count, float temperature) {
-  __shared__ ScannedRow row;
-  if (threadIdx.x < kWarpSize) {
-    float value = -__int_as_float(0x7f800000);
-    int id = INT32_MAX;
-    bool is_bad = false;
-    bool is_complete = true;
-    for (int i = static_cast<int>(threadIdx.x); i < count; i += kWarpSize) {
-      const int4 head = *reinterpret_cast<const int4*>(pieces + i);
-      const float best = __int_as_float(head.x);
-      if (best > value || (best == value && head.y < id)) {
-        value = best;
-        id = head.y;
-      }
-      is_bad = is_bad || head.z != 0;
-      is_complete = is_complete && head.w >= 0;
-    }
-#pragma unroll
-    for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
-      const float other = __shfl_xor_sync(kFullWarp, value, offset);
-      const int other_id = __shfl_xor_sync(kFullWarp, id, offset);
-      if (other > value || (other == value && other_id < id)) {
-        value = other;
-        id = other_id;
-      }
-    }
-    is_bad = __any_sync(kFullWarp, is_bad) != 0;
-    is_complete = __all_sync(kFullWarp, is_complete) != 0;
-    if (temperature != 0.0f) is_complete = is_complete && value / temperature < __int_as_float(0x7f800000);
-    if (threadIdx.x == 0) row = {value, id, is_bad, is_complete || is_bad};
-  }
-  __syncthreads();
-  return row;
-}
-
-// What is kept of a row, in shared memory.
 struct FewMemory {
-  Candidate kept[kMaxScannedTopK];
-  uint32_t mass[kMaxScannedTopK];  // of the kept, then of those that may be drawn
-  uint32_t drawable[kMaxScannedTopK];
+  uint32_t bins[kFewBins];
+  uint32_t counts[kFinishThreads / kWarpSize];
+  int32_t last_bin;
+  int32_t num_found;
   int32_t token;
+  Candidate found[kMaxFound];
+  Candidate kept[kMaxScannedTopK];  // best first
+  float probability[kMaxScannedTopK];
+  uint32_t mass[kMaxScannedTopK];
+  uint32_t drawable[kMaxScannedTopK];
 };
 
-// Draws among the row's top_k; -1 if nothing has mass. `all`: room for every candidate, in shared memory.
-__device__ inline int draw_among_few(const PieceSummary* pieces, int num_pieces, const RowSampling& sampling,
-                                     int kv_len, float largest, Candidate* all, FewMemory& memory) {
-  const int thread = static_cast<int>(threadIdx.x);
-  // 1. Gather: the pieces' candidates one after the other.
-  int count = 0;
-  for (int piece = 0; piece < num_pieces; ++piece) {
-    const int of_piece = pieces[piece].num_candidates;
-    if (thread < of_piece) all[count + thread] = pieces[piece].candidates[thread];
-    count += of_piece;
-  }
-  if (thread == 0) memory.token = -1;
-  __syncthreads();
+// One row, by the block that ends it. All threads call all of it.
+class FewRow {
+ public:
+  __device__ FewRow(const PieceSummary* pieces, int count, const RowSampling& sampling, float largest, float floor,
+                    FewMemory& memory)
+      : pieces_(pieces),
+        count_(count),
+        sampling_(sampling),
+        largest_(largest),
+        floor_(floor),
+        bins_per_unit_(static_cast<float>(kFewBins - 1) / (largest - floor)),
+        memory_(memory) {}
 
-  // 2. The top_k of them by logit, then id; their probabilities.
-  const int num_kept = min(sampling.top_k, count);
-  const float top = largest / sampling.temperature;
-  for (int i = thread; i < count; i += kSampleThreads) {
-    const Candidate mine = all[i];
-    int rank = 0;
-    for (int j = 0; j < count && rank < num_kept; ++j) {
-      rank += all[j].value > mine.value || (all[j].value == mine.value && all[j].id < mine.id) ? 1 : 0;
-    }
-    if (rank >= num_kept) continue;
-    const float probability = expf(mine.value - top);
-    memory.kept[rank] = {probability, mine.id};
-    memory.mass[rank] = mass_of(probability);
+  // -1: more ties than the scan takes.
+  __device__ int draw(int kv_len) {
+    fill_bins();
+    find_last_bin();
+    find();
+    if (memory_.num_found > kMaxFound) return -1;
+    const int num_kept = min(sampling_.top_k, memory_.num_found);
+    keep(num_kept);
+    filter(num_kept);
+    return choose(num_kept, philox_first_word(sampling_.seed, static_cast<uint32_t>(kv_len)) >> 8);
   }
-  __syncthreads();
 
-  // 3. Those that top_p and min_p leave: the mass of more probable ones, or as probable ones before, is below the
-  // target.
-  if (thread < num_kept) {
-    const Candidate mine = memory.kept[thread];
-    uint64_t total = 0;
-    uint64_t above = 0;
-    for (int j = 0; j < num_kept; ++j) {
-      const Candidate& other = memory.kept[j];
-      total += memory.mass[j];
-      const bool is_before = other.value > mine.value || (other.value == mine.value && other.id < mine.id);
-      above += is_before ? memory.mass[j] : 0;
-    }
-    const double target = ceil(static_cast<double>(sampling.top_p) * static_cast<double>(total));
-    const uint64_t wanted = min(max(static_cast<uint64_t>(target), static_cast<uint64_t>(1)), total);
-    const bool is_left = (sampling.top_p >= 1.0f || above < wanted) && mine.value >= sampling.min_p;
-    memory.drawable[thread] = is_left ? memory.mass[thread] : 0;
-  }
-  __syncthreads();
+ private:
+  __device__ static int thread() { return static_cast<int>(threadIdx.x); }
 
-  // 4. The inverse of their cumulative distribution, in vocabulary order.
-  if (thread < num_kept) {
-    const int id = memory.kept[thread].id;
-    uint64_t total = 0;
-    uint64_t before = 0;
-    for (int j = 0; j < num_kept; ++j) {
-      total += memory.drawable[j];
-      before += memory.kept[j].id < id ? memory.drawable[j] : 0;
+  template <typename Body>
+  __device__ void for_each_candidate(Body body) {
+    for (int piece = thread() / kWarpSize; piece < count_; piece += kFinishThreads / kWarpSize) {
+      const int size = pieces_[piece].num_candidates;
+      for (int i = thread() % kWarpSize; i < size; i += kWarpSize) {
+        const Candidate candidate = pieces_[piece].candidates[i];
+        if (candidate.logit >= floor_) body(candidate);
+      }
     }
-    const uint32_t uniform = philox_first_word(sampling.seed, static_cast<uint32_t>(kv_len)) >> 8;
-    const uint64_t target = __umul64hi(total, uniform) << 40 | (total * uniform) >> 24;
-    if (before <= target && target < before + memory.drawable[thread]) memory.token = id;
   }
-  __syncthreads();
-  return memory.token;
-}
+
+  __device__ int bin_of(float logit) const {
+    return static_cast<int>(
+        min(__float2uint_rz((largest_ - logit) * bins_per_unit_), static_cast<uint32_t>(kFewBins - 1)));
+  }
+
+  __device__ void fill_bins() {
+    for (int i = thread(); i < kFewBins; i += kFinishThreads) memory_.bins[i] = 0;
+    if (thread() == 0) {
+      memory_.last_bin = kFewBins - 1;
+      memory_.num_found = 0;
+      memory_.token = -1;
+    }
+    __syncthreads();
+    for_each_candidate([&](const Candidate& candidate) { atomicAdd(&memory_.bins[bin_of(candidate.logit)], 1u); });
+    __syncthreads();
+  }
+
+  // The bin in which the count from the top reaches top_k; the last one if it never does.
+  __device__ void find_last_bin() {
+    constexpr int kThreadBins = kFewBins / kFinishThreads;
+    const int lane = thread() % kWarpSize;
+    const int warp = thread() / kWarpSize;
+    const auto top_k = static_cast<uint32_t>(sampling_.top_k);
+    uint32_t mine = 0;
+#pragma unroll
+    for (int i = 0; i < kThreadBins; ++i) mine += memory_.bins[thread() * kThreadBins + i];
+    uint32_t inclusive = mine;
+#pragma unroll
+    for (int offset = 1; offset < kWarpSize; offset *= 2) {
+      const uint32_t other = __shfl_up_sync(kFullWarp, inclusive, offset);
+      if (lane >= offset) inclusive += other;
+    }
+    if (lane == kWarpSize - 1) memory_.counts[warp] = inclusive;
+    __syncthreads();
+    uint32_t before = inclusive - mine;
+    for (int i = 0; i < warp; ++i) before += memory_.counts[i];
+#pragma unroll
+    for (int i = 0; i < kThreadBins; ++i) {
+      const int bin = thread() * kThreadBins + i;
+      const uint32_t after = before + memory_.bins[bin];
+      if (before < top_k && top_k <= after) memory_.last_bin = bin;
+      before = after;
+    }
+    __syncthreads();
+  }
+
+  __device__ void find() {
+    const int last_bin = memory_.last_bin;
+    for_each_candidate([&](const Candidate& candidate) {
+      if (bin_of(candidate.logit) > last_bin) return;
+      const int place = atomicAdd(&memory_.num_found, 1);
+      if (place < kMaxFound) memory_.found[place] = candidate;
+    });
+    __syncthreads();
+  }
+
+  // The first num_kept by logit, then id, in that order.
+  __device__ void keep(int num_kept) {
+    if (thread() < memory_.num_found) {
+      const Candidate mine = memory_.found[thread()];
+      int rank = 0;
+      for (int i = 0; i < memory_.num_found; ++i) {
+        const Candidate other = memory_.found[i];
+        rank += other.logit > mine.logit || (other.logit == mine.logit && other.id < mine.id) ? 1 : 0;
+      }
+      if (rank < num_kept) {
+        const float top = largest_ / sampling_.temperature;
+        memory_.kept[rank] = mine;
+        memory_.probability[rank] = expf(mine.logit / sampling_.temperature - top);
+        memory_.mass[rank] = mass_of(memory_.probability[rank]);
+      }
+    }
+    __syncthreads();
+  }
+
+  // top_p keeps those before which less than its share of the mass lies.
+  __device__ void filter(int num_kept) {
+    if (thread() < num_kept) {
+      uint64_t total = 0;
+      uint64_t above = 0;
+      for (int i = 0; i < num_kept; ++i) {
+        total += memory_.mass[i];
+        above += i < thread() ? memory_.mass[i] : 0;
+      }
+      const double target = ceil(static_cast<double>(sampling_.top_p) * static_cast<double>(total));
+      const uint64_t wanted = min(max(static_cast<uint64_t>(target), static_cast<uint64_t>(1)), total);
+      const bool is_left =
+          (sampling_.top_p >= 1.0f || above < wanted) && memory_.probability[thread()] >= sampling_.min_p;
+      memory_.drawable[thread()] = is_left ? memory_.mass[thread()] : 0;
+    }
+    __syncthreads();
+  }
+
+  // The inverse of their cumulative distribution, in vocabulary order.
+  __device__ int choose(int num_kept, uint32_t uniform) {
+    if (thread() < num_kept) {
+      const int id = memory_.kept[thread()].id;
+      uint64_t total = 0;
+      uint64_t before = 0;
+      for (int i = 0; i < num_kept; ++i) {
+        total += memory_.drawable[i];
+        before += memory_.kept[i].id < id ? memory_.drawable[i] : 0;
+      }
+      const uint64_t target = __umul64hi(total, uniform) << 40 | (total * uniform) >> 24;
+      if (before <= target && target < before + memory_.drawable[thread()]) memory_.token = id;
+    }
+    __syncthreads();
+    return memory_.token;
+  }
+
+  const PieceSummary* pieces_;
+  int count_;
+  const RowSampling& sampling_;
+  float largest_;
+  float floor_;
+  float bins_per_unit_;
+  FewMemory& memory_;
+};
 
 }  // namespace headway::cuda

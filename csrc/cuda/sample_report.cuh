@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/step_layout.h"
+#include "cuda/common/math.cuh"
 #include "cuda/sample_select.cuh"
 #include "params/step.h"
 
@@ -9,10 +10,6 @@ namespace headway::cuda {
 
 inline constexpr float kLeastProbability =
     1e-30f;  // below, its logarithm is not to be had; no such token is ever drawn
-
-__device__ __forceinline__ float infinity() {
-  return __int_as_float(0x7f800000);
-}
 
 struct Best {
   float value;

@@ -1,185 +1,187 @@
-// The scan of sample_scan.cuh: a block reads one piece of one row into registers, all loads at once.
+// The scan of sample_scan.cuh: what a block leaves of one piece.
 #include <cuda_runtime_api.h>
 
 #include "cuda/common/chained.cuh"
-#include "cuda/sample_edit.cuh"
+#include "cuda/sample_mass.cuh"
 #include "cuda/sample_scan.cuh"
+#include "cuda/sample_select.cuh"
 
 namespace headway::cuda {
 namespace {
 
 constexpr char kOp[] = "sample";
-constexpr int kScanThreads = 256;
-constexpr int kScanBlocks = 3;  // a multiprocessor
+constexpr int kScanBlocks = 4;  // a multiprocessor
 constexpr int kScanWarps = kScanThreads / kWarpSize;
 constexpr int kThreadLogits = kPieceLogits / kScanThreads;
-constexpr int kScanBins = 1024;
-constexpr int kThreadBins = kScanBins / kScanThreads;
-constexpr float kScanBinsPerUnit = 32.0f;  // of a logit
+using PieceThread = ThreadLogits<kScanThreads, kThreadLogits>;
+constexpr int kFloorSteps = 24;
+constexpr int kFloorSlack = 8;
 
-struct Best {
-  float value;
-  int id;
+struct PieceMemory {
+  float largest[kScanWarps];
+  uint64_t mass[kScanWarps];
+  int32_t best_id;
+  int32_t num_candidates;
+  uint32_t low[kMassBins];  // 64-bit sums in two words: 64-bit atomics on shared memory are emulated
+  uint32_t high[kMassBins];
 };
 
-struct ScanMemory {
-  Best best[kScanWarps];
-  uint32_t counts[kScanWarps];
-  uint32_t bins[kScanBins];  // of values below the piece's largest, in steps
-  int last_bin;
-  uint32_t num_candidates;
-};
-
-// A thread's logits and their places in the piece; -inf beyond its end.
-struct ThreadLogits {
-  float values[kThreadLogits];
-  int size;  // of the piece
-  bool is_quad;
-
-  __device__ int place(int i) const {
-    const int thread = static_cast<int>(threadIdx.x);
-    return is_quad ? (i / 4 * kScanThreads + thread) * 4 + i % 4 : i * kScanThreads + thread;
-  }
-
-  __device__ void load(const float* source) {
-    is_quad = reinterpret_cast<uintptr_t>(source) % sizeof(float4) == 0 && size % 4 == 0;
-    if (is_quad) {
-#pragma unroll
-      for (int i = 0; i < kThreadLogits; i += 4) {
-        const float none = -__int_as_float(0x7f800000);
-        float4 quad = make_float4(none, none, none, none);
-        if (place(i) < size) quad = __ldg(reinterpret_cast<const float4*>(source + place(i)));
-        values[i] = quad.x;
-        values[i + 1] = quad.y;
-        values[i + 2] = quad.z;
-        values[i + 3] = quad.w;
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < kThreadLogits; ++i) {
-        values[i] = place(i) < size ? source[place(i)] : -__int_as_float(0x7f800000);
-      }
-    }
-  }
-};
-
-__device__ Best better(const Best& a, const Best& b) {
-  return b.value > a.value || (b.value == a.value && b.id < a.id) ? b : a;
-}
-
-__device__ Best best_of_block(Best mine, ScanMemory& memory) {
+__device__ float largest_of_block(float mine, PieceMemory& memory) {
 #pragma unroll
   for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
-    mine = better(mine, {__shfl_xor_sync(kFullWarp, mine.value, offset), __shfl_xor_sync(kFullWarp, mine.id, offset)});
+    mine = max_or_nan(mine, __shfl_xor_sync(kFullWarp, mine, offset));
   }
-  if (threadIdx.x % kWarpSize == 0) memory.best[threadIdx.x / kWarpSize] = mine;
+  if (threadIdx.x % kWarpSize == 0) memory.largest[threadIdx.x / kWarpSize] = mine;
   __syncthreads();
-  mine = memory.best[0];
+  float largest = memory.largest[0];
 #pragma unroll
-  for (int warp = 1; warp < kScanWarps; ++warp) mine = better(mine, memory.best[warp]);
-  return mine;
+  for (int warp = 1; warp < kScanWarps; ++warp) largest = max_or_nan(largest, memory.largest[warp]);
+  return largest;
 }
 
-__device__ __forceinline__ int scan_bin(float value, float top) {
-  return static_cast<int>(min(__float2uint_rz((top - value) * kScanBinsPerUnit), static_cast<uint32_t>(kScanBins - 1)));
-}
-
-// The bin in which the count of values from the top reaches top_k; the last one if it never does.
-__device__ void find_last_bin(ScanMemory& memory, uint32_t top_k) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int first = static_cast<int>(threadIdx.x) * kThreadBins;
-  uint32_t mine = 0;
+// The lowest id of the largest value.
+__device__ void find_best(const PieceThread& logits, float mine, float largest, int begin, PieceMemory& memory,
+                          PieceSummary& summary) {
+  if (mine == largest) {
+    int id = INT32_MAX;
 #pragma unroll
-  for (int i = 0; i < kThreadBins; ++i) mine += memory.bins[first + i];
-  uint32_t inclusive = mine;
-#pragma unroll
-  for (int offset = 1; offset < kWarpSize; offset *= 2) {
-    const uint32_t other = __shfl_up_sync(kFullWarp, inclusive, offset);
-    if (lane >= offset) inclusive += other;
-  }
-  if (lane == kWarpSize - 1) memory.counts[warp] = inclusive;
-  if (threadIdx.x == 0) memory.last_bin = kScanBins - 1;
-  __syncthreads();
-  uint32_t before = inclusive - mine;
-  for (int i = 0; i < warp; ++i) before += memory.counts[i];
-#pragma unroll
-  for (int i = 0; i < kThreadBins; ++i) {
-    const uint32_t after = before + memory.bins[first + i];
-    if (before < top_k && top_k <= after) memory.last_bin = first + i;
-    before = after;
+    for (int i = kThreadLogits - 1; i >= 0; --i) id = logits.values[i] == largest ? begin + logits.place(i) : id;
+    atomicMin(&memory.best_id, id);
   }
   __syncthreads();
+  if (threadIdx.x == 0) summary.best_id = memory.best_id;
 }
 
-// Leaves every value that may be among the row's top_k: of the piece's bins, from the top, as many as hold top_k.
-__device__ void leave_candidates(ThreadLogits& logits, float temperature, int top_k, int begin, float largest,
-                                 ScanMemory& memory, PieceSummary& summary) {
-  for (int i = static_cast<int>(threadIdx.x); i < kScanBins; i += kScanThreads) memory.bins[i] = 0;
-  if (threadIdx.x == 0) memory.num_candidates = 0;
-  __syncthreads();
-  const float top = largest / temperature;
+__device__ __forceinline__ float value_of_bits(uint32_t ordered) {
+  return __uint_as_float((ordered & 0x80000000u) != 0 ? ordered & 0x7fffffffu : ~ordered);
+}
+
+// A value that at least `count` threads' largest reach, and few more: so many of the piece's values reach it as well.
+__device__ float find_floor(float mine, float largest, int count) {
+  const uint32_t bits = ordered_bits(mine);
+  uint32_t low = 0;  // reached by all
+  uint32_t high = ordered_bits(largest);
+  for (int step = 0; step < kFloorSteps && low < high; ++step) {
+    const uint32_t middle = low + (high - low + 1) / 2;
+    const int reached = __syncthreads_count(bits >= middle);
+    if (reached >= count) {
+      low = middle;
+      if (reached <= count + kFloorSlack) break;
+    } else {
+      high = middle - 1;
+    }
+  }
+  constexpr uint32_t kLeastFinite = 0x00800000u;  // ordered bits of -FLT_MAX
+  return value_of_bits(max(low, kLeastFinite));
+}
+
+// Every value that may be among the row's top_k.
+__device__ void leave_candidates(const PieceThread& logits, float floor, int begin, PieceMemory& memory,
+                                 PieceSummary& summary) {
 #pragma unroll
   for (int i = 0; i < kThreadLogits; ++i) {
-    logits.values[i] = logits.values[i] / temperature;
-    if (logits.place(i) < logits.size) atomicAdd(&memory.bins[scan_bin(logits.values[i], top)], 1u);
-  }
-  __syncthreads();
-  find_last_bin(memory, static_cast<uint32_t>(top_k));
-  const int last_bin = memory.last_bin;
-#pragma unroll
-  for (int i = 0; i < kThreadLogits; ++i) {
-    if (logits.place(i) >= logits.size || scan_bin(logits.values[i], top) > last_bin) continue;
-    const uint32_t place = atomicAdd(&memory.num_candidates, 1u);
+    if (!(logits.values[i] >= floor)) continue;
+    const int place = atomicAdd(&memory.num_candidates, 1);
     if (place < kPieceCandidates) summary.candidates[place] = {logits.values[i], begin + logits.place(i)};
   }
   __syncthreads();
-  if (threadIdx.x == 0) {
-    summary.num_candidates =
-        memory.num_candidates <= kPieceCandidates ? static_cast<int32_t>(memory.num_candidates) : -1;
+  if (threadIdx.x != 0) return;
+  summary.num_candidates = memory.num_candidates <= kPieceCandidates ? memory.num_candidates : -1;
+  summary.floor = floor;
+}
+
+__device__ void add_to_bin(PieceMemory& memory, float weight) {
+  const uint32_t units = units_of(weight);
+  if (units == 0) return;
+  const int bin = mass_bin(weight);
+  const uint32_t old = atomicAdd(&memory.low[bin], units);
+  if (old + units < old) atomicAdd(&memory.high[bin], 1u);
+}
+
+__device__ void leave_mass(const PieceThread& logits, float largest, const RowSampling& sampling, PieceMemory& memory,
+                           PieceSummary& summary) {
+  const float factor = mass_scale(sampling.temperature);
+  const float power = largest * factor;
+  const bool is_far = !(power > -kMaxPower);  // also -inf
+  if (is_far || !(power < kMaxPower) || !(factor < kMaxFactor)) {
+    if (threadIdx.x != 0) return;
+    summary.exponent = -kMaxPower;
+    summary.mass = 0;
+    summary.num_candidates = is_far && factor < kMaxFactor ? 0 : -1;
+    return;
   }
+  const float exponent = mass_exponent(largest, factor);
+  const MassScale scale{factor, 31.0f - exponent};
+  const bool is_cut = sampling.top_p < 1.0f || sampling.min_p > 0.0f;
+  const int thread = static_cast<int>(threadIdx.x);
+  uint64_t mass = 0;
+  if (is_cut) {
+    for (int i = thread; i < kMassBins; i += kScanThreads) memory.low[i] = memory.high[i] = 0;
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kThreadLogits; ++i) add_to_bin(memory, scale.weight(logits.values[i]));
+    __syncthreads();
+    for (int i = thread; i < kMassBins; i += kScanThreads) {
+      summary.bins[i] = memory.low[i] | static_cast<uint64_t>(memory.high[i]) << 32;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kThreadLogits; ++i) mass += units_of(scale.weight(logits.values[i]));
+#pragma unroll
+    for (int offset = kWarpSize / 2; offset > 0; offset /= 2) mass += __shfl_xor_sync(kFullWarp, mass, offset);
+    if (thread % kWarpSize == 0) memory.mass[thread / kWarpSize] = mass;
+    __syncthreads();
+    mass = 0;
+    for (const uint64_t of_warp : memory.mass) mass += of_warp;
+  }
+  if (thread != 0) return;
+  summary.exponent = exponent;
+  summary.mass = mass;
+  summary.num_candidates = 0;
+}
+
+__device__ void summarise_piece(const PieceThread& logits, ScanKind kind, const RowSampling& sampling, int begin,
+                                PieceMemory& memory, PieceSummary& summary) {
+  float mine = logits.values[0];
+#pragma unroll
+  for (int i = 1; i < kThreadLogits; ++i) mine = max_or_nan(mine, logits.values[i]);
+  if (threadIdx.x == 0) {
+    memory.best_id = INT32_MAX;
+    memory.num_candidates = 0;
+  }
+  const float largest = largest_of_block(mine, memory);
+  const bool is_usable = largest < infinity();
+  if (threadIdx.x == 0) {
+    summary.best_value = is_usable ? largest : __int_as_float(0x7fc00000);
+    if (kind == ScanKind::kGreedy || !is_usable) summary.num_candidates = 0;
+  }
+  if (!is_usable) return;
+  if (kind == ScanKind::kGreedy) return find_best(logits, mine, largest, begin, memory, summary);
+  if (kind == ScanKind::kMass) return leave_mass(logits, largest, sampling, memory, summary);
+  leave_candidates(logits, find_floor(mine, largest, sampling.top_k), begin, memory, summary);
 }
 
 __global__ void __launch_bounds__(kScanThreads, kScanBlocks) scan_kernel(const __grid_constant__ SampleParams params) {
-  __shared__ ScanMemory memory;
+  __shared__ PieceMemory memory;
   allow_next_kernel();
-  const int index = static_cast<int>(blockIdx.y);
+  wait_for_previous_kernel();
+  const auto index = static_cast<int>(blockIdx.y);
+  const int begin = static_cast<int>(blockIdx.x) * kPieceLogits;
+  PieceThread logits;  // loaded before it is known whether the row wants it
+  logits.load(params.logits + index * params.logits_stride + begin, min(kPieceLogits, params.vocab_size - begin));
   const int row = params.rows[index];
   const RowSampling& sampling = params.mirror.sampling[row];
-  const bool is_left = is_scanned(sampling, params.vocab_size) && !is_edited(sampling, params.kv_lens[index]);
-  const float temperature = sampling.temperature;
-  if (row == kDummyRow || !is_left) return;
-
-  const int begin = static_cast<int>(blockIdx.x) * kPieceLogits;
-  ThreadLogits logits;
-  logits.size = min(kPieceLogits, params.vocab_size - begin);
-  logits.load(params.logits + index * params.logits_stride + begin);
-  Best best{-__int_as_float(0x7f800000), INT32_MAX};
-  bool is_bad = false;
-#pragma unroll
-  for (int i = 0; i < kThreadLogits; ++i) {
-    if (logits.place(i) >= logits.size) continue;
-    is_bad = is_bad || !(logits.values[i] < __int_as_float(0x7f800000));
-    best = better(best, {logits.values[i], begin + logits.place(i)});
-  }
-  best = best_of_block(best, memory);
-  const bool is_any_bad = __syncthreads_or(is_bad) != 0;
-  auto& summary = static_cast<PieceSummary*>(params.scan)[index * gridDim.x + blockIdx.x];
-  if (threadIdx.x == 0) {
-    summary.best_value = best.value;
-    summary.best_id = best.id;
-    summary.is_bad = is_any_bad ? 1 : 0;
-    summary.num_candidates = 0;
-  }
-  if (temperature != 0.0f) leave_candidates(logits, temperature, sampling.top_k, begin, best.value, memory, summary);
+  const ScanKind kind = scan_kind(sampling, params.kv_lens[index], params.vocab_size);
+  if (row == kDummyRow || kind == ScanKind::kNone) return;
+  PieceSummary* pieces = ScanSpace(params).pieces + static_cast<int64_t>(index) * gridDim.x;
+  summarise_piece(logits, kind, sampling, begin, memory, pieces[blockIdx.x]);
 }
 
 }  // namespace
 
 void launch_sample_scan(const SampleParams& params, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(num_pieces(params.vocab_size)), static_cast<unsigned>(params.num_sampled));
-  scan_kernel<<<grid, kScanThreads, 0, stream>>>(params);
-  check_launch(kOp);
+  launch_chained(kOp, scan_kernel, grid, kScanThreads, stream, params);
 }
 
 }  // namespace headway::cuda

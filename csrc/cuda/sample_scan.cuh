@@ -1,43 +1,112 @@
-// Rows that need little of their logits: greedy ones, and those that sample among a few of the largest. A scan over
-// pieces of all rows at once, by blocks that wait for nobody, leaves what can matter of each piece; the sampler picks
-// the token from that. Other rows are read by their team (sample.cu).
+// Rows whose logits need one look. Scan: a block reads one piece of one row into registers, all loads at once, and
+// leaves what can matter of it: of greedy rows the largest, of rows that sample among a few their candidates, of others
+// the mass, with a histogram of it where top_p or min_p cut. Finish: a block a row makes the token of that. What does
+// not fit (ties beyond all measure, extreme temperatures) goes to the row's team (sample.cu).
 #pragma once
 
 #include "core/step_layout.h"
+#include "cuda/common/math.cuh"
 #include "cuda/common/reduce.cuh"
+#include "cuda/sample_edit.cuh"
 #include "params/step.h"
 
 namespace headway::cuda {
 
+inline constexpr int kScanThreads = 256;
 inline constexpr int kPieceLogits = 8192;
+inline constexpr int kFinishThreads = 1024;
 inline constexpr int kPieceCandidates = 128;
-inline constexpr int kMaxScannedTopK = 64;  // so that ties and the bins' width rarely exceed kPieceCandidates
+inline constexpr int kMaxPieces = 64;  // of a row; a larger vocabulary is left to the teams
+inline constexpr int kMaxScannedTopK = 64;  // so that ties rarely exceed kPieceCandidates
+inline constexpr int kMaxScannedRows = 65535;  // one grid
+inline constexpr int kMassBins = 512;
 
 struct Candidate {
-  float value;  // logit / temperature
+  float logit;
   int32_t id;
 };
 
 struct alignas(16) PieceSummary {
-  float best_value;  // raw logit
-  int32_t best_id;
-  int32_t is_bad;  // NaN or +inf somewhere
-  int32_t num_candidates;  // -1: more than fit
-  Candidate candidates[kPieceCandidates];
+  float best_value;  // NaN: NaN or +inf somewhere
+  int32_t best_id;  // greedy rows only
+  int32_t num_candidates;  // -1: the piece does not fit the scan
+  float floor;  // of the candidates: at least top_k of the piece's values are no smaller, if it has as many
+  uint64_t mass;  // in units of 2^(exponent - 31)
+  float exponent;
+  int32_t reserved;
+  union {
+    Candidate candidates[kPieceCandidates];
+    uint64_t bins[kMassBins];
+  };
 };
 
 __host__ __device__ constexpr int num_pieces(int vocab_size) {
   return (vocab_size + kPieceLogits - 1) / kPieceLogits;
 }
 
-// Whether a row of unchanged logits is left to the scan.
-__device__ __forceinline__ bool is_scanned(const RowSampling& sampling, int vocab_size) {
-  if (sampling.num_logprobs >= 0) return false;
-  const bool has_few = sampling.top_k > 0 && sampling.top_k <= kMaxScannedTopK && sampling.top_k < vocab_size;
-  return sampling.temperature == 0.0f || has_few;
+// The scan's memory: whether each row has its token, then the pieces' summaries, row by row.
+struct ScanSpace {
+  int32_t* is_done;  // [num_sampled]
+  PieceSummary* pieces;  // [num_sampled, num_pieces]
+
+  __host__ __device__ static int64_t flag_bytes(int num_sampled) { return (num_sampled * int64_t{4} + 15) / 16 * 16; }
+  __host__ __device__ explicit ScanSpace(const SampleParams& params)
+      : is_done(static_cast<int32_t*>(params.scan)),
+        pieces(reinterpret_cast<PieceSummary*>(static_cast<unsigned char*>(params.scan) +
+                                               flag_bytes(params.num_sampled))) {}
+};
+
+enum class ScanKind { kNone, kGreedy, kFew, kMass };
+
+__device__ __forceinline__ ScanKind scan_kind(const RowSampling& sampling, int kv_len, int vocab_size) {
+  if (sampling.num_logprobs >= 0 || is_edited(sampling, kv_len)) return ScanKind::kNone;
+  if (sampling.temperature == 0.0f) return ScanKind::kGreedy;
+  if (sampling.top_k <= 0 || sampling.top_k >= vocab_size) return ScanKind::kMass;
+  return sampling.top_k <= kMaxScannedTopK ? ScanKind::kFew : ScanKind::kNone;
 }
 
-// Fills [num_sampled, num_pieces] summaries in params.scratch for the scanned rows.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+
+// A thread's part of kThreads * kCount logits; -inf beyond their end.
+template <int kThreads, int kCount>
+struct ThreadLogits {
+  float values[kCount];
+  bool is_quad;
+
+  __device__ int place(int i) const {
+    const int thread = static_cast<int>(threadIdx.x);
+    return is_quad ? (i / 4 * kThreads + thread) * 4 + i % 4 : i * kThreads + thread;
+  }
+
+  __device__ void load(const float* source, int size) {
+    const int thread = static_cast<int>(threadIdx.x);
+    const float none = -infinity();
+    is_quad = reinterpret_cast<uintptr_t>(source) % sizeof(float4) == 0 && size % 4 == 0;
+    if (is_quad) {
+#pragma unroll
+      for (int i = 0; i < kCount; i += 4) {
+        const int place = (i / 4 * kThreads + thread) * 4;
+        values[i] = values[i + 1] = values[i + 2] = values[i + 3] = none;
+        if (place >= size) continue;
+        asm volatile("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];"  // volatile: before all that does not need it
+                     : "=f"(values[i]), "=f"(values[i + 1]), "=f"(values[i + 2]), "=f"(values[i + 3])
+                     : "l"(source + place));
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        values[i] = i * kThreads + thread < size ? __ldg(source + i * kThreads + thread) : none;
+      }
+    }
+  }
+};
+
 void launch_sample_scan(const SampleParams& params, cudaStream_t stream);
+// After it: makes the tokens of the rows it can; ScanSpace::is_done says which.
+void launch_sample_finish(const SampleParams& params, cudaStream_t stream);
 
 }  // namespace headway::cuda

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cuda/common/cluster.cuh"
+#include "cuda/common/math.cuh"
 
 namespace headway::cuda {
 

@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "cuda/common/chained.cuh"
+#include "cuda/common/device.h"
 #include "cuda/common/dtype.cuh"
 #include "cuda/common/mma.cuh"
 #include "cuda/common/reduce.cuh"
@@ -223,10 +224,7 @@ void launch_dtype(const SkinnyLinearParams& params, cudaStream_t stream) {
   require(is_vectorisable<T>(params.x, params.x_stride, params.num_inputs) &&
               is_vectorisable<T>(params.weight, params.num_inputs, params.num_inputs),
           kOp, "num_inputs and x's stride must be multiples of 8, x and the matrix 16-byte aligned");
-  int device = 0;
-  int num_multiprocessors = 0;
-  check(cudaGetDevice(&device), kOp);
-  check(cudaDeviceGetAttribute(&num_multiprocessors, cudaDevAttrMultiProcessorCount, device), kOp);
+  const int num_multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount, kOp);
   const int num_blocks = std::min(num_multiprocessors, (params.num_outputs + 7) / 8);
   const int block_rows = (params.num_outputs + num_blocks - 1) / num_blocks;
   const int num_groups = (block_rows + 8 * kMaxTiles - 1) / (8 * kMaxTiles);
@@ -250,15 +248,9 @@ void launch_dtype(const SkinnyLinearParams& params, cudaStream_t stream) {
 void skinny_linear(const SkinnyLinearParams& params, Stream stream) {
   if (params.num_tokens == 0 || params.num_outputs == 0) return;
   require(params.num_tokens <= kMaxTokens, kOp, "at most 16 tokens");
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  switch (params.dtype) {
-    case DType::kBFloat16:
-      return launch_dtype<__nv_bfloat16>(params, cuda_stream);
-    case DType::kFloat16:
-      return launch_dtype<__half>(params, cuda_stream);
-    default:
-      require(false, kOp, "dtype must be bfloat16 or float16");
-  }
+  dispatch_half(params.dtype, kOp, [&](auto dtype) {
+    launch_dtype<typename decltype(dtype)::Type>(params, static_cast<cudaStream_t>(stream));
+  });
 }
 
 }  // namespace headway::cuda

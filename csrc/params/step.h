@@ -36,7 +36,7 @@ struct SampleParams {
   ResultRow* results;         // [Rs] device memory
   int32_t* top_ids;           // [Rs, K] device memory, -1 where unused
   float* top_logprobs;        // [Rs, K] device memory
-  float* scratch = nullptr;   // [Rs, V] device memory; only for GPUs that cannot keep a row on chip (before sm_90)
+  float* scratch = nullptr;   // sample_scratch_bytes of device memory: [Rs, V] where a row does not fit on chip
   void* scan = nullptr;       // sample_scan_bytes of device memory, 16-byte aligned; unused on a CPU
 };
 

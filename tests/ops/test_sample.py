@@ -21,6 +21,7 @@ OPTIONS = {
     "greedy": {},
     "temperature": {"temperature": 0.8},
     "hot": {"temperature": 7.0},
+    "cold": {"temperature": 1e-3},
     "top_k": {"temperature": 1.0, "top_k": 5},
     "few": {"temperature": 0.8, "top_k": 50, "top_p": 0.9},
     "top_k_one": {"temperature": 1.0, "top_k": 1},
@@ -152,21 +153,58 @@ def test_against_the_definition(options, vocab_size, device):
     assert torch.equal(given.cpu(), logits), "logits must not be modified"
 
 
-@pytest.mark.parametrize("name", ["greedy", "temperature", "top_k", "top_p", "few", "all_filters"])
+def unedited_rows(name: str, vocab_size: int, count: int) -> ops.StepBuffers:
+    """All but the last row of the step, whose logits may have a bias and lose tokens."""
+    buffers = random_rows(OPTIONS[name], vocab_size, count, seed=vocab_size)
+    sampling = buffers.mirror.sampling.numpy().view(ROW_SAMPLING)
+    for field in ("num_logit_bias", "num_bad_words", "min_total_len"):
+        sampling[field][2:] = 0  # row `count - index` is the step's row index
+    return buffers
+
+
+DRAWN = ["temperature", "cold", "hot", "top_p", "top_p_tiny", "min_p", "few", "all_filters"]
+
+
+@pytest.mark.parametrize("name", ["greedy", "top_k", *DRAWN])
 @pytest.mark.parametrize("vocab_size", [20011, 65536])
 def test_large_vocabularies(name, vocab_size, device):
     """Several pieces a row; among the rows one of ties, one that is nearly all -inf, and a flat one, all unedited."""
     count = 6
-    expected = random_rows(OPTIONS[name], vocab_size, count, seed=vocab_size)
-    for field in ("num_logit_bias", "num_bad_words", "min_total_len"):
-        expected.mirror.sampling.numpy().view(ROW_SAMPLING)[field][2:] = (
-            0  # row `count - index` is the step's row index
-        )
+    expected = unedited_rows(name, vocab_size, count)
     actual = copy_to(expected, device)
     logits = normal(count, vocab_size, scale=2.5)
     logits[1] = logits[1].round()
     logits[2, 40:] = float("-inf")
     logits[3] *= 1e-3
+    reference.sample_ref(expected, logits)
+    ops.sample(actual, logits.to(device))
+    assert_same_results(actual, expected, count)
+
+
+@pytest.mark.parametrize("name", ["greedy", *DRAWN])
+def test_parts_of_a_vocabulary_that_differ_in_weight(name, device):
+    """What is likely lies in one part of the vocabulary, or in parts far from each other; rows are not aligned."""
+    count, vocab_size = 12, 30013
+    expected = unedited_rows(name, vocab_size, count)
+    actual = copy_to(expected, device)
+    logits = normal(count, vocab_size, scale=2.0)
+    logits[:, 8192:16384] -= 60.0
+    logits[1::4, 16384:24576] += 9.0
+    logits[2::4, :8192] = -1e30
+    logits[3::4] -= 200.0
+    padded = torch.full((count, vocab_size + 2), float("nan"))
+    padded[:, :vocab_size] = logits
+    reference.sample_ref(expected, logits)
+    ops.sample(actual, padded.to(device)[:, :vocab_size])
+    assert_same_results(actual, expected, count)
+
+
+@pytest.mark.parametrize("name", ["greedy", "temperature", "top_p", "few"])
+def test_a_vocabulary_beyond_any_model(name, device):
+    count, vocab_size = 2, 540_001
+    expected = unedited_rows(name, vocab_size, count)
+    actual = copy_to(expected, device)
+    logits = normal(count, vocab_size, scale=2.5)
     reference.sample_ref(expected, logits)
     ops.sample(actual, logits.to(device))
     assert_same_results(actual, expected, count)
@@ -184,10 +222,11 @@ def test_ties_go_to_the_lower_id(options, device):
     assert_same_results(actual, expected, count)
 
 
-@pytest.mark.parametrize("options", [OPTIONS["all"], OPTIONS["temperature"]], ids=["all", "temperature"])
-def test_a_row_alone_is_bit_equal(options, device):
-    count, vocab_size = 9, 4099
-    buffers = copy_to(random_rows(options, vocab_size, count, seed=5), device)
+@pytest.mark.parametrize("name", ["all", "temperature", "top_p", "few"])
+@pytest.mark.parametrize("vocab_size", [4099, 20011])
+def test_a_row_alone_is_bit_equal(name, vocab_size, device):
+    count = 9
+    buffers = copy_to(random_rows(OPTIONS[name], vocab_size, count, seed=5), device)
     logits = normal(count, vocab_size, scale=2.0).to(device)
     ops.sample(buffers, logits)
     together = copy_to(buffers, "cpu")

@@ -54,4 +54,12 @@ void dispatch_dtype(DType dtype, const char* op, Body&& body) {
   require(false, op, "dtype must be float32, bfloat16 or float16");
 }
 
+// The same for kernels that multiply on tensor cores.
+template <typename Body>
+void dispatch_half(DType dtype, const char* op, Body&& body) {
+  if (dtype == DType::kBFloat16) return body(TypeTag<__nv_bfloat16>{});
+  if (dtype == DType::kFloat16) return body(TypeTag<__half>{});
+  require(false, op, "dtype must be bfloat16 or float16");
+}
+
 }  // namespace headway::cuda

@@ -6,6 +6,10 @@
 
 namespace headway::cuda {
 
+__device__ __forceinline__ float infinity() {
+  return __int_as_float(0x7f800000);
+}
+
 inline constexpr float kSoftplusThreshold = 20.0f;
 
 __device__ __forceinline__ float softplus(float value) {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -52,13 +50,10 @@ def _launch(
     check_same_dtype(op, "logits", logits, torch.float32)
     check_inner_dense(op, "logits", logits)
     kernels, stream = target_of(logits)
-    scratch = (
-        torch.empty_like(logits) if logits.is_cuda and not _keeps_rows_on_chip(logits.get_device()) else None
-    )
-    scan = None
+    scratch, scan = None, None
     if logits.is_cuda:
-        num_bytes = kernels.sample_scan_bytes(num_rows, vocab_size)
-        scan = torch.empty(num_bytes, dtype=torch.uint8, device=logits.device)
+        scratch = _bytes_like(logits, kernels.sample_scratch_bytes(num_rows, vocab_size))
+        scan = _bytes_like(logits, kernels.sample_scan_bytes(num_rows, vocab_size))
     results = buffers.results
     kernels.sample(
         num_rows,
@@ -79,7 +74,5 @@ def _launch(
     )
 
 
-@cache
-def _keeps_rows_on_chip(device_index: int) -> bool:
-    """Whether a row of logits fits the shared memory of a cluster; older GPUs sample through a scratch copy."""
-    return torch.cuda.get_device_capability(device_index) >= (9, 0)
+def _bytes_like(logits: Tensor, num_bytes: int) -> Tensor:
+    return torch.empty(num_bytes, dtype=torch.uint8, device=logits.device)

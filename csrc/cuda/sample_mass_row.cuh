@@ -1,0 +1,272 @@
+// The token of a row that is drawn from as a whole, of the masses that the scan left of its pieces. Where top_p or
+// min_p cut, the pieces' histograms say in which bin; the values in that bin are read again and compared with each
+// other.
+#pragma once
+
+#include "cuda/common/philox.cuh"
+#include "cuda/sample_mass.cuh"
+#include "cuda/sample_select.cuh"
+
+namespace headway::cuda {
+
+inline constexpr int kMaxMembers = 1024;  // of the bin that is cut
+inline constexpr int kFinishWarps = kFinishThreads / kWarpSize;
+inline constexpr int kNoBin = -1;
+
+struct Member {
+  float logit;
+  int32_t id;
+  float weight;  // in the piece's units
+  int32_t piece;
+};
+
+struct MassMemory {
+  uint64_t kept[kMaxPieces];   // in the piece's units
+  int32_t shifts[kMaxPieces];  // octaves that the piece's unit lies below the row's
+  int32_t cuts[kMaxPieces];    // the cut bin among the piece's own, kNoBin where it is empty
+  uint64_t scratch[kFinishWarps];
+  uint64_t halves[2][kMassBins];
+  uint64_t remaining;  // mass wanted of the cut bin
+  uint64_t rest;       // of the draw, in the chosen piece's units
+  int32_t cut_bin;
+  int32_t chosen_piece;
+  int32_t num_members;
+  int32_t token;
+  Candidate border;  // the last that top_p keeps
+  Member members[kMaxMembers];
+};
+
+// All threads of a block call all of it.
+class MassRow {
+ public:
+  __device__ MassRow(const SampleParams& params, int index, const PieceSummary* pieces, const RowSampling& sampling,
+                     float largest, MassMemory& memory)
+      : pieces_(pieces),
+        logits_(params.logits + index * params.logits_stride),
+        vocab_size_(params.vocab_size),
+        count_(num_pieces(params.vocab_size)),
+        scale_(mass_scale(sampling.temperature)),
+        exponent_(mass_exponent(largest, scale_)),
+        least_(sampling.min_p * MassScale{scale_, 31.0f - exponent_}.weight(largest)),
+        memory_(memory) {
+    for (int piece = thread(); piece < count_; piece += kFinishThreads) {
+      memory.shifts[piece] = static_cast<int>(fminf(exponent_ - pieces[piece].exponent, kMaxShift));
+      memory.kept[piece] = pieces[piece].mass;
+    }
+    if (thread() == 0) {
+      memory.cut_bin = kMassBins - 1;
+      memory.remaining = UINT64_MAX;
+      memory.border = {-infinity(), INT32_MAX};
+      memory.num_members = 0;
+      memory.token = -1;
+      memory.chosen_piece = -1;
+    }
+    __syncthreads();
+  }
+
+  // -1: the row does not fit the scan.
+  __device__ int draw(const RowSampling& sampling, int kv_len) {
+    const bool is_cut = sampling.top_p < 1.0f || sampling.min_p > 0.0f;
+    if (is_cut) {
+      find_cut(sampling.top_p);
+      sum_above_cut();
+      collect_members();
+      if (memory_.num_members > kMaxMembers) return -1;
+      keep_members();
+    }
+    choose_piece(philox_first_word(sampling.seed, static_cast<uint32_t>(kv_len)) >> 8);
+    return walk(is_cut);
+  }
+
+ private:
+  __device__ static int thread() { return static_cast<int>(threadIdx.x); }
+
+  __device__ int shift(int piece) const { return memory_.shifts[piece]; }
+  __device__ MassScale scale_of(int piece) const { return {scale_, 31.0f - pieces_[piece].exponent}; }
+  __device__ int piece_size(int piece) const { return min(kPieceLogits, vocab_size_ - piece * kPieceLogits); }
+
+  __device__ float row_weight(float weight, int shift) const {
+    return weight * __int_as_float((127 - shift) << 23);  // exact but where it is below any unit
+  }
+
+  // The bin in which the mass from the top reaches top_p, or that min_p cuts, if that is the higher one.
+  __device__ void find_cut(float top_p) {
+    constexpr int kParts = kFinishThreads / kMassBins;
+    static_assert(kParts == 2);
+    const int bin = thread() % kMassBins;
+    const int part = thread() / kMassBins;
+    uint64_t mine = 0;
+#pragma unroll 4
+    for (int piece = part; piece < count_; piece += kParts) {
+      const int by = shift(piece);
+      const int local = bin - by * kBinsPerOctave;
+      if (local >= 0) mine += pieces_[piece].bins[local] >> by;
+    }
+    memory_.halves[part][bin] = mine;
+    __syncthreads();
+    mine = part == 0 ? memory_.halves[0][bin] + memory_.halves[1][bin] : 0;
+    const uint64_t above = detail::block_exclusive_sum(mine, memory_.scratch);
+    uint64_t total = 0;
+    for (const uint64_t of_warp : memory_.scratch) total += of_warp;
+    const double target = ceil(static_cast<double>(top_p) * static_cast<double>(total));
+    const uint64_t wanted = min(max(static_cast<uint64_t>(target), static_cast<uint64_t>(1)), total);
+    if (top_p < 1.0f && above < wanted && wanted <= above + mine) {
+      memory_.cut_bin = bin;
+      memory_.remaining = wanted - above;
+    }
+    __syncthreads();
+    if (thread() == 0 && least_ > 0.0f && mass_bin(least_) < memory_.cut_bin) {
+      memory_.cut_bin = mass_bin(least_);
+      memory_.remaining = UINT64_MAX;
+    }
+    __syncthreads();
+  }
+
+  // The pieces' kept mass but for the cut bin, a warp a piece.
+  __device__ void sum_above_cut() {
+    for (int piece = thread() / kWarpSize; piece < count_; piece += kFinishWarps) {
+      const int cut = memory_.cut_bin - shift(piece) * kBinsPerOctave;
+      uint64_t sum = 0;
+      for (int bin = thread() % kWarpSize; bin < cut; bin += kWarpSize) sum += pieces_[piece].bins[bin];
+#pragma unroll
+      for (int offset = kWarpSize / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(kFullWarp, sum, offset);
+      if (thread() % kWarpSize != 0) continue;
+      memory_.kept[piece] = sum;
+      memory_.cuts[piece] = cut >= 0 && pieces_[piece].bins[cut] != 0 ? cut : kNoBin;
+    }
+    __syncthreads();
+  }
+
+  // Reads the pieces that have something in the cut bin again, several at once.
+  __device__ void collect_members() {
+    constexpr int kCount = 16;
+    constexpr int kSpan = kFinishThreads * kCount;
+    static_assert(kPieceLogits % (4 * kFinishThreads) == 0, "an access of the block lies in one piece");
+    for (int begin = 0; begin < vocab_size_; begin += kSpan) {
+      bool is_wanted = false;
+      for (int piece = begin / kPieceLogits; piece < min(count_, (begin + kSpan) / kPieceLogits); ++piece) {
+        is_wanted = is_wanted || memory_.cuts[piece] != kNoBin;
+      }
+      if (!is_wanted) continue;
+      ThreadLogits<kFinishThreads, kCount> logits;
+      logits.load(logits_ + begin, min(kSpan, vocab_size_ - begin));
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const int id = begin + logits.place(i);
+        const int piece = min(id / kPieceLogits, count_ - 1);
+        const float weight = MassScale{scale_, memory_offset(piece)}.weight(logits.values[i]);
+        if (mass_bin(weight) != memory_.cuts[piece] || units_of(weight) == 0) continue;
+        const int place = atomicAdd(&memory_.num_members, 1);
+        if (place < kMaxMembers) memory_.members[place] = {logits.values[i], id, weight, piece};
+      }
+    }
+    __syncthreads();
+  }
+
+  // 31 - the piece's exponent, which is a whole number of octaves below the row's. Of pieces with members only.
+  __device__ float memory_offset(int piece) const { return 31.0f - (exponent_ - static_cast<float>(shift(piece))); }
+
+  __device__ void keep_members() {
+    const int count = memory_.num_members;
+    if (thread() < count) {
+      const Member mine = memory_.members[thread()];
+      uint64_t above = 0;
+      for (int i = 0; i < count; ++i) {
+        const Member& other = memory_.members[i];
+        const bool is_before = other.logit > mine.logit || (other.logit == mine.logit && other.id < mine.id);
+        above += is_before ? units_of(other.weight) >> shift(other.piece) : 0;
+      }
+      const uint32_t units = units_of(mine.weight);
+      const int by = shift(mine.piece);
+      if (above < memory_.remaining) {
+        if (above + (units >> by) >= memory_.remaining) memory_.border = {mine.logit, mine.id};
+        if (row_weight(mine.weight, by) >= least_) {
+          atomicAdd(reinterpret_cast<unsigned long long*>(&memory_.kept[mine.piece]), units);
+        }
+      }
+    }
+    __syncthreads();
+  }
+
+  // The piece where the running mass exceeds uniform / 2^24 of the total; a warp, two pieces a lane.
+  __device__ void choose_piece(uint32_t uniform) {
+    static_assert(kMaxPieces == 2 * kWarpSize);
+    if (thread() < kWarpSize) {
+      const int first = 2 * thread();
+      uint64_t masses[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) masses[i] = first + i < count_ ? memory_.kept[first + i] >> shift(first + i) : 0;
+      uint64_t running = masses[0] + masses[1];
+#pragma unroll
+      for (int offset = 1; offset < kWarpSize; offset *= 2) {
+        const uint64_t other = __shfl_up_sync(kFullWarp, running, offset);
+        if (thread() >= offset) running += other;
+      }
+      const uint64_t total = __shfl_sync(kFullWarp, running, kWarpSize - 1);
+      const uint64_t target = __umul64hi(total, uniform) << 40 | (total * uniform) >> 24;
+      uint64_t before = running - masses[0] - masses[1];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (before <= target && target < before + masses[i]) {
+          memory_.chosen_piece = first + i;
+          memory_.rest = (target - before) << shift(first + i);
+        }
+        before += masses[i];
+      }
+    }
+    __syncthreads();
+  }
+
+  __device__ bool is_kept(float logit, int id, float weight, int cut, int by) const {
+    const int bin = mass_bin(weight);
+    if (bin != cut) return bin < cut;
+    const Candidate& border = memory_.border;
+    const bool is_before = logit > border.logit || (logit == border.logit && id <= border.id);
+    return is_before && row_weight(weight, by) >= least_;
+  }
+
+  // The token in the chosen piece, each thread with neighbours of the vocabulary.
+  __device__ int walk(bool is_cut) {
+    const int piece = memory_.chosen_piece;
+    if (piece < 0) return -1;
+    constexpr int kCount = kPieceLogits / kFinishThreads;
+    const int first = thread() * kCount;
+    const int size = piece_size(piece);
+    const int by = shift(piece);
+    const int cut = is_cut ? memory_.cut_bin - by * kBinsPerOctave : kMassBins;
+    const MassScale scale = scale_of(piece);
+    const float* source = logits_ + piece * kPieceLogits;
+    uint32_t units[kCount];
+    uint64_t mine = 0;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const float logit = first + i < size ? source[first + i] : -infinity();
+      const float weight = scale.weight(logit);
+      units[i] = is_kept(logit, piece * kPieceLogits + first + i, weight, cut, by) ? units_of(weight) : 0;
+      mine += units[i];
+    }
+    uint64_t running = detail::block_exclusive_sum(mine, memory_.scratch);
+    if (running <= memory_.rest && memory_.rest < running + mine) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        if (running <= memory_.rest && memory_.rest < running + units[i]) {
+          memory_.token = piece * kPieceLogits + first + i;
+        }
+        running += units[i];
+      }
+    }
+    __syncthreads();
+    return memory_.token;
+  }
+
+  const PieceSummary* pieces_;
+  const float* logits_;
+  int vocab_size_;
+  int count_;
+  float scale_;
+  float exponent_;  // of the row's unit
+  float least_;     // weight, in the row's units, that min_p keeps
+  MassMemory& memory_;
+};
+
+}  // namespace headway::cuda
