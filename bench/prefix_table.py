@@ -1,48 +1,64 @@
-"""Puts two reports of bench/prefix.py beside each other: Headway's and a peer's.
+"""Puts reports of bench/prefix.py beside each other in one table: Headway's, and a peer's where there is one.
 
-usage: python -m bench.prefix_table OURS.json THEIRS.json
+usage: python -m bench.prefix_table OURS.json [THEIRS.json]
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+ABSENT = "-"
 
-def sight_lines(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+
+def table(reports: Sequence[dict[str, Any]]) -> list[str]:
+    """A line a prefix length, then the chat and what the cache costs. What a report lacks, its part having failed or
+    been cut short, is a dash."""
+    names = [report["engine"] for report in reports]
+    heads = [f"{name}: {what}" for name in names for what in ("first token, ms", "computed tokens")]
     lines = [
-        "| shared tokens | first token, ms: 1st / 2nd / 3rd sight | computed | peer, ms | peer computed |",
-        "|---|---|---|---|---|",
+        f"| 1st / 2nd / 3rd sight of | {' | '.join(heads)} |",
+        "|---|" + "---|" * len(heads),
     ]
-    for mine, other in zip(ours["sights"], theirs["sights"], strict=True):
-        assert mine["prefix_tokens"] == other["prefix_tokens"]
-        cells = [slashed(row[key]) for row in (mine, other) for key in ("ttft_ms", "computed_tokens")]
-        lines.append(f"| {mine['prefix_tokens']:,} | " + " | ".join(cells) + " |")
+    sights = [{row["prefix_tokens"]: row for row in report.get("sights", [])} for report in reports]
+    for length in sorted(set().union(*sights)):
+        cells = [
+            slashed(rows[length][key]) if length in rows else ABSENT
+            for rows in sights
+            for key in ("ttft_ms", "computed_tokens")
+        ]
+        lines.append(f"| {length:,} tokens | {' | '.join(cells)} |")
+    chats = [cell for report in reports for cell in chat_cells(report)]
+    lines.append(f"| chat: mean, and computed over the ideal | {' | '.join(chats)} |")
+    costs = [cell for report in reports for cell in (overhead_cell(report), "")]
+    lines.append(f"| prefill / decode without reuse | {' | '.join(costs)} |")
     return lines
 
 
-def slashed(values: list[float]) -> str:
+def slashed(values: Sequence[float]) -> str:
     return " / ".join(f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" for value in values)
 
 
-def chat_lines(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    mine, other = ours["chat"], theirs["chat"]
-    return [
-        f"| chat | {ours['engine']} | {theirs['engine']} |",
-        "|---|---|---|",
-        f"| computed prompt tokens over the ideal {mine['ideal_tokens']:,} | "
-        f"{mine['computed_over_ideal']:.3f} | {other['computed_over_ideal']:.3f} |",
-        f"| mean time to first token, ms | {mine['ttft_ms_mean']:.2f} | {other['ttft_ms_mean']:.2f} |",
-    ]
+def chat_cells(report: dict[str, Any]) -> tuple[str, str]:
+    if "chat" not in report:
+        return ABSENT, ABSENT
+    chat = report["chat"]
+    return f"{chat['ttft_ms_mean']:.4g}", f"{chat['computed_over_ideal']:.3f} of {chat['ideal_tokens']:,}"
+
+
+def overhead_cell(report: dict[str, Any]) -> str:
+    if "overhead" not in report:
+        return ABSENT
+    return " / ".join(f"{100 * report['overhead'][name]['share']:+.2f} %" for name in ("prefill", "decode"))
 
 
 def main() -> None:
-    ours, theirs = (json.loads(Path(name).read_text(encoding="utf-8")) for name in sys.argv[1:3])
-    print(f"{ours['model']} on {ours['machine']}: {ours['engine']} and {theirs['engine']}\n")
-    print("\n".join(sight_lines(ours, theirs)) + "\n")
-    print("\n".join(chat_lines(ours, theirs)))
+    reports = [json.loads(Path(name).read_text(encoding="utf-8")) for name in sys.argv[1:]]
+    print(f"{reports[0]['model']} on {reports[0]['machine']}\n")
+    print("\n".join(table(reports)))
 
 
 if __name__ == "__main__":

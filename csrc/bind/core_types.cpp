@@ -75,9 +75,9 @@ SamplingSpec make_spec(uint64_t seed, float temperature, float top_p, float min_
 LedgerConfig make_config(int32_t max_rows, int32_t num_blocks, int32_t block_size, int32_t num_slots,
                          int32_t max_model_len, int32_t max_step_tokens, int32_t vocab_size, int32_t max_logprobs,
                          int32_t max_launch_depth, int32_t grant_ahead_blocks, int32_t prompt_grid_tokens,
-                         int32_t max_scored_tokens, bool use_prefix_cache, int32_t max_snapshots,
-                         int32_t snapshot_stride_tokens, bool weighs_snapshot_cost, bool caches_outputs,
-                         int32_t state_window, int32_t max_rewind) {
+                         int32_t max_scored_tokens, bool use_prefix_cache, int32_t max_snapshots, int32_t max_waypoints,
+                         int32_t snapshot_stride_tokens, int32_t decode_snapshot_stride_tokens,
+                         bool weighs_snapshot_cost, bool caches_outputs, int32_t state_window, int32_t max_rewind) {
   const LedgerConfig config{.max_rows = max_rows,
                             .num_blocks = num_blocks,
                             .block_size = block_size,
@@ -92,7 +92,9 @@ LedgerConfig make_config(int32_t max_rows, int32_t num_blocks, int32_t block_siz
                             .max_scored_tokens = max_scored_tokens,
                             .use_prefix_cache = use_prefix_cache,
                             .max_snapshots = max_snapshots,
+                            .max_waypoints = max_waypoints,
                             .snapshot_stride_tokens = snapshot_stride_tokens,
+                            .decode_snapshot_stride_tokens = decode_snapshot_stride_tokens,
                             .weighs_snapshot_cost = weighs_snapshot_cost,
                             .caches_outputs = caches_outputs,
                             .state_window = {.num_tokens = state_window, .max_rewind = max_rewind}};
@@ -126,9 +128,9 @@ void bind_config(py::module_& module) {
       .def(py::init(&make_config), py::kw_only(), "max_rows"_a, "num_blocks"_a, "block_size"_a, "num_slots"_a,
            "max_model_len"_a, "max_step_tokens"_a, "vocab_size"_a, "max_logprobs"_a, "max_launch_depth"_a = 0,
            "grant_ahead_blocks"_a = 1, "prompt_grid_tokens"_a = 1, "max_scored_tokens"_a = 0,
-           "use_prefix_cache"_a = false, "max_snapshots"_a = 0, "snapshot_stride_tokens"_a = 0,
-           "weighs_snapshot_cost"_a = false, "caches_outputs"_a = true, "state_window"_a = 0, "max_rewind"_a = 0,
-           "Raises RequestError naming the first size that is out of range.")
+           "use_prefix_cache"_a = false, "max_snapshots"_a = 0, "max_waypoints"_a = 0, "snapshot_stride_tokens"_a = 0,
+           "decode_snapshot_stride_tokens"_a = 0, "weighs_snapshot_cost"_a = false, "caches_outputs"_a = true,
+           "state_window"_a = 0, "max_rewind"_a = 0, "Raises RequestError naming the first size that is out of range.")
       .def_readonly("max_rows", &LedgerConfig::max_rows, "Requests that hold a row at once.")
       .def_readonly("num_blocks", &LedgerConfig::num_blocks, "KV blocks; 0 for a model without attention.")
       .def_readonly("block_size", &LedgerConfig::block_size, "Tokens a block.")
@@ -142,8 +144,12 @@ void bind_config(py::module_& module) {
       .def_readonly("prompt_grid_tokens", &LedgerConfig::prompt_grid_tokens, "Where prompts are cut into steps.")
       .def_readonly("use_prefix_cache", &LedgerConfig::use_prefix_cache)
       .def_readonly("max_snapshots", &LedgerConfig::max_snapshots, "Of the slots, those that cached states may hold.")
+      .def_readonly("max_waypoints", &LedgerConfig::max_waypoints,
+                    "Of the snapshots, those on the way of prompts and outputs.")
       .def_readonly("snapshot_stride_tokens", &LedgerConfig::snapshot_stride_tokens,
-                    "A prompt's state is also kept at each multiple of it; 0: never.")
+                    "Between a prompt's waypoints, which lie closer near its ends; 0: none.")
+      .def_readonly("decode_snapshot_stride_tokens", &LedgerConfig::decode_snapshot_stride_tokens,
+                    "Between an output's waypoints; 0: none.")
       .def_readonly("weighs_snapshot_cost", &LedgerConfig::weighs_snapshot_cost,
                     "Of the oldest snapshots the one that spares the fewest tokens is evicted.")
       .def_readonly("caches_outputs", &LedgerConfig::caches_outputs, "What a request leaves includes its outputs.")
@@ -262,6 +268,7 @@ void bind_prefix_stats(py::module_& module) {
       .def_readonly("num_blocks", &PrefixStats::num_blocks)
       .def_readonly("num_evictable_blocks", &PrefixStats::num_evictable_blocks)
       .def_readonly("num_snapshots", &PrefixStats::num_snapshots)
+      .def_readonly("num_waypoints", &PrefixStats::num_waypoints)
       .def_readonly("num_snapshots_taken", &PrefixStats::num_snapshots_taken)
       .def_readonly("num_evicted_blocks", &PrefixStats::num_evicted_blocks)
       .def_readonly("num_evicted_snapshots", &PrefixStats::num_evicted_snapshots);

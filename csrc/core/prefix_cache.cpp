@@ -45,10 +45,10 @@ PrefixCache::PrefixCache(const LedgerConfig& config, const StepClock& clock, Blo
   prompts_.reserve(config.max_rows);
   released_.reserve(config.max_rows);
   start_blocks_.reserve(config.max_blocks_per_row());
-  positions_.reserve(config.max_packet_snapshots());
+  wanted_.reserve(config.max_packet_snapshots());
   for (StepNotes& step_notes : notes_) {
     step_notes.chunks.reserve(config.max_rows);
-    step_notes.snapshots.reserve(config.max_packet_snapshots());
+    step_notes.snapshots.reserve(config.max_packet_snapshots() + config.max_rows);
   }
 }
 
@@ -170,6 +170,8 @@ int32_t PrefixCache::admit(Request& request, StepDraft& draft) {
                    .decided_len = match.start,
                    .publishes = request.root != 0};
   SlotTicket slot = take_slot(match, draft, prefix.read_slot);
+  // Prompts part here: what was kept on the way turns out to be where a state belongs.
+  if (match.start_node > 0 && align_down(match.num_tokens) == match.start) promote(match.start_node);
   collect_start_blocks(path, match);
   const int32_t row =
       rows_.admit(request, {.num_tokens = match.start, .slot = std::move(slot), .blocks = start_blocks_});
@@ -267,6 +269,7 @@ PrefixStats PrefixCache::stats() const {
   stats.num_blocks = config_.num_blocks > 0 ? tree_.num_nodes() : 0;
   stats.num_evictable_blocks = num_evictable_blocks();
   stats.num_snapshots = tree_.num_snapshots();
+  stats.num_waypoints = tree_.num_snapshots(SnapshotKind::kWaypoint);
   stats.num_evicted_blocks = config_.num_blocks > 0 ? tree_.num_evicted_nodes() : 0;
   stats.num_evicted_snapshots = tree_.num_evicted_snapshots();
   return stats;

@@ -8,6 +8,7 @@
 // to leave lets others pass until that is committed.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string_view>
 #include <vector>
@@ -65,13 +66,14 @@ class PrefixCache {
   void donate(Request& request, int32_t num_tokens, bool has_exact_state);
   // Prompt and output tokens of the request that retired steps have computed.
   int32_t committed_len(const Request& request) const;
-  // Whether the row's first num_tokens end within what it was admitted with: those blocks are or will be in the tree.
+  // Whether the row, set back to num_tokens, would write to blocks that are or will be in the tree: of what it was
+  // admitted with, or of its output.
   bool is_cached_beyond(const Request& request, int32_t num_tokens) const;
   void retire(int64_t step);
   void reset();
 
   const PrefixTree& tree() const { return tree_; }
-  int32_t num_planned_snapshots() const { return num_planned_; }
+  int32_t num_planned_snapshots() const { return num_planned_[0] + num_planned_[1]; }
   PrefixStats stats() const;
   void check_integrity() const;  // I4, I5, I6
 
@@ -93,9 +95,16 @@ class PrefixCache {
     int32_t start;
     int32_t end;
   };
+  struct WantedSnapshot {
+    int32_t position;
+    SnapshotKind kind;
+  };
   struct PlannedSnapshot {
+    Request* request;
     int32_t row;
     int32_t position;
+    SnapshotKind kind;
+    bool is_output;  // copied from the row while it decodes, not left by a chunk
     SlotTicket ticket;
   };
   struct StepNotes {
@@ -118,7 +127,15 @@ class PrefixCache {
 
   void plan_snapshots(const Chunk& chunk, int32_t row_index, StepDraft& draft, const WaitingQueue& waiting);
   void collect_positions(const Chunk& chunk, const WaitingQueue& waiting);
-  bool acquire_snapshot(SlotTicket& ticket);
+  void collect_waypoints(const Chunk& chunk);
+  void want(const Chunk& chunk, int32_t position, SnapshotKind kind);
+  void plan_output_snapshot(const StepRow& row, Request* request, StepDraft& draft);
+  int32_t max_held(SnapshotKind kind) const;
+  int32_t num_held(SnapshotKind kind) const { return tree_.num_snapshots(kind) + num_planned(kind); }
+  int32_t& num_planned(SnapshotKind kind) { return num_planned_[static_cast<size_t>(kind)]; }
+  int32_t num_planned(SnapshotKind kind) const { return num_planned_[static_cast<size_t>(kind)]; }
+  bool acquire_snapshot(SnapshotKind kind, SlotTicket& ticket);
+  void promote(int32_t node);
   void advance(const Chunk& chunk, StepNotes* step_notes);
   bool step_to_child(const Chunk& chunk, RowPrefix& prefix);
   bool is_duplicate(int32_t row, int32_t node) const;
@@ -142,8 +159,8 @@ class PrefixCache {
   std::vector<StepNotes> notes_;  // [max_in_flight] by step
   std::vector<Released> released_;  // pinned until their last step has retired
   std::vector<int32_t> start_blocks_;
-  std::vector<int32_t> positions_;  // wanted in one chunk, those that matter most first
-  int32_t num_planned_ = 0;
+  std::vector<WantedSnapshot> wanted_;  // in one chunk, those that matter most first
+  std::array<int32_t, kNumSnapshotKinds> num_planned_ = {};
   PrefixStats stats_;
 };
 

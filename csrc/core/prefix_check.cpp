@@ -55,12 +55,12 @@ void PrefixTree::check_node(int32_t id, std::vector<int32_t>& num_children) cons
 void PrefixTree::check_order() const {
   std::vector<int32_t> place(nodes_.size(), 0);
   int32_t num_linked = 0;
-  for (int32_t id = nodes_[0].newer; id != 0; id = nodes_[id].newer) {
+  for (int32_t id = oldest(); id != 0; id = unpinned_.next(id)) {
     require_integrity(nodes_[id].num_tokens > 0 && nodes_[id].num_pins == 0, "I4: a node that is held can be evicted");
     place[id] = ++num_linked;
     require_integrity(num_linked <= num_nodes_, "I4: the order of use goes in circles");
   }
-  require_integrity(num_linked == num_unpinned_, "I4: an unpinned node cannot be evicted");
+  require_integrity(num_linked == unpinned_.size(), "I4: an unpinned node cannot be evicted");
   for (int32_t id = 1; id <= max_nodes(); ++id) {
     const int32_t parent = nodes_[id].parent;
     if (place[id] == 0 || parent <= 0 || place[parent] == 0) continue;
@@ -79,8 +79,13 @@ void PrefixTree::check_snapshots() const {
     require_integrity(!nodes_[id].is_detached, "I5: a snapshot that cannot be found is kept");
   }
   int32_t num_linked = 0;
-  for (int32_t i = snapshots_[0].newer; i != 0; i = snapshots_[i].newer) ++num_linked;
-  require_integrity(num_owned == num_snapshots_ && num_linked == num_snapshots_, "I5: snapshots are miscounted");
+  for (const SnapshotKind kind : {SnapshotKind::kAnchor, SnapshotKind::kWaypoint}) {
+    for (int32_t i = order(kind).oldest(); i != 0; i = order(kind).next(i)) {
+      require_integrity(snapshots_[i].kind == kind, "I5: a snapshot is kept as what it is not");
+      ++num_linked;
+    }
+  }
+  require_integrity(num_owned == num_snapshots() && num_linked == num_owned, "I5: snapshots are miscounted");
 }
 
 void PrefixCache::check_integrity() const {
@@ -89,7 +94,9 @@ void PrefixCache::check_integrity() const {
   check_rows();
   check_pins();
   if (config_.num_blocks > 0) check_writes();
-  require_integrity(tree_.num_snapshots() + num_planned_ <= config_.max_snapshots, "I5: snapshots exceed their share");
+  for (const SnapshotKind kind : {SnapshotKind::kAnchor, SnapshotKind::kWaypoint}) {
+    require_integrity(num_held(kind) <= max_held(kind), "I5: snapshots exceed their share");
+  }
 }
 
 void PrefixCache::check_rows() const {
@@ -115,6 +122,12 @@ void PrefixCache::check_rows() const {
 void PrefixCache::check_writes() const {
   std::vector<uint8_t> is_cached(config_.num_blocks + 1, 0);
   for (int32_t id = 1; id <= tree_.max_nodes(); ++id) is_cached[tree_.node(id).block] |= tree_.node(id).num_tokens > 0;
+  for (int32_t row = 1; row <= rows_.num_rows(); ++row) {
+    if (rows_.request(row) == nullptr || !rows_.is_decoding(row)) continue;
+    const size_t next = rows_.launched_len(row) / config_.block_size;
+    require_integrity(next >= rows_.blocks(row).size() || is_cached[rows_.blocks(row)[next]] == 0,
+                      "I6: a row decodes into a cached block");
+  }
   for (const StepNotes& step_notes : notes_) {
     for (const Chunk& chunk : step_notes.chunks) {
       if (chunk.request->row != chunk.row) continue;

@@ -15,6 +15,12 @@ void PrefixCache::publish(int64_t step) {
     prefixes_[chunk.row].committed_len = chunk.end;
     advance(chunk, &step_notes);
   }
+  for (const PlannedSnapshot& planned : step_notes.snapshots) {
+    const Request& request = *planned.request;
+    const bool is_void = request.is_finished() || request.row != planned.row || step <= request.void_step;
+    if (!planned.is_output || is_void) continue;
+    advance({planned.request, planned.row, 0, planned.position}, &step_notes);
+  }
 }
 
 // Moves the row's node on to the chunk's last full block. Where the tree has no room left it stays behind.
@@ -55,7 +61,9 @@ bool PrefixCache::step_to_child(const Chunk& chunk, RowPrefix& prefix) {
 void PrefixCache::attach_planned(StepNotes& step_notes, int32_t row, int32_t node) {
   for (PlannedSnapshot& planned : step_notes.snapshots) {
     if (planned.row != row || planned.position != tree_.end(node)) continue;
-    stats_.num_snapshots_taken += tree_.attach_snapshot(node, planned.ticket, false);
+    const bool is_attached = tree_.attach_snapshot(node, planned.ticket, planned.kind, false);
+    stats_.num_snapshots_taken += is_attached;
+    if (!is_attached && planned.kind == SnapshotKind::kAnchor) promote(node);
   }
 }
 
@@ -77,7 +85,10 @@ int32_t PrefixCache::committed_len(const Request& request) const {
 bool PrefixCache::is_cached_beyond(const Request& request, int32_t num_tokens) const {
   if (!is_on() || request.row == kDummyRow) return false;
   const int32_t prompt_len = prefixes_[request.row].prompt_len;
-  return num_tokens < prompt_len || (num_tokens == prompt_len && rows_.launched_len(request.row) == prompt_len);
+  if (num_tokens < prompt_len) return true;
+  // The last token that it keeps is computed again.
+  const int32_t cached_len = std::max(prompt_len, tree_.end(prefixes_[request.row].node));
+  return num_tokens <= cached_len && rows_.launched_len(request.row) >= num_tokens;
 }
 
 void PrefixCache::donate(Request& request, int32_t num_tokens, bool has_exact_state) {
@@ -97,23 +108,28 @@ void PrefixCache::donate_slot(const Chunk& chunk) {
   const auto tokens = std::span<const int32_t>(chunk.request->tokens).subspan(begin, num_left);
   const PrefixTree::Key key = tree_.key(prefix.node, tokens);
   int32_t node = num_left > 0 ? tree_.find_child(key) : prefix.node;
-  if (tree_.has_snapshot(node)) return;
-  if (tree_.num_snapshots() + num_planned_ >= config_.max_snapshots && !tree_.evict_snapshot()) return;
+  if (tree_.has_snapshot(node)) return promote(node);
+  if (num_held(SnapshotKind::kAnchor) >= max_held(SnapshotKind::kAnchor) &&
+      !tree_.evict_snapshot(SnapshotKind::kAnchor)) {
+    return;
+  }
   if (node == 0) {
     const int32_t block = config_.num_blocks > 0 ? rows_.blocks(chunk.row)[begin / config_.block_size] : kDummyBlock;
     node = tree_.add_child(key, block, chunk.request->id);
     if (node == 0) return;
     prefix.node = node;
   }
-  stats_.num_snapshots_taken += tree_.attach_snapshot(node, rows_.slot_ticket(chunk.row), true);
+  stats_.num_snapshots_taken += tree_.attach_snapshot(node, rows_.slot_ticket(chunk.row), SnapshotKind::kAnchor, true);
 }
 
 // After the clock: what is dropped here is free at once.
 void PrefixCache::retire(int64_t step) {
   if (!is_on()) return;
   StepNotes& step_notes = notes(step);
-  for (PlannedSnapshot& planned : step_notes.snapshots) planned.ticket.release(step);
-  num_planned_ -= static_cast<int32_t>(step_notes.snapshots.size());
+  for (PlannedSnapshot& planned : step_notes.snapshots) {
+    planned.ticket.release(step);
+    --num_planned(planned.kind);
+  }
   step_notes.chunks.clear();
   step_notes.snapshots.clear();
   std::erase_if(prompts_, [&](int32_t row) {

@@ -181,7 +181,7 @@ void PrefixTree::pin_path(int32_t id) {
 }
 
 void PrefixTree::pin_one(int32_t id) {
-  if (nodes_[id].num_pins++ == 0) unlink(id);
+  if (nodes_[id].num_pins++ == 0) unpinned_.remove(id);
 }
 
 // From the leaf to the root, so that a parent is always used later than its children.
@@ -189,7 +189,7 @@ void PrefixTree::unpin_path(int32_t id) {
   while (id > 0) {
     Node& node = nodes_[id];
     const int32_t parent = node.parent;
-    if (--node.num_pins == 0) link_newest(id);
+    if (--node.num_pins == 0) unpinned_.push(id);
     version_ += node.num_tokens < block_size_;  // it can be taken now
     if (node.is_detached) remove_detached(id);
     id = parent;
@@ -203,10 +203,10 @@ void PrefixTree::replace_block(int32_t id, int32_t block) {
 }
 
 bool PrefixTree::evict_leaf() {
-  const int32_t oldest = nodes_[0].newer;
+  const int32_t oldest = unpinned_.oldest();
   if (oldest == 0) return false;
   // Evictions come in rows, and each waits for memory: what the next one touches is asked for now.
-  const Node& next = nodes_[nodes_[oldest].newer];
+  const Node& next = nodes_[unpinned_.next(oldest)];
   map_.prefetch(next.tag);
   __builtin_prefetch(&nodes_[next.newer]);
   __builtin_prefetch(&tokens_[int64_t{oldest} * block_size_], 1);
@@ -221,7 +221,7 @@ int32_t PrefixTree::remove(int32_t id) {
   Node& node = nodes_[id];
   require_integrity(node.num_children == 0 && node.num_pins == 0, "I4: a node is removed that others need");
   const int32_t parent = node.parent;
-  unlink(id);
+  unpinned_.remove(id);
   if (!node.is_detached) map_.erase(node.tag, id);
   if (node.snapshot != 0) drop_snapshot(node.snapshot, snapshots_[node.snapshot].last_step);
   if (has_blocks_ && node.block != kDummyBlock) blocks_.release(node.block, clock_.retired);
@@ -256,7 +256,7 @@ void PrefixTree::detach(int32_t id) {
 }
 
 void PrefixTree::reset() {
-  while (nodes_[0].newer != 0) remove_detached(remove(nodes_[0].newer));
+  while (oldest() != 0) remove_detached(remove(oldest()));
   for (int32_t id = 1; id <= max_nodes(); ++id) {
     if (nodes_[id].num_tokens > 0) detach(id);
   }
@@ -270,22 +270,6 @@ int32_t PrefixTree::num_unpinned_to(int32_t id) const {
   int32_t count = 0;
   for (; id > 0 && nodes_[id].num_pins == 0; id = nodes_[id].parent) ++count;
   return count;
-}
-
-void PrefixTree::link_newest(int32_t id) {
-  Node& ends = nodes_[0];
-  nodes_[id].older = ends.older;
-  nodes_[id].newer = 0;
-  nodes_[ends.older].newer = id;
-  ends.older = id;
-  ++num_unpinned_;
-}
-
-void PrefixTree::unlink(int32_t id) {
-  const Node& node = nodes_[id];
-  nodes_[node.older].newer = node.newer;
-  nodes_[node.newer].older = node.older;
-  --num_unpinned_;
 }
 
 }  // namespace headway

@@ -7,9 +7,14 @@
 // a row uses it; unpinned nodes are kept in the order of their last use, a parent always later than its children, so
 // the first in order is a leaf.
 //
+// Snapshots come in two kinds, each in an order of its own: anchors, where a sequence ended or parted from another, and
+// waypoints, kept on a prompt's way for those that will part from it. Neither pushes out the other; who needs a slot
+// rather than a snapshot takes a waypoint's first.
+//
 // Every node holds what a retired step has written: who adds nodes sees to that. Knows nothing of requests and rows.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -20,8 +25,12 @@
 #include "core/node_map.h"
 #include "core/slot_pool.h"
 #include "core/types.h"
+#include "core/use_order.h"
 
 namespace headway {
+
+enum class SnapshotKind : int32_t { kAnchor = 0, kWaypoint = 1 };
+inline constexpr int32_t kNumSnapshotKinds = 2;
 
 class PrefixTree {
  public:
@@ -46,6 +55,7 @@ class PrefixTree {
     int32_t node = 0;
     int32_t older = 0;
     int32_t newer = 0;
+    SnapshotKind kind = SnapshotKind::kAnchor;
     bool has_log = false;  // the slot holds an older state and the inputs since: fold them before it is read
     int64_t last_step = 0;  // the last step that reads it
   };
@@ -87,10 +97,12 @@ class PrefixTree {
 
   // Each makes one thing free at once, or returns false.
   bool evict_leaf();
-  bool evict_snapshot(int32_t spared_node = 0);
+  bool evict_snapshot(int32_t spared_node = 0);  // for its slot: of either kind
+  bool evict_snapshot(SnapshotKind kind);
 
   // Takes the ticket's slot; false (the ticket is untouched) when the node has one already or no room can be made.
-  bool attach_snapshot(int32_t node, SlotTicket& ticket, bool has_log);
+  bool attach_snapshot(int32_t node, SlotTicket& ticket, SnapshotKind kind, bool has_log);
+  void make_anchor(int32_t node);  // of its waypoint
   // The slot to read in `step`; counts as a use.
   int32_t read_snapshot(int32_t node, int64_t step);
   void clear_log(int32_t node) { snapshots_[nodes_[node].snapshot].has_log = false; }
@@ -106,14 +118,17 @@ class PrefixTree {
   bool has_snapshot(int32_t id) const { return id > 0 && nodes_[id].snapshot != 0; }
   int32_t end(int32_t id) const { return id > 0 ? nodes_[id].end : 0; }
   std::span<const int32_t> tokens(int32_t id) const;
-  bool can_evict_snapshot(int32_t spared_node) const { return pick_snapshot(spared_node) != 0; }
-  int32_t oldest() const { return nodes_[0].newer; }  // what evict_leaf() removes; 0: nothing
-  int32_t next_snapshot_node() const { return snapshots_[pick_snapshot(0)].node; }  // and evict_snapshot()
+  bool can_evict_snapshot(int32_t spared_node) const { return pick_slot(spared_node) != 0; }
+  int32_t oldest() const { return unpinned_.oldest(); }  // what evict_leaf() removes; 0: nothing
+  int32_t next_snapshot_node() const { return snapshots_[pick_slot(0)].node; }  // and evict_snapshot()
   int32_t num_unpinned_to(int32_t node) const;  // on the path from the root
   int64_t num_root_users() const;
   int32_t num_nodes() const { return num_nodes_; }
-  int32_t num_unpinned() const { return num_unpinned_; }
-  int32_t num_snapshots() const { return num_snapshots_; }
+  int32_t num_unpinned() const { return unpinned_.size(); }
+  int32_t num_snapshots(SnapshotKind kind) const { return order(kind).size(); }
+  int32_t num_snapshots() const {
+    return num_snapshots(SnapshotKind::kAnchor) + num_snapshots(SnapshotKind::kWaypoint);
+  }
   int32_t max_nodes() const { return static_cast<int32_t>(nodes_.size()) - 1; }
   int64_t version() const { return version_; }  // moves with everything that a match could see
   int64_t num_evicted_nodes() const { return num_evicted_nodes_; }
@@ -136,13 +151,13 @@ class PrefixTree {
   uint32_t tag(int32_t id) const { return id > 0 ? nodes_[id].tag : static_cast<uint32_t>(id); }
   uint32_t tag_after(uint32_t parent_tag, std::span<const int32_t> tokens) const;
   void match_short_child(std::span<const int32_t> tokens, PrefixMatch& found) const;
-  int32_t pick_snapshot(int32_t spared_node) const;
+  UseOrder<Snapshot>& order(SnapshotKind kind) { return snapshot_orders_[static_cast<size_t>(kind)]; }
+  const UseOrder<Snapshot>& order(SnapshotKind kind) const { return snapshot_orders_[static_cast<size_t>(kind)]; }
+  int32_t pick_slot(int32_t spared_node) const;
+  int32_t pick_snapshot(SnapshotKind kind, int32_t spared_node) const;
+  void evict(int32_t snapshot);
   int32_t num_tokens_saved(int32_t snapshot) const;
   void drop_snapshot(int32_t index, int64_t last_step);
-  void link_newest(int32_t node);
-  void unlink(int32_t node);
-  void link_snapshot(int32_t index);
-  void unlink_snapshot(int32_t index);
   int32_t remove(int32_t node);
   void remove_detached(int32_t node);
   void check_node(int32_t id, std::vector<int32_t>& num_children) const;
@@ -157,16 +172,16 @@ class PrefixTree {
   const uint64_t hash_seed_;
   const StepClock& clock_;
   BlockPool& blocks_;
-  std::vector<Node> nodes_;  // [max_nodes + 1]; 0 holds the ends of the order of use
+  std::vector<Node> nodes_;  // [max_nodes + 1]; 0 is nobody
   std::vector<int32_t> tokens_;  // [max_nodes + 1, block_size]
   std::vector<Snapshot> snapshots_;  // [max_snapshots + 1]; 0 likewise
+  UseOrder<Node> unpinned_{nodes_};
+  std::array<UseOrder<Snapshot>, kNumSnapshotKinds> snapshot_orders_{UseOrder(snapshots_), UseOrder(snapshots_)};
   std::vector<Root> roots_;
   NodeMap map_;
   int32_t free_node_ = 0;
   int32_t free_snapshot_ = 0;
   int32_t num_nodes_ = 0;
-  int32_t num_unpinned_ = 0;
-  int32_t num_snapshots_ = 0;
   int64_t version_ = 0;
   int64_t num_evicted_nodes_ = 0;
   int64_t num_evicted_snapshots_ = 0;

@@ -123,7 +123,8 @@ struct StateSnapshot {
 };
 
 // Before the step's layers run, the state in src_slot, which has seen `position` tokens, is written to dst_slot, in all
-// layers. Source and target may be the same slot; else no copy's target is another copy's source or target.
+// layers. Source and target may be the same slot; else no copy's target is another copy's source or target. Of a row
+// that has stopped on the device before that position, the target gets a state of no use, which nobody reads.
 struct StateCopy {
   int32_t src_slot;
   int32_t dst_slot;

@@ -46,7 +46,9 @@ void LedgerConfig::validate() const {
   require_range("max_scored_tokens", max_scored_tokens, 0, kMaxRows);
   if (max_scored_tokens > 0) require_range("max_scored_tokens", max_scored_tokens, prompt_grid_tokens, kMaxRows);
   require_range("max_snapshots", max_snapshots, 0, num_slots);
+  require_range("max_waypoints", max_waypoints, 0, max_snapshots);
   require_range("snapshot_stride_tokens", snapshot_stride_tokens, 0, kMaxCount);
+  require_range("decode_snapshot_stride_tokens", decode_snapshot_stride_tokens, 0, kMaxCount);
   require_range("state_window", state_window.num_tokens, 0, kMaxCount);
   require_range("max_rewind", state_window.max_rewind, state_window.num_tokens > 0 ? 1 : 0, kMaxCount);
 }

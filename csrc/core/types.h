@@ -26,7 +26,9 @@ struct LedgerConfig {
   int32_t max_scored_tokens = 0;   // prompt tokens of a step whose logprobs are reported; 0: no request may ask
   bool use_prefix_cache = false;
   int32_t max_snapshots = 0;           // of the slots, those that cached states may hold
-  int32_t snapshot_stride_tokens = 0;  // also keep a prompt's state at each multiple of it; 0: never
+  int32_t max_waypoints = 0;           // of those, states on the way of prompts and outputs: they push out no others
+  int32_t snapshot_stride_tokens = 0;  // between a prompt's waypoints, which lie closer near its ends; 0: none
+  int32_t decode_snapshot_stride_tokens = 0;  // between an output's; 0: none
   bool weighs_snapshot_cost = false;   // evict, of the oldest snapshots, the one that spares the fewest tokens
   bool caches_outputs = true;          // what a request leaves at its end includes what it generated
   StateWindow state_window = {};   // how far states lag behind their rows
@@ -151,6 +153,7 @@ struct PrefixStats {
   int64_t num_blocks = 0;  // that the cache holds, some with rows
   int64_t num_evictable_blocks = 0;  // with nobody: as good as free
   int64_t num_snapshots = 0;
+  int64_t num_waypoints = 0;  // of those, kept on the way
   int64_t num_snapshots_taken = 0;
   int64_t num_evicted_blocks = 0;
   int64_t num_evicted_snapshots = 0;

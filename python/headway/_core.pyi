@@ -48,7 +48,9 @@ class LedgerConfig:
         max_scored_tokens: int = 0,  # prompt tokens of a step whose logprobs are reported; 0: none may ask
         use_prefix_cache: bool = False,
         max_snapshots: int = 0,  # of the slots, those that cached states may hold
-        snapshot_stride_tokens: int = 0,  # also keep a prompt's state at each multiple of it; 0: never
+        max_waypoints: int = 0,  # of those, states on the way of prompts and outputs: they push out no others
+        snapshot_stride_tokens: int = 0,  # between a prompt's waypoints, which lie closer near its ends; 0: none
+        decode_snapshot_stride_tokens: int = 0,  # between an output's; 0: none
         weighs_snapshot_cost: bool = False,  # evict, of the oldest snapshots, the one that spares the fewest tokens
         caches_outputs: bool = True,  # what a request leaves at its end includes what it generated
         state_window: int = 0,  # tokens between rewrites of a Mamba state; 0: kept in place
@@ -76,7 +78,9 @@ class LedgerConfig:
         """32-bit words of a token mask: one bit a token of the vocabulary."""
     use_prefix_cache: bool
     max_snapshots: int
+    max_waypoints: int
     snapshot_stride_tokens: int
+    decode_snapshot_stride_tokens: int
     weighs_snapshot_cost: bool
     caches_outputs: bool
     @property
@@ -201,6 +205,7 @@ class PrefixStats:
     num_blocks: int  # that the cache holds, some with running requests
     num_evictable_blocks: int  # with nobody: as good as free
     num_snapshots: int
+    num_waypoints: int  # of those, kept on the way
     num_snapshots_taken: int
     num_evicted_blocks: int
     num_evicted_snapshots: int

@@ -107,16 +107,35 @@ class EngineConfig:
         low=0,
         unit="bytes",
         tier="advanced",
-        help="for the Mamba states that cached prefixes end with; unset: a quarter of the memory for caches",
+        help="for the Mamba states that cached prefixes end with; unset: a third of the memory for caches, or what "
+        "KV of all requests at full length leaves",
     )
     snapshot_stride_tokens: int = setting(
+        512,
+        kind="tokens",
+        low=0,
+        high=2**24,
+        unit="tokens",
+        tier="advanced",
+        help="also keep a prompt's state at each multiple of it, and closer near its ends; 0: at its end and where "
+        "prompts part alone",
+    )
+    decode_snapshot_stride_tokens: int = setting(
         0,
         kind="tokens",
         low=0,
         high=2**24,
         unit="tokens",
         tier="advanced",
-        help="also keep a prompt's state at each multiple of it; 0: at its end and where prompts part alone",
+        help="also keep the state of what is generated at each multiple of it; 0: at its end alone",
+    )
+    waypoint_share: float = setting(
+        0.5,
+        kind="float",
+        low=0,
+        high=1,
+        tier="advanced",
+        help="of the memory for cached states, what those at strides may fill; they push out no others",
     )
     snapshot_eviction: str = setting(
         "lru",

@@ -76,7 +76,9 @@ class LedgerMachine(RuleBasedStateMachine):
             grant_ahead_blocks=ahead,
             use_prefix_cache=is_cached,
             max_snapshots=0 if kind == "attention" else num_slots,
+            max_waypoints=0 if kind == "attention" else num_slots // 2,
             snapshot_stride_tokens=stride,
+            decode_snapshot_stride_tokens=stride,
         )
         self.ledger = _core.Ledger(self.config)
         self.device = FakeDevice(self.config, self.sample)

@@ -11,6 +11,7 @@ from tests.core import evidence, native
 from tests.core.native import FAST, SANITIZED, TREE, Program
 from tests.core.prefix_model import Judge
 
+NUM_SHARDS = 10  # of the long run, for as many processes
 OPERATIONS = {
     "hold",
     "add",
@@ -59,11 +60,14 @@ def test_a_wrong_tree_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_the_tree_is_a_trie_at_length(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shard", range(NUM_SHARDS))
+def test_the_tree_is_a_trie_over_ten_million_operations(tmp_path: Path, shard: int) -> None:
     plain = Program(TREE, FAST).build(tmp_path / "tree")
-    seen = judge(plain, 2_000_000, seed=2).seen
-    assert native.run(plain, "--ops", 6_000_000, "--seed", 3, "--quiet", 1, timeout_s=3000).returncode == 0
     sanitized = Program(TREE, SANITIZED).build(tmp_path / "sanitized")
-    done = native.run(sanitized, "--ops", 2_000_000, "--seed", 4, "--quiet", 1, timeout_s=3000)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    evidence.record("prefix tree", {"num_ops": 10_000_000, "judged_by_a_trie": dict(seen)})
+    judged = judge(plain, 200_000, seed=100 + shard).seen
+    for program, num_ops in ((plain, 600_000), (sanitized, 200_000)):
+        done = native.run(program, "--ops", num_ops, "--seed", 200 + shard, "--quiet", 1, timeout_s=3000)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    counts = {"num_ops": 1_000_000} | {f"judged by a trie: {what}": count for what, count in judged.items()}
+    total = evidence.record_shard("prefix tree", shard, NUM_SHARDS, counts)
+    assert total is None or total["num_ops"] == 10_000_000

@@ -61,6 +61,7 @@ def expected_tokens(prompt: Sequence[int], num_tokens: int, *, stops_at: int | N
 class FakeCaches:
     keys: torch.Tensor  # [num_blocks, S] int64
     state: torch.Tensor  # [num_slots, 2] float64: the hash, exact below 2**53, and of how many tokens it is
+    state_log: tuple[torch.Tensor, ...] = ()  # states are kept in place
 
     @property
     def state_pools(self) -> tuple[torch.Tensor, ...]:
@@ -163,7 +164,9 @@ def make_engine(
     max_scored_tokens: int = 6,
     row_buckets: Sequence[int] = (),
     num_snapshots: int | None = None,
+    num_waypoints: int = 0,
     snapshot_stride_tokens: int = 0,
+    decode_snapshot_stride_tokens: int = 0,
     forgets_to_restore: bool = False,
     seed: int = 0,
     fail_at: int = -1,
@@ -187,7 +190,9 @@ def make_engine(
         max_scored_tokens=max_scored_tokens,
         use_prefix_cache=num_snapshots is not None,
         max_snapshots=num_snapshots or 0,
+        max_waypoints=num_waypoints,
         snapshot_stride_tokens=snapshot_stride_tokens,
+        decode_snapshot_stride_tokens=decode_snapshot_stride_tokens,
     )
     model = FakeModel(
         fail_at=fail_at,

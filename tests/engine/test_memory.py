@@ -123,16 +123,18 @@ def test_the_table_lists_every_part_and_the_total() -> None:
         assert name in text
 
 
-@pytest.mark.parametrize("free_gib", [22, 24, 40, 125])
-def test_cached_states_get_their_share_and_no_more(free_gib: int) -> None:
+@pytest.mark.parametrize("free_gib", [22, 24, 40, 125, 1000])
+def test_cached_states_get_their_share_or_what_nobody_can_use(free_gib: int) -> None:
     with_cache = plan_memory(EngineConfig(), HYBRID, "cuda", free_gib * GIB)
     without = plan_memory(EngineConfig(enable_prefix_caching=False), HYBRID, "cuda", free_gib * GIB)
     assert without.num_snapshots == 0
     assert with_cache.max_model_len == without.max_model_len
-    assert with_cache.num_snapshots <= 4 * with_cache.max_rows
+    assert with_cache.num_snapshots <= 8 * with_cache.max_rows
     snapshot_bytes = with_cache.num_snapshots * HYBRID.per_slot
     caches = sum(line.num_bytes for line in with_cache.lines if line.name in ("KV cache", "cached states"))
-    assert snapshot_bytes <= (caches + HYBRID.per_block) / 4 + HYBRID.per_slot
+    is_share = snapshot_bytes <= (caches + HYBRID.per_block) / 3 + HYBRID.per_slot
+    is_ample = with_cache.num_blocks == without.num_blocks and free_gib == 1000
+    assert is_ample or is_share
 
 
 def test_a_model_without_states_needs_no_snapshots() -> None:

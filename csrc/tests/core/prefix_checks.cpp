@@ -1,48 +1,10 @@
 // What the prefix cache saves and when: first, second and third sight of a prefix, turns of a conversation, prompts
 // that come together, and who must not find what.
-#include <numeric>
-
 #include "tests/check.h"
-#include "tests/core/fake_device.h"
+#include "tests/core/cached_rig.h"
 
 namespace headway::checks {
 namespace {
-
-LedgerConfig cached_config(int32_t num_blocks = 64, int32_t num_slots = 12, int32_t max_launch_depth = 0) {
-  LedgerConfig config{.max_rows = 4,
-                      .num_blocks = num_blocks,
-                      .block_size = 4,
-                      .num_slots = num_slots,
-                      .max_model_len = 64,
-                      .max_step_tokens = 64,
-                      .vocab_size = 1000,
-                      .max_logprobs = 0,
-                      .max_launch_depth = max_launch_depth};
-  config.use_prefix_cache = true;
-  config.max_snapshots = num_slots;
-  return config;
-}
-
-std::vector<int32_t> count_from(int32_t first, int32_t length) {
-  std::vector<int32_t> tokens(length);
-  std::iota(tokens.begin(), tokens.end(), first);
-  return tokens;
-}
-
-std::vector<int32_t> joined(std::vector<int32_t> a, const std::vector<int32_t>& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return a;
-}
-
-// Prompt tokens that were not computed when the request ran to its end alone.
-int64_t cached_when_run(Rig& rig, const std::vector<int32_t>& prompt, std::string_view salt = {},
-                        bool uses_cache = true) {
-  const int64_t before = rig.ledger.prefix_stats().num_cached_tokens;
-  rig.ledger.add(prompt, {}, 5, 0, salt, uses_cache);
-  rig.run();
-  EXPECT_EQ(rig.device.fault(), "");
-  return rig.ledger.prefix_stats().num_cached_tokens - before;
-}
 
 const std::vector<int32_t> kShared = count_from(100, 20);
 const std::vector<int32_t> kPrompt = count_from(100, 30);
@@ -222,14 +184,6 @@ CHECK_CASE(requests_take_slots_from_snapshots) {
   EXPECT_EQ(rig.device.fault(), "");
 }
 
-CHECK_CASE(snapshots_lie_at_the_stride_too) {
-  LedgerConfig config = cached_config();
-  config.snapshot_stride_tokens = 8;
-  Rig rig(config);
-  cached_when_run(rig, kPrompt);
-  EXPECT_EQ(cached_when_run(rig, joined(count_from(100, 18), count_from(500, 5))), 16);
-}
-
 CHECK_CASE(penalties_see_a_cached_prompt) {
   Rig rig(cached_config());
   SamplingSpec spec;
@@ -279,7 +233,7 @@ CHECK_CASE(of_old_snapshots_the_one_that_spares_least_goes) {
   }
   for (const int32_t i : {4, 5}) {  // the older one spares 20 tokens, the newer one 4
     SlotTicket ticket = slots.acquire();
-    EXPECT_TRUE(tree.attach_snapshot(path[i], ticket, false));
+    EXPECT_TRUE(tree.attach_snapshot(path[i], ticket, SnapshotKind::kAnchor, false));
   }
   EXPECT_TRUE(tree.evict_snapshot());
   EXPECT_TRUE(tree.has_snapshot(path[4]) && !tree.has_snapshot(path[5]));

@@ -249,6 +249,11 @@ void Device::copy_states(const Plan& plan) {
     expect(copy.src_slot > 0 && copy.dst_slot > 0, "the dummy's state is copied");
     State state = states_[copy.src_slot];
     go_back(state, copy.position, 0);
+    // The device may have stopped the row before: then nobody may read the copy.
+    if (state.num_tokens < copy.position && copy.src_slot != copy.dst_slot) {
+      states_[copy.dst_slot] = {.num_tokens = -1};
+      continue;
+    }
     expect(state.num_tokens == copy.position, "a copied state has seen other positions");
     state.newest_len = state.num_tokens;
     state.has_log = false;

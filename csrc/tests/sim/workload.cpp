@@ -38,7 +38,9 @@ LedgerConfig random_config(Rng& rng) {
   if (!config.use_prefix_cache) return config;
   if (config.num_slots > 0) config.num_slots += rng.draw(0, 6);
   config.max_snapshots = config.num_slots - (rng.one_in(2) ? 0 : rng.draw(0, config.num_slots));
+  config.max_waypoints = rng.draw(0, config.max_snapshots);
   config.snapshot_stride_tokens = rng.one_in(2) ? 0 : rng.draw(1, 16);
+  config.decode_snapshot_stride_tokens = rng.one_in(3) ? 0 : rng.draw(1, 6);
   config.weighs_snapshot_cost = rng.one_in(2);
   config.caches_outputs = !rng.one_in(4);
   return config;
@@ -124,6 +126,7 @@ LedgerConfig ample_config(const LedgerConfig& config, int32_t num_requests) {
   ample.max_launch_depth = 0;
   ample.use_prefix_cache = false;
   ample.max_snapshots = 0;
+  ample.max_waypoints = 0;
   return ample;
 }
 

@@ -193,6 +193,7 @@ class TreeFuzz {
 
   void read(int32_t salt, int32_t node) {
     tree_.read_snapshot(node, clock_.retired);
+    if (rng_.one_in(2)) tree_.make_anchor(node);
     say("read", salt, path(node));
   }
 
@@ -202,7 +203,8 @@ class TreeFuzz {
     if (!slots_.has_room()) thin();
     if (!slots_.has_room()) return;
     SlotTicket ticket = slots_.acquire();
-    const bool is_done = tree_.attach_snapshot(row.node, ticket, false);
+    const auto kind = rng_.one_in(2) ? SnapshotKind::kAnchor : SnapshotKind::kWaypoint;
+    const bool is_done = tree_.attach_snapshot(row.node, ticket, kind, false);
     say("snap", row.salt, path(row.node), is_done ? " 1" : " 0");
   }
 
@@ -219,7 +221,7 @@ class TreeFuzz {
     const int32_t node = add(key);
     if (node == 0) return;
     SlotTicket ticket = slots_.acquire();
-    tree_.attach_snapshot(node, ticket, true);
+    tree_.attach_snapshot(node, ticket, SnapshotKind::kAnchor, true);
     row.node = node;
     last_leaf_ = row;
     last_leaf_tokens_.clear();

@@ -259,11 +259,19 @@ def ledger_settings(
         max_scored_tokens=max(grid, min(MAX_SCORED_TOKENS, memory.max_step_tokens)),
         use_prefix_cache=config.enable_prefix_caching,
         max_snapshots=memory.num_snapshots,
+        max_waypoints=_num_waypoints(config, memory.num_snapshots),
         snapshot_stride_tokens=config.snapshot_stride_tokens,
+        decode_snapshot_stride_tokens=config.decode_snapshot_stride_tokens,
         weighs_snapshot_cost=config.snapshot_eviction == "cost",
         state_window=window.num_tokens,
         max_rewind=window.max_rewind,
     )
+
+
+def _num_waypoints(config: EngineConfig, num_snapshots: int) -> int:
+    """Of the snapshots; none where nothing is kept at a stride, so that all are there for the others."""
+    has_stride = config.snapshot_stride_tokens > 0 or config.decode_snapshot_stride_tokens > 0
+    return int(config.waypoint_share * num_snapshots) if has_stride else 0
 
 
 def request_limits(

@@ -18,8 +18,8 @@ DEFAULT_ROWS = {"cpu": 64, "cuda": 256}
 DEFAULT_STEP_TOKENS = {"cpu": 2048, "cuda": 8192}
 MAX_CPU_CACHE_BYTES = 4 * GIB  # where nothing is set: a laptop's other programs need room too
 CPU_SHARE = 0.7
-SNAPSHOT_SHARE = 4  # cached states get one part in so many of the memory that the rows leave
-SNAPSHOTS_PER_ROW = 4  # at most, where nothing is set
+SNAPSHOT_SHARE = 3  # cached states get one part in so many of what the rows leave, or all that KV cannot fill
+SNAPSHOTS_PER_ROW = 8  # at most, where nothing is set
 MIN_MODEL_LEN = 64  # tokens; a fitted length below this is refused as useless
 
 
@@ -157,7 +157,10 @@ class _Fit:
             if asked + needed > left:
                 raise _refusal("snapshot_memory_bytes", asked, asked + needed, left, left - needed)
             return asked // self.model.per_slot
-        most = min(left // SNAPSHOT_SHARE, left - needed) // self.model.per_slot
+        spare = (
+            left - self._blocks_bytes(self.rows * self._blocks_of(longest)) if self.model.per_block else left
+        )
+        most = min(max(left // SNAPSHOT_SHARE, spare), left - needed) // self.model.per_slot
         return max(0, min(most, SNAPSHOTS_PER_ROW * self.rows))
 
     def _fit_blocks(self, left: int) -> int:
