@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import os
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, Self
@@ -19,11 +19,11 @@ from headway.config import EngineConfig
 from headway.engine.assemble import Assembly, Progress, assemble
 from headway.engine.desk import RequestDesk, Ticket
 from headway.engine.perfetto import Recording, trace_json
-from headway.engine.prompts import PromptReader
+from headway.engine.prompts import ChatRenderer, PromptReader
 from headway.engine.trace import StepTrace
 from headway.errors import RequestError
 from headway.outputs import CompletionOutput, Delta, RequestOutput, StepSpan
-from headway.request import ChatMessage, Prompt, RequestOutputKind, SamplingParams, prompt_parts
+from headway.request import Prompt, RequestOutputKind, SamplingParams, prompt_parts
 from headway.server.client import (
     EngineOutput,
     EngineRequest,
@@ -38,7 +38,7 @@ from headway.text import ChatTemplate, Tokenizer
 LONG_PROMPT_CHARS = 4096  # from here on tokenised on another thread: the event loop must not wait
 
 
-class AsyncLLM:
+class AsyncLLM(ChatRenderer):
     """A model ready to answer, from one event loop. Satisfies `headway.server.client.EngineClient`.
 
         async with AsyncLLM() as llm:
@@ -119,18 +119,6 @@ class AsyncLLM:
     async def abort(self, request_id: str) -> bool:
         """Ends a request; its reader gets what there is, with finish_reason "abort"."""
         return self._desk.abort(request_id)
-
-    def render_chat(
-        self,
-        messages: Sequence[ChatMessage],
-        *,
-        add_generation_prompt: bool = True,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> Prompt:
-        """The prompt of a conversation, as token ids beside its text."""
-        return self._prompts.render_chat(
-            messages, add_generation_prompt=add_generation_prompt, chat_template_kwargs=chat_template_kwargs
-        )
 
     # --- all requests at once, for who passes them on: `headway.remote.host.HostedEngine` ---------------------------
 

@@ -15,7 +15,7 @@ from headway.engine.assemble import Progress, assemble
 from headway.engine.completion import Completion, Request
 from headway.engine.engine import CheckedRequest
 from headway.engine.memory import MemoryPlan
-from headway.engine.prompts import PromptReader
+from headway.engine.prompts import ChatRenderer, PromptReader
 from headway.engine.trace import StepTrace
 from headway.outputs import Delta, RequestOutput
 from headway.request import (
@@ -40,7 +40,7 @@ class CacheUse:
 ParamsArgument = SamplingParams | Sequence[SamplingParams] | None
 
 
-class LLM:
+class LLM(ChatRenderer):
     """A model ready to answer.
 
         with LLM() as llm:
@@ -143,18 +143,6 @@ class LLM:
         deltas = self._deltas(self._submit(prompt_list(prompts), sampling_params))
         next(deltas)  # into its `try`: an iterator that is dropped unread ends its requests too
         return deltas
-
-    def render_chat(
-        self,
-        messages: Sequence[ChatMessage],
-        *,
-        add_generation_prompt: bool = True,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> Prompt:
-        """The prompt of a conversation, as token ids beside its text."""
-        return self._prompts.render_chat(
-            messages, add_generation_prompt=add_generation_prompt, chat_template_kwargs=chat_template_kwargs
-        )
 
     @property
     def has_chat_template(self) -> bool:

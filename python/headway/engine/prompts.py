@@ -40,7 +40,7 @@ class PromptReader:
         add_generation_prompt: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Prompt:
-        """The prompt of a conversation, as token ids beside its text."""
+        """See `ChatRenderer.render_chat`."""
         if self.chat_template is None:
             raise RequestError(
                 "messages", len(messages), "given to a model with a chat template", hint="use generate()"
@@ -49,3 +49,24 @@ class PromptReader:
         text = self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **kwargs)
         token_ids = self.tokenizer.encode(text, add_special_tokens=False)
         return cast(Prompt, {"prompt": text, "prompt_token_ids": token_ids})
+
+
+class ChatRenderer:
+    """`render_chat` for what holds a reader of one model's prompts."""
+
+    _prompts: PromptReader
+
+    def render_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Prompt:
+        """The prompt of a conversation, as token ids beside its text.
+
+        Raises RequestError for messages that the checkpoint's template refuses, and where it has none.
+        """
+        return self._prompts.render_chat(
+            messages, add_generation_prompt=add_generation_prompt, chat_template_kwargs=chat_template_kwargs
+        )
