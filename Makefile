@@ -11,6 +11,7 @@ TORCH ?= torch==2.13.0
 SYSTEM_SITE ?= 0
 PROMPT ?= def read_lines(path):
 JOBS ?= 2
+GPU_JOBS ?= $(shell n=$$(nproc); echo $$(( n < 12 ? n : 12 )))
 
 # CUDA kernels take minutes to compile: here only where there is a GPU. `pip install .` builds them where nvcc is found.
 export HEADWAY_DEVICE ?= $(if $(wildcard /dev/nvidiactl),auto,cpu)
@@ -50,7 +51,7 @@ test-clients: $(STAMPS)/client-tools ## lm-eval, guidellm and a browser against 
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m clients
 
 test-gpu: $(STAMPS)/test-tools ## what needs a GPU, and every test that runs on each device present
-	$(PY) -m pytest -m gpu
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(GPU_JOBS) --dist loadgroup -m gpu
 
 bench: $(STAMPS)/test-tools ## the benchmarks
 	$(PY) bench/decode_vs_transformers.py

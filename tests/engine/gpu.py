@@ -17,10 +17,7 @@ MAX_STEP_TOKENS = 192
 @contextmanager
 def gpu_llm(folder: Path, **settings: Any) -> Iterator[LLM]:
     defaults = {"max_num_seqs": 6, "max_model_len": 512, "max_num_batched_tokens": MAX_STEP_TOKENS}
-    llm = LLM(
-        folder,
-        **{"device": "cuda", "dtype": "bfloat16", "gpu_memory_utilization": 0.2, **defaults, **settings},
-    )
+    llm = LLM(folder, **{"device": "cuda", "dtype": "bfloat16", **defaults, **settings})
     try:
         yield llm
     finally:

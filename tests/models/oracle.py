@@ -1,6 +1,7 @@
 """The final judge of a model: every layer straight from its formula, in fp64, one whole sequence at a time.
 
-It shares nothing with the served model but the weights: no packing is undone, no cache is kept, no op is called.
+It shares nothing with the served model but the weights: no packing is undone, no cache is kept, no op is called. Where
+its router's scores are all but tied, it can follow the served model's choice of experts: either is right then.
 Formulas and letters: docs/shapes.md; Mamba-2: Dao and Gu, 2024; routing: DeepSeek-V3 report, section 2.1.2.
 """
 
@@ -14,10 +15,19 @@ import torch
 from headway.models.config import AttentionConfig, MambaConfig, ModelConfig, MoeConfig
 
 Weights = Mapping[str, torch.Tensor]
+Choices = Mapping[int, Sequence[Sequence[int]]]  # layer: of each token, the experts that somebody chose
+
+# Scores lie in [0, 1]; bfloat16 rounds to 2^-9 of a value, several times on the way to a router.
+TIED_SCORES = 2.0**-6
 
 
-def oracle_logits(config: ModelConfig, params: Weights, tokens: Sequence[int]) -> torch.Tensor:
-    """[T, V] fp64 logits of every position of one sequence."""
+def oracle_logits(
+    config: ModelConfig, params: Weights, tokens: Sequence[int], choices: Choices | None = None
+) -> torch.Tensor:
+    """[T, V] fp64 logits of every position of one sequence.
+
+    choices: of a model in bfloat16, to be followed. An assertion fails where they are no near tie.
+    """
     wide = {name: tensor.double() for name, tensor in params.items()}
     residual = wide["embedding"][torch.tensor(tokens)] * config.embedding_multiplier
     for layer_idx, kind in enumerate(config.layers):
@@ -37,7 +47,7 @@ def oracle_logits(config: ModelConfig, params: Weights, tokens: Sequence[int]) -
             y = _mlp(x, layer, "", config.mlp.activation, config.mlp.is_gated)
         else:
             assert config.moe is not None
-            y = _moe(config.moe, layer, x)
+            y = _moe(config.moe, layer, x, None if choices is None else choices[layer_idx])
         residual = residual + config.residual_multiplier * y
     hidden = _norm(residual, wide["final_norm"], config.norm_eps)
     return hidden @ wide.get("head", wide["embedding"]).T / config.logits_divisor
@@ -126,11 +136,17 @@ def _act(hidden: torch.Tensor, activation: str, is_gated: bool) -> torch.Tensor:
     return acts[activation](gate) * up
 
 
-def _moe(moe: MoeConfig, w: Weights, x: torch.Tensor) -> torch.Tensor:
+def _moe(
+    moe: MoeConfig, w: Weights, x: torch.Tensor, choices: Sequence[Sequence[int]] | None
+) -> torch.Tensor:
     scores = x @ w["router"].T
     scores = scores.sigmoid() if moe.score == "sigmoid" else scores.softmax(-1)
     experts_in = x @ w["latent_in"].T if moe.latent_size else x
-    y = torch.stack([_token_experts(moe, w, experts_in[t], scores[t]) for t in range(len(x))])
+    biased = scores + w.get("score_bias", 0.0)
+    chosen = [_choose(moe, choice) for choice in biased]
+    if choices is not None:
+        chosen = [_follow(moe, *pair) for pair in zip(biased, chosen, choices, strict=True)]
+    y = torch.stack([_token_experts(moe, w, experts_in[t], scores[t], chosen[t]) for t in range(len(x))])
     if moe.latent_size:
         y = y @ w["latent_out"].T
     if moe.shared_intermediate_size:
@@ -138,8 +154,8 @@ def _moe(moe: MoeConfig, w: Weights, x: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def _token_experts(moe: MoeConfig, w: Weights, x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    choice = scores + w.get("score_bias", 0.0)
+def _choose(moe: MoeConfig, choice: torch.Tensor) -> list[int]:
+    """The experts of a token with these biased scores [E]."""
     group_size = moe.num_experts // moe.num_groups
     best_two = [
         choice[g * group_size : (g + 1) * group_size].topk(min(2, group_size)).values.sum()
@@ -147,7 +163,24 @@ def _token_experts(moe: MoeConfig, w: Weights, x: torch.Tensor, scores: torch.Te
     ]
     kept_groups = sorted(range(moe.num_groups), key=lambda g: -float(best_two[g]))[: moe.topk_group]
     allowed = [e for e in range(moe.num_experts) if e // group_size in kept_groups]
-    chosen = sorted(allowed, key=lambda e: -float(choice[e]))[: moe.top_k]
+    return sorted(allowed, key=lambda e: -float(choice[e]))[: moe.top_k]
+
+
+def _follow(moe: MoeConfig, choice: torch.Tensor, own: list[int], other: Sequence[int]) -> list[int]:
+    """The other's experts, which the scores must give too when each moves by half of TIED_SCORES."""
+    if set(own) == set(other):
+        return own
+    moved = choice - TIED_SCORES / 2
+    moved[list(other)] += TIED_SCORES
+    assert set(_choose(moe, moved)) == set(other), (
+        f"{sorted(other)} is no near tie of {sorted(own)}: {choice}"
+    )
+    return list(other)
+
+
+def _token_experts(
+    moe: MoeConfig, w: Weights, x: torch.Tensor, scores: torch.Tensor, chosen: Sequence[int]
+) -> torch.Tensor:
     total = sum(float(scores[e]) for e in chosen) if moe.normalise else 1.0
     y = torch.zeros(w["expert_out"].shape[1], dtype=torch.float64)
     for e in chosen:

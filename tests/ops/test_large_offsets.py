@@ -41,10 +41,17 @@ def spread(tensor: torch.Tensor, device: str) -> torch.Tensor:
     return far
 
 
+# One after the other where tests run in parallel: together they would fill any GPU.
+pytestmark = pytest.mark.xdist_group("gigabytes")
+
+
 @pytest.fixture(autouse=True)
 def needs_memory(device):
     if device == "cuda" and torch.cuda.mem_get_info()[0] < 40 * 2**30:
         pytest.skip("needs 40 GiB of free GPU memory")
+    yield
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 @pytest.mark.parametrize("name", ["conv", "scan"])
