@@ -75,9 +75,10 @@ SamplingSpec make_spec(uint64_t seed, float temperature, float top_p, float min_
 LedgerConfig make_config(int32_t max_rows, int32_t num_blocks, int32_t block_size, int32_t num_slots,
                          int32_t max_model_len, int32_t max_step_tokens, int32_t vocab_size, int32_t max_logprobs,
                          int32_t max_launch_depth, int32_t grant_ahead_blocks, int32_t prompt_grid_tokens,
-                         int32_t max_scored_tokens, bool use_prefix_cache, int32_t max_snapshots, int32_t max_waypoints,
-                         int32_t snapshot_stride_tokens, int32_t decode_snapshot_stride_tokens,
-                         bool weighs_snapshot_cost, bool caches_outputs, int32_t state_window, int32_t max_rewind) {
+                         int32_t min_last_chunk_tokens, int32_t max_scored_tokens, bool use_prefix_cache,
+                         int32_t max_snapshots, int32_t max_waypoints, int32_t snapshot_stride_tokens,
+                         int32_t decode_snapshot_stride_tokens, bool weighs_snapshot_cost, bool caches_outputs,
+                         int32_t state_window, int32_t max_rewind) {
   const LedgerConfig config{.max_rows = max_rows,
                             .num_blocks = num_blocks,
                             .block_size = block_size,
@@ -89,6 +90,7 @@ LedgerConfig make_config(int32_t max_rows, int32_t num_blocks, int32_t block_siz
                             .max_launch_depth = max_launch_depth,
                             .grant_ahead_blocks = grant_ahead_blocks,
                             .prompt_grid_tokens = prompt_grid_tokens,
+                            .min_last_chunk_tokens = min_last_chunk_tokens,
                             .max_scored_tokens = max_scored_tokens,
                             .use_prefix_cache = use_prefix_cache,
                             .max_snapshots = max_snapshots,
@@ -127,10 +129,11 @@ void bind_config(py::module_& module) {
                            "Sizes of everything the ledger accounts for. Counts exclude the dummies at index 0.")
       .def(py::init(&make_config), py::kw_only(), "max_rows"_a, "num_blocks"_a, "block_size"_a, "num_slots"_a,
            "max_model_len"_a, "max_step_tokens"_a, "vocab_size"_a, "max_logprobs"_a, "max_launch_depth"_a = 0,
-           "grant_ahead_blocks"_a = 1, "prompt_grid_tokens"_a = 1, "max_scored_tokens"_a = 0,
-           "use_prefix_cache"_a = false, "max_snapshots"_a = 0, "max_waypoints"_a = 0, "snapshot_stride_tokens"_a = 0,
-           "decode_snapshot_stride_tokens"_a = 0, "weighs_snapshot_cost"_a = false, "caches_outputs"_a = true,
-           "state_window"_a = 0, "max_rewind"_a = 0, "Raises RequestError naming the first size that is out of range.")
+           "grant_ahead_blocks"_a = 1, "prompt_grid_tokens"_a = 1, "min_last_chunk_tokens"_a = 1,
+           "max_scored_tokens"_a = 0, "use_prefix_cache"_a = false, "max_snapshots"_a = 0, "max_waypoints"_a = 0,
+           "snapshot_stride_tokens"_a = 0, "decode_snapshot_stride_tokens"_a = 0, "weighs_snapshot_cost"_a = false,
+           "caches_outputs"_a = true, "state_window"_a = 0, "max_rewind"_a = 0,
+           "Raises RequestError naming the first size that is out of range.")
       .def_readonly("max_rows", &LedgerConfig::max_rows, "Requests that hold a row at once.")
       .def_readonly("num_blocks", &LedgerConfig::num_blocks, "KV blocks; 0 for a model without attention.")
       .def_readonly("block_size", &LedgerConfig::block_size, "Tokens a block.")
@@ -142,6 +145,7 @@ void bind_config(py::module_& module) {
       .def_readonly("max_launch_depth", &LedgerConfig::max_launch_depth, "Steps in flight beyond the awaited one.")
       .def_readonly("grant_ahead_blocks", &LedgerConfig::grant_ahead_blocks, "Blocks granted before the boundary.")
       .def_readonly("prompt_grid_tokens", &LedgerConfig::prompt_grid_tokens, "Where prompts are cut into steps.")
+      .def_readonly("min_last_chunk_tokens", &LedgerConfig::min_last_chunk_tokens, "Of a prompt that is cut.")
       .def_readonly("use_prefix_cache", &LedgerConfig::use_prefix_cache)
       .def_readonly("max_snapshots", &LedgerConfig::max_snapshots, "Of the slots, those that cached states may hold.")
       .def_readonly("max_waypoints", &LedgerConfig::max_waypoints,

@@ -146,8 +146,7 @@ bool Planner::add_chunk(int32_t row) {
   Request& request = *rows_.request(row);
   const int32_t num_wanted = cut_chunk(start, limit_to_scores(request, start, tokens_left()), num_left);
   if (num_wanted == 0 || (num_wanted == num_left && is_held(row))) return false;
-  const int32_t grid = config_.prompt_grid_tokens;
-  const int32_t num_secured = secure(row, num_wanted, std::min(num_left, grid - start % grid));
+  const int32_t num_secured = secure(row, num_wanted, least_chunk(start, num_left));
   if (num_secured == 0) return false;
   const int32_t num_tokens = cut_chunk(start, num_secured, num_left);
   const bool is_final = num_tokens == num_left;
@@ -167,11 +166,20 @@ bool Planner::add_chunk(int32_t row) {
   return true;
 }
 
-// Of num_left tokens from `start`, num_tokens can run: all that is left, or those up to the last point of the grid.
+// Of num_left tokens from `start`, num_tokens can run: all that is left, or those up to the last point of the grid
+// behind which enough is left.
 int32_t Planner::cut_chunk(int32_t start, int32_t num_tokens, int32_t num_left) const {
   if (num_tokens >= num_left) return num_left;
   const int32_t grid = config_.prompt_grid_tokens;
-  return std::max(0, (start + num_tokens) / grid * grid - start);
+  int32_t end = (start + num_tokens) / grid * grid;
+  if (start + num_left - end < config_.min_last_chunk_tokens) end -= grid;
+  return std::max(0, end - start);
+}
+
+// The fewest of num_left tokens from `start` that cut_chunk lets run.
+int32_t Planner::least_chunk(int32_t start, int32_t num_left) const {
+  const int32_t num_to_grid = config_.prompt_grid_tokens - start % config_.prompt_grid_tokens;
+  return num_left - num_to_grid < config_.min_last_chunk_tokens ? num_left : num_to_grid;
 }
 
 // Whether the row cannot sample in this step: what it may sample is not known yet, or does not fit the packet.

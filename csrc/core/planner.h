@@ -76,6 +76,7 @@ class Planner {
   void admit(Request& request);
   bool add_chunk(int32_t row);
   int32_t cut_chunk(int32_t start, int32_t num_tokens, int32_t num_left) const;
+  int32_t least_chunk(int32_t start, int32_t num_left) const;
   void order_rows();
   void add_scores(const Chunk& chunk, int32_t token_begin);
   bool is_held(int32_t row) const;

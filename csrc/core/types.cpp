@@ -42,9 +42,12 @@ void LedgerConfig::validate() const {
   require_range("max_logprobs", max_logprobs, 0, vocab_size);
   require_range("max_launch_depth", max_launch_depth, 0, kMaxLaunchDepth);
   require_range("grant_ahead_blocks", grant_ahead_blocks, 0, kMaxRows);
-  require_range("prompt_grid_tokens", prompt_grid_tokens, 1, max_step_tokens);  // or a long prompt never moves
+  require_range("prompt_grid_tokens", prompt_grid_tokens, 1, max_step_tokens);
+  require_range("min_last_chunk_tokens", min_last_chunk_tokens, 1, prompt_grid_tokens);
+  const int32_t most_uncut = prompt_grid_tokens + min_last_chunk_tokens - 1;  // in one step, or a prompt never moves
+  require_range("max_step_tokens", max_step_tokens, most_uncut, kMaxCount);
   require_range("max_scored_tokens", max_scored_tokens, 0, kMaxRows);
-  if (max_scored_tokens > 0) require_range("max_scored_tokens", max_scored_tokens, prompt_grid_tokens, kMaxRows);
+  if (max_scored_tokens > 0) require_range("max_scored_tokens", max_scored_tokens, most_uncut, kMaxRows);
   require_range("max_snapshots", max_snapshots, 0, num_slots);
   require_range("max_waypoints", max_waypoints, 0, max_snapshots);
   require_range("snapshot_stride_tokens", snapshot_stride_tokens, 0, kMaxCount);

@@ -23,6 +23,7 @@ struct LedgerConfig {
   int32_t max_launch_depth = 0;    // steps in flight beyond the one the host waits for
   int32_t grant_ahead_blocks = 1;  // blocks granted before the boundary
   int32_t prompt_grid_tokens = 1;  // prompts are cut into steps at absolute multiples of it
+  int32_t min_last_chunk_tokens = 1;  // of a prompt that is cut
   int32_t max_scored_tokens = 0;   // prompt tokens of a step whose logprobs are reported; 0: no request may ask
   bool use_prefix_cache = false;
   int32_t max_snapshots = 0;           // of the slots, those that cached states may hold

@@ -45,6 +45,7 @@ class LedgerConfig:
         max_launch_depth: int = 0,  # steps in flight beyond the one the host waits for
         grant_ahead_blocks: int = 1,  # blocks granted before the boundary
         prompt_grid_tokens: int = 1,  # prompts are cut into steps at absolute multiples of it
+        min_last_chunk_tokens: int = 1,  # of a prompt that is cut
         max_scored_tokens: int = 0,  # prompt tokens of a step whose logprobs are reported; 0: none may ask
         use_prefix_cache: bool = False,
         max_snapshots: int = 0,  # of the slots, those that cached states may hold
@@ -67,6 +68,7 @@ class LedgerConfig:
     max_launch_depth: int
     grant_ahead_blocks: int
     prompt_grid_tokens: int
+    min_last_chunk_tokens: int
     state_window: int
     max_rewind: int
     max_scored_tokens: int

@@ -9,25 +9,15 @@ from pathlib import Path
 import pytest
 
 from tests.core import evidence
-from tests.engine.driving import prompt_of
-from tests.engine.gpu import gpu_llm, tiny_trace
+from tests.engine.gpu import gpu_llm, tiny_pools, tiny_trace
 from tests.engine.test_depth import ENGINE_EVIDENCE
 from tests.engine.traces import Arrival, Outcome, check_same, play
 
 NUM_TRACES = 500
-GRID_TOKENS, MAX_DECODE_QUERIES = 64, 8
-
-
-def whole_or_long(length: int, seed: int = 0) -> list[int]:
-    """A prompt whose last piece, if it is cut, is not so short that attention takes it for a decode row: that kernel
-    rounds otherwise, and where prompts are cut follows from what else is in the step.
-    """
-    is_short_end = length > GRID_TOKENS and 0 < length % GRID_TOKENS <= MAX_DECODE_QUERIES
-    return prompt_of(length + MAX_DECODE_QUERIES * is_short_end, seed)
 
 
 def gpu_trace(seed: int) -> list[Arrival]:
-    return tiny_trace(seed, prompt_of=whole_or_long, num_requests=6, max_tokens=12)
+    return tiny_trace(seed, num_requests=6, max_tokens=12)
 
 
 @pytest.mark.gpu
@@ -79,8 +69,7 @@ def describe(trace: Sequence[Arrival], serial: Sequence[Outcome], ahead: Sequenc
 @pytest.mark.parametrize("launch_depth", [0, 1, 3])
 def test_host_and_device_agree_over_traces(tiny_model_dir: Path, launch_depth: int) -> None:
     """Evictions are certain here."""
-    pools = {"max_model_len": 192, "kv_cache_memory_bytes": 8 * 2**20}
-    with gpu_llm(tiny_model_dir, launch_depth=launch_depth, check_mirror=True, **pools) as llm:
+    with gpu_llm(tiny_model_dir, check_mirror=True, **tiny_pools(tiny_model_dir, launch_depth)) as llm:
         for seed in range(8):
             play(llm._engine, tiny_trace(seed, max_tokens=40, num_requests=12))
         assert llm._engine.ledger.stats().num_evictions > 0

@@ -17,7 +17,7 @@ from headway.engine.graphs import row_buckets
 from headway.layers.linear import Linear
 from headway.request import SamplingParams
 from tests.engine.driving import prompt_of, run_dry, submit, tokens_of
-from tests.engine.gpu import gpu_llm, tiny_trace
+from tests.engine.gpu import gpu_llm, tiny_pools, tiny_trace
 from tests.engine.traces import check_same, drain, play
 
 BLOCKING = (
@@ -69,9 +69,12 @@ def test_graphs_give_the_bits_of_eager_steps(
 @pytest.mark.usefixtures("gpu", "invariant_products")
 @pytest.mark.parametrize("launch_depth", [1, 2, 3, 4])
 def test_every_depth_gives_what_depth_0_gives(tiny_model_dir: Path, launch_depth: int) -> None:
-    with gpu_llm(tiny_model_dir, launch_depth=0) as serial:
+    settings = {
+        "enable_prefix_caching": False
+    }  # who finds what another request left depends on when it comes
+    with gpu_llm(tiny_model_dir, launch_depth=0, **settings) as serial:
         expected = [play(serial._engine, tiny_trace(seed)) for seed in range(12)]
-    with gpu_llm(tiny_model_dir, launch_depth=launch_depth) as ahead:
+    with gpu_llm(tiny_model_dir, launch_depth=launch_depth, **settings) as ahead:
         for seed, outcomes in enumerate(expected):
             check_same(outcomes, play(ahead._engine, tiny_trace(seed)))
 
@@ -81,9 +84,7 @@ def test_every_depth_gives_what_depth_0_gives(tiny_model_dir: Path, launch_depth
 @pytest.mark.parametrize("launch_depth", [0, 1, 4])
 def test_tiny_pools_lose_nobody(tiny_model_dir: Path, launch_depth: int) -> None:
     """Evictions are certain. What was sampled is recomputed in chunks then, so only ends and lengths are compared."""
-    with gpu_llm(
-        tiny_model_dir, launch_depth=launch_depth, max_model_len=192, kv_cache_memory_bytes=8 * 2**20
-    ) as llm:
+    with gpu_llm(tiny_model_dir, **tiny_pools(tiny_model_dir, launch_depth)) as llm:
         engine = llm._engine
         prompts = [prompt_of(60 + 5 * i, i) for i in range(12)]
         requests = [submit(engine, prompt, max_tokens=60, ignore_eos=True) for prompt in prompts]
@@ -239,6 +240,6 @@ def test_closed_engines_give_their_memory_back(tiny_model_dir: Path) -> None:
             llm.generate([prompt_of(30)], SamplingParams(max_tokens=8))
         del llm
         torch.cuda.synchronize()
+        torch._C._cuda_clearCublasWorkspaces()  # one for each stream that the BLAS ever ran on
         held.append(torch.cuda.memory_allocated())
-    workspace_bytes = 64 * 2**20  # the BLAS keeps one for each stream it ever ran on
-    assert held[-1] - held[0] <= 2 * workspace_bytes
+    assert held[-1] <= held[0]

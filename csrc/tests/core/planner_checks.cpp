@@ -1,4 +1,6 @@
 // What a step holds: order, budgets, packets, grants, admission.
+#include <numeric>
+
 #include "core/error.h"
 #include "tests/check.h"
 #include "tests/core/fake_device.h"
@@ -98,6 +100,25 @@ CHECK_CASE(prompts_are_cut_on_the_grid) {
   }
   rig.run();
   EXPECT_EQ(rig.outputs.size(), 4u);
+}
+
+CHECK_CASE(a_last_chunk_is_not_short) {
+  LedgerConfig config = roomy_config();
+  config.prompt_grid_tokens = 16;
+  config.min_last_chunk_tokens = 9;
+  config.max_step_tokens = 36;
+  Rig rig(config);
+  // A cut at 32 would leave 8 of 40 tokens, so it falls at 16; of 41 it leaves 9.
+  for (const auto& pieces : std::vector<std::vector<int32_t>>{{16, 24}, {32, 9}, {36}, {16, 21}}) {
+    rig.add(prompt_of(std::accumulate(pieces.begin(), pieces.end(), 0)), 1);
+    for (const int32_t num_tokens : pieces) {
+      EXPECT_TRUE(rig.launch() && rig.retire());
+      EXPECT_EQ(rig.plan.num_tokens, num_tokens);
+    }
+    rig.run();
+  }
+  config.max_step_tokens = 23;
+  EXPECT_THROW(config.validate(), RequestError);
 }
 
 CHECK_CASE(decode_rows_leave_a_held_prompt_its_turn) {

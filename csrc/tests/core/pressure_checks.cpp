@@ -196,6 +196,8 @@ CHECK_CASE(random_traces_keep_every_invariant) {
     config.max_launch_depth = static_cast<int32_t>(seed % 4);
     config.grant_ahead_blocks = draw(0, 2);
     if (seed % 3 == 0) config.prompt_grid_tokens = draw(1, config.max_step_tokens);
+    const int32_t num_spare = config.max_step_tokens - config.prompt_grid_tokens + 1;
+    config.min_last_chunk_tokens = draw(1, std::min(config.prompt_grid_tokens, num_spare));
     Rig rig(config);
     std::map<int64_t, std::vector<int32_t>> expected;
     for (int32_t op = 0; op < 300; ++op) {

@@ -17,6 +17,7 @@ from headway.engine.completion import Detokenizer
 from headway.engine.engine import Engine
 from headway.engine.graphs import row_buckets
 from headway.engine.memory import MemoryPlan, ModelBytes, available_bytes, plan_memory
+from headway.engine.prompt_cuts import prompt_cuts
 from headway.engine.runner import Runner
 from headway.engine.stages import with_mirror_checks, with_nvtx_ranges, with_poisoned_slots
 from headway.engine.state_window import choose_window
@@ -27,7 +28,6 @@ from headway.models.hybrid import HybridModel, weight_bytes
 from headway.models.loader import load_model
 from headway.models.registry import read_model_config
 from headway.ops.backend import target_of
-from headway.ops.mamba import scan_grid_tokens
 from headway.ops.state_log import IN_PLACE, StateWindow
 from headway.request import SamplingParams
 from headway.sampling.defaults import GenerationDefaults, read_generation_defaults
@@ -241,9 +241,11 @@ def ledger_settings(
     dtype: torch.dtype,
     window: StateWindow = IN_PLACE,
 ) -> core.LedgerConfig:
-    grid = scan_grid_tokens(device_type, dtype) if model.mamba else 1
-    if memory.max_step_tokens < grid:
-        limit = f"at least {grid}, where the scan on this device lets a prompt be cut"
+    cuts = prompt_cuts(model, device_type, dtype)
+    if memory.max_step_tokens < cuts.min_step_tokens:
+        limit = (
+            f"at least {cuts.min_step_tokens}: the kernels on this device take no shorter pieces of a prompt"
+        )
         raise config_error("max_num_batched_tokens", memory.max_step_tokens, limit)
     return core.LedgerConfig(
         max_rows=memory.max_rows,
@@ -255,8 +257,9 @@ def ledger_settings(
         vocab_size=model.vocab_size,
         max_logprobs=config.max_logprobs,
         max_launch_depth=launch_depth(config, device_type),
-        prompt_grid_tokens=grid,
-        max_scored_tokens=max(grid, min(MAX_SCORED_TOKENS, memory.max_step_tokens)),
+        prompt_grid_tokens=cuts.grid_tokens,
+        min_last_chunk_tokens=cuts.min_last_tokens,
+        max_scored_tokens=max(cuts.min_step_tokens, min(MAX_SCORED_TOKENS, memory.max_step_tokens)),
         use_prefix_cache=config.enable_prefix_caching,
         max_snapshots=memory.num_snapshots,
         max_waypoints=_num_waypoints(config, memory.num_snapshots),

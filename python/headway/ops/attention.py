@@ -5,6 +5,8 @@ Position p of row r lives in block `block_table[r, p // S]` at offset `p % S`. A
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,13 @@ from headway.ops.checks import (
     dtype_code,
     output_like,
 )
+
+MAX_DECODE_QUERIES: Final = 8  # kMaxDecodeQueries of csrc/cuda/attention.h
+
+
+def min_prompt_queries(device_type: str, dtype: torch.dtype) -> int:
+    """Rows of so many queries and more get the same bits however their prompt is cut into such rows; 1: all do."""
+    return MAX_DECODE_QUERIES + 1 if device_type == "cuda" and dtype != torch.float32 else 1
 
 
 def rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
