@@ -29,19 +29,21 @@ TOOLS = ("memcheck", "racecheck", "initcheck")
 OURS = "headway::cuda::"
 # racecheck looks at shared memory alone; what another kernel wrote must be seen by initcheck
 ONLY_OURS = {"memcheck", "racecheck"}
-REPORT = re.compile(
-    r"^=+ (?:Error: )?(?P<what>Invalid .*|Uninitialized .*|Misaligned .*|(?:Potential )?(?:RAW|WAR|WAW) hazard.*"
+PADDING_BYTES = 4096  # behind each allocation, so that what lies beyond it is nobody's
+REPORT = re.compile(  # pytest's dots may come before
+    r"={9} (?:Error: )?(?P<what>Invalid .*|Uninitialized .*|Misaligned .*|(?:Potential )?(?:RAW|WAR|WAW) hazard.*"
     r"|Race reported between.*|Warp hazard.*|Program hit.*)$"
 )
 PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--timeout", "0", "-m", "gpu"]
 
 
-def run(tool: str, command: Sequence[str], *options: str) -> tuple[int, list[str]]:
+def run(tool: str, command: Sequence[str]) -> tuple[int, list[str]]:
     """Exit status and output of the command under the tool."""
     only = ["--kernel-name", "kns=headway"] if tool in ONLY_OURS else []
     # one cudaMalloc a tensor: a caching allocator would hide what lies beyond it
     variables = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "1"}
-    sanitizer = ["compute-sanitizer", "--tool", tool, "--print-limit", "300", *only, *options]
+    padding = ["--padding", str(PADDING_BYTES)] if tool == "memcheck" else []
+    sanitizer = ["compute-sanitizer", "--tool", tool, "--print-limit", "300", *only, *padding]
     done = subprocess.run(
         [*sanitizer, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables
     )
@@ -52,7 +54,7 @@ def read_reports(lines: Sequence[str]) -> Counter[str]:
     """What the tool says of our kernels, by kind and kernel; of others (comparisons of results) nothing."""
     found: Counter[str] = Counter()
     for index, line in enumerate(lines):
-        report = REPORT.match(line)
+        report = REPORT.search(line)
         if report is None:
             continue
         place = line if OURS in line else lines[index + 1] if index + 1 < len(lines) else ""

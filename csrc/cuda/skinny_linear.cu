@@ -243,13 +243,23 @@ void launch_dtype(const SkinnyLinearParams& params, cudaStream_t stream) {
   }
 }
 
+template <typename T>
+void launch_slices(const SkinnyLinearParams& params, cudaStream_t stream) {
+  SkinnyLinearParams slice = params;
+  for (int first = 0; first < params.num_tokens; first += kMaxTokens) {
+    slice.num_tokens = std::min(kMaxTokens, params.num_tokens - first);
+    slice.x = static_cast<const T*>(params.x) + first * params.x_stride;
+    slice.out = static_cast<T*>(params.out) + first * params.out_stride;
+    launch_dtype<T>(slice, stream);
+  }
+}
+
 }  // namespace
 
 void skinny_linear(const SkinnyLinearParams& params, Stream stream) {
   if (params.num_tokens == 0 || params.num_outputs == 0) return;
-  require(params.num_tokens <= kMaxTokens, kOp, "at most 16 tokens");
   dispatch_half(params.dtype, kOp, [&](auto dtype) {
-    launch_dtype<typename decltype(dtype)::Type>(params, static_cast<cudaStream_t>(stream));
+    launch_slices<typename decltype(dtype)::Type>(params, static_cast<cudaStream_t>(stream));
   });
 }
 

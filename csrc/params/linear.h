@@ -22,10 +22,10 @@ struct LinearParams {
   bool is_added;              // to what out holds
 };
 
-// out = x W^T + bias, or out += x W^T + bias, for a few tokens and a matrix as torch keeps it. CUDA, bfloat16 or
-// float16.
+// out = x W^T + bias, or out += x W^T + bias, for a few tokens and a matrix as torch keeps it; the matrix is read once
+// for every 16 tokens. CUDA, bfloat16 or float16.
 struct SkinnyLinearParams {
-  int32_t num_tokens;         // T, at most 16
+  int32_t num_tokens;         // T
   int32_t num_inputs;         // a multiple of 8
   int32_t num_outputs;
   const void* x;              // [T, num_inputs] dtype, rows x_stride apart

@@ -19,6 +19,7 @@ from tests.engine.driving import prompt_of
 from tests.engine.traces import random_trace
 
 MAX_STEP_TOKENS = 192
+INVARIANT: dict[str, Any] = {"batch_invariant": True, "enable_prefix_caching": False}
 DEFAULTS: dict[str, Any] = {"max_num_seqs": 6, "max_num_batched_tokens": MAX_STEP_TOKENS}
 
 

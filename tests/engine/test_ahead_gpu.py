@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.core import evidence
-from tests.engine.gpu import gpu_llm, tiny_pools, tiny_trace
+from tests.engine.gpu import INVARIANT, gpu_llm, tiny_pools, tiny_trace
 from tests.engine.test_depth import ENGINE_EVIDENCE
 from tests.engine.traces import Arrival, Outcome, check_same, play
 
@@ -21,18 +21,17 @@ def gpu_trace(seed: int) -> list[Arrival]:
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("gpu", "invariant_products")
+@pytest.mark.usefixtures("gpu")
 def test_five_hundred_traces_give_what_serial_steps_give(tiny_model_dir: Path) -> None:
-    """Depths 1 to 4 take turns. Nothing is evicted here and no prefix is cached: decoding and prompts are rounded by
-    kernels of their own, and who computes what must not change.
+    """Depths 1 to 4 take turns. Nothing is evicted here: what is decoded is rounded otherwise when it is computed again
+    as a prompt.
     """
-    settings = {"enable_prefix_caching": False}
     reached, different = Counter(traces=NUM_TRACES), []
     traces = [gpu_trace(seed) for seed in range(NUM_TRACES)]
-    with gpu_llm(tiny_model_dir, launch_depth=0, **settings) as llm:
+    with gpu_llm(tiny_model_dir, launch_depth=0, **INVARIANT) as llm:
         expected = [play(llm._engine, trace) for trace in traces]
     for launch_depth in (1, 2, 3, 4):
-        with gpu_llm(tiny_model_dir, launch_depth=launch_depth, **settings) as llm:
+        with gpu_llm(tiny_model_dir, launch_depth=launch_depth, **INVARIANT) as llm:
             for seed in range(launch_depth - 1, NUM_TRACES, 4):
                 outcomes = play(llm._engine, traces[seed])
                 try:

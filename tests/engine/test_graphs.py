@@ -17,7 +17,7 @@ from headway.engine.graphs import row_buckets
 from headway.layers.linear import Linear
 from headway.request import SamplingParams
 from tests.engine.driving import prompt_of, run_dry, submit, tokens_of
-from tests.engine.gpu import gpu_llm, tiny_pools, tiny_trace
+from tests.engine.gpu import INVARIANT, gpu_llm, tiny_pools, tiny_trace
 from tests.engine.traces import check_same, drain, play
 
 BLOCKING = (
@@ -66,15 +66,12 @@ def test_graphs_give_the_bits_of_eager_steps(
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("gpu", "invariant_products")
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("launch_depth", [1, 2, 3, 4])
 def test_every_depth_gives_what_depth_0_gives(tiny_model_dir: Path, launch_depth: int) -> None:
-    settings = {
-        "enable_prefix_caching": False
-    }  # who finds what another request left depends on when it comes
-    with gpu_llm(tiny_model_dir, launch_depth=0, **settings) as serial:
+    with gpu_llm(tiny_model_dir, launch_depth=0, **INVARIANT) as serial:
         expected = [play(serial._engine, tiny_trace(seed)) for seed in range(12)]
-    with gpu_llm(tiny_model_dir, launch_depth=launch_depth, **settings) as ahead:
+    with gpu_llm(tiny_model_dir, launch_depth=launch_depth, **INVARIANT) as ahead:
         for seed, outcomes in enumerate(expected):
             check_same(outcomes, play(ahead._engine, tiny_trace(seed)))
 

@@ -14,7 +14,7 @@ from headway.models.config import ModelConfig
 from headway.models.registry import read_model_config
 from headway.request import SamplingParams
 from tests.engine.driving import prompt_of
-from tests.engine.gpu import MAX_STEP_TOKENS, gpu_llm
+from tests.engine.gpu import INVARIANT, MAX_STEP_TOKENS, gpu_llm
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +40,14 @@ def test_cuts_follow_the_kernels(
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("gpu", "invariant_products")
+@pytest.mark.usefixtures("gpu")
 def test_a_prompt_has_the_same_bits_however_it_is_cut(tiny_model_dir: Path) -> None:
     """Lengths on both sides of each point of the grid and of the border between the attention kernels."""
     prompts = [prompt_of(length, length) for length in (64, 65, 68, 72, 73, 127, 129, 136, 137, 190)]
     params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True, logprobs=2)
     results = []
     for max_tokens in (MAX_STEP_TOKENS, 72, 100):
-        sizes = {"max_num_batched_tokens": max_tokens, "enable_prefix_caching": False}
-        with gpu_llm(tiny_model_dir, **sizes) as llm:
+        with gpu_llm(tiny_model_dir, max_num_batched_tokens=max_tokens, **INVARIANT) as llm:
             outputs = [output.outputs[0] for output in llm.generate(prompts, params)]
             results.append([(output.token_ids, output.logprobs) for output in outputs])
     assert results[1:] == results[:1] * 2

@@ -128,7 +128,7 @@ def test_skinny_linear(sizes: tuple[int, int], skinny_dtype: torch.dtype) -> Non
     num_inputs, num_outputs = sizes
     weight = normal(num_outputs, num_inputs, seed=2, dtype=skinny_dtype, scale=num_inputs**-0.5).cuda()
     bias = normal(num_outputs, seed=3, dtype=skinny_dtype).cuda()
-    for num_tokens in (1, 2, 7, 8, 9, 16):
+    for num_tokens in (1, 2, 7, 8, 9, 16, 17, 40):
         x = torch.full((num_tokens, num_inputs + 8), float("nan"), dtype=skinny_dtype, device="cuda")
         x = x[:, :num_inputs].copy_(normal(num_tokens, num_inputs, seed=1, dtype=skinny_dtype))
         expected = x.double() @ weight.double().t()
@@ -145,8 +145,6 @@ def test_skinny_linear(sizes: tuple[int, int], skinny_dtype: torch.dtype) -> Non
 
 
 def test_skinny_linear_names_what_it_does_not_take() -> None:
-    x, weight = torch.zeros(17, 8), torch.zeros(3, 8)
-    with pytest.raises(ValueError, match="at most 16 tokens, got 17"):
-        ops.skinny_linear(x, weight)
+    x, weight = torch.zeros(2, 8), torch.zeros(3, 8)
     with pytest.raises(ValueError, match="weight"):
-        ops.skinny_linear(x[:2, :4], weight)
+        ops.skinny_linear(x[:, :4], weight)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -119,6 +121,22 @@ def test_experts_of_a_token_alone_are_bit_equal(dtype, cpu_level):
         mine = Routing(routing.weights[begin:end], routing.expert_ids[begin:end])
         alone = ops.moe_experts(**{**arguments, "x": x[begin:end], "routing": mine})
         assert_bit_equal(alone, together[begin:end], f"tokens {begin} to {end}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_tokens", [3, 256, 257, 700])
+def test_invariant_experts_of_a_token_alone_are_bit_equal(num_tokens):
+    """On a GPU, of any number of tokens; those of up to 256 are the ones that are computed anyway."""
+    case = dataclasses.replace(MOE_CASES["relu2"], num_tokens=num_tokens)
+    arguments = on_device(moe_arguments(case, torch.bfloat16), "cuda")
+    x, routing = arguments["x"], arguments["routing"]
+    together = ops.moe_experts(**arguments, is_invariant=True)
+    if num_tokens <= 256:
+        assert_bit_equal(ops.moe_experts(**arguments), together, "together")
+    for begin, end in ((0, 1), (1, 3), (num_tokens - 1, num_tokens)):
+        mine = Routing(routing.weights[begin:end], routing.expert_ids[begin:end])
+        part = {**arguments, "x": x[begin:end], "routing": mine}
+        assert_bit_equal(ops.moe_experts(**part, is_invariant=True), together[begin:end], f"{begin} to {end}")
 
 
 def test_experts_nobody_chose_are_not_computed(dtype, device):

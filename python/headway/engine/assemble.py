@@ -25,6 +25,7 @@ from headway.errors import ConfigError, ModelLoadError
 from headway.models.caches import ModelCaches, cache_bytes
 from headway.models.config import ModelConfig
 from headway.models.hybrid import HybridModel, weight_bytes
+from headway.models.invariance import why_variant
 from headway.models.loader import load_model
 from headway.models.registry import read_model_config
 from headway.ops.backend import target_of
@@ -71,27 +72,20 @@ def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly
     model_config = read_model_config(path)
     dtype = resolve_dtype(config.dtype, device, model_config)
     folder = path if path.is_dir() else path.parent
+    refuse_variance(config, model_config, device, dtype)
     defaults = read_generation_defaults(folder, is_applied=config.generation_config == "auto")
     tokenizer = load_tokenizer(config, folder)
     window = choose_window(config, model_config, device.type, dtype, launch_depth(config, device.type))
     sizes = model_bytes(model_config, config.block_size, dtype, window)
     memory = plan_memory(config, sizes, device.type, available_bytes(config, device))
     logger.info("memory plan\n%s", memory)
-    loaded = load_model(
-        path,
-        dtype=dtype,
-        device=device,
-        load_format=config.load_format,
-        progress=progress,
-        max_position=memory.max_model_len,
-        seed=config.seed,
-    )
+    model = load_weights(config, path, device, dtype, memory, progress)
     ledger_config = ledger_settings(config, memory, model_config, device.type, dtype, window)
     blocks, slots = memory.num_blocks + 1, ledger_config.num_slots + 1
     caches = ModelCaches.allocate(model_config, blocks, memory.block_size, slots, dtype, device, window)
     if ledger_config.use_prefix_cache:
         logger.info("prefixes of %d tokens and more are cached", ledger_config.prefix_unit_tokens)
-    runner = make_runner(config, loaded.model, caches, ledger_config, device)
+    runner = make_runner(config, model, caches, ledger_config, device)
     limits = request_limits(config, memory, model_config, defaults, tokenizer)
     engine = make_engine(config, runner, ledger_config, limits, tokenizer)
     return Assembly(
@@ -105,6 +99,34 @@ def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly
         dtype=dtype,
         launch_depth=ledger_config.max_launch_depth,
     )
+
+
+def load_weights(
+    config: EngineConfig,
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    memory: MemoryPlan,
+    progress: Progress | None,
+) -> HybridModel:
+    return load_model(
+        path,
+        dtype=dtype,
+        device=device,
+        load_format=config.load_format,
+        progress=progress,
+        max_position=memory.max_model_len,
+        seed=config.seed,
+        is_batch_invariant=config.batch_invariant,
+    ).model
+
+
+def refuse_variance(
+    config: EngineConfig, model: ModelConfig, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Raises ConfigError where batch invariance is asked for and cannot be had."""
+    if config.batch_invariant and (lack := why_variant(model, device.type, dtype)):
+        raise config_error("batch_invariant", True, f"False: there is no invariant kernel for {lack}")
 
 
 def make_engine(

@@ -1,4 +1,4 @@
-"""Where a prompt may be cut into steps without changing a bit of its results: what the kernels allow, for the planner."""
+"""Where a prompt may be cut into steps without changing a bit of its results, by device and model."""
 
 from __future__ import annotations
 

@@ -69,9 +69,10 @@ class Attention:
         params: Params,
         cache_idx: int,
         cos_sin: torch.Tensor | None,
+        is_invariant: bool = False,
     ) -> None:
-        self.qkv_proj = Linear(params["qkv_proj"], params.get("qkv_bias"))
-        self.out_proj = Linear(params["out_proj"], params.get("out_bias"))
+        self.qkv_proj = Linear(params["qkv_proj"], params.get("qkv_bias"), is_invariant=is_invariant)
+        self.out_proj = Linear(params["out_proj"], params.get("out_bias"), is_invariant=is_invariant)
         self.q_norm, self.k_norm = params.get("q_norm"), params.get("k_norm")
         self.norm_eps = norm_eps
         self.scale = attention.scale

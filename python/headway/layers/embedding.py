@@ -31,10 +31,12 @@ class Embedding:
 class Head:
     """Logits of chosen tokens; the embedding's own table where tied."""
 
-    def __init__(self, params: Params, divisor: float) -> None:
+    def __init__(self, params: Params, divisor: float, is_invariant: bool = False) -> None:
         # a tied table stays plain for the look-up: a packed copy would double it
         is_tied = "head" not in params
-        self.linear = Linear(params["embedding" if is_tied else "head"], may_pack=not is_tied)  # [V, C]
+        self.linear = Linear(  # [V, C]
+            params["embedding" if is_tied else "head"], may_pack=not is_tied, is_invariant=is_invariant
+        )
         self.divisor = divisor
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -19,16 +19,24 @@ SKINNY_GROUP_ROWS: Final = 40  # kMaxTiles of csrc/cuda/skinny_linear.cu, in row
 
 
 class Linear:
-    """y = x W^T + b with W [out, in] and b [out] or None. Holds the packed matrix instead of the plain one."""
+    """y = x W^T + b with W [out, in] and b [out] or None. Holds the packed matrix instead of the plain one.
+
+    is_invariant: a token's result must not depend on the tokens beside it; for what `supports_invariance`.
+    """
 
     __slots__ = ("_matrix",)
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, may_pack: bool = True
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        *,
+        may_pack: bool = True,
+        is_invariant: bool = False,
     ) -> None:
-        packed = _pack(weight, bias) if may_pack and weight.is_cpu and _is_x86() else None
-        self._matrix: _Matrix = packed or (_SkinnyMatrix if _may_be_skinny(weight) else _PlainMatrix)(
-            weight, bias
+        may_pack = (may_pack or is_invariant) and weight.is_cpu and _is_x86()
+        self._matrix: _Matrix = (_pack(weight, bias) if may_pack else None) or _plain(
+            weight, bias, is_invariant
         )
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -87,6 +95,19 @@ class _SkinnyMatrix:
         return x.shape[0] <= self._max_tokens and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
 
 
+class _InvariantMatrix:
+    """Our own kernel for few tokens, whatever their number."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+
+    def product(self, x: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+        return ops.skinny_linear(x, self._weight, self._bias, out=out)
+
+    def add_product(self, x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        return ops.skinny_linear(x, self._weight, out=total, is_added=True)
+
+
 class _PanelMatrix:
     """Our own kernel: a decode step of a few rows takes half the time it takes in oneDNN, long prompts a tenth more."""
 
@@ -121,6 +142,19 @@ def _pack(weight: torch.Tensor, bias: torch.Tensor | None) -> _Matrix | None:
     if weight.dtype == torch.bfloat16 and _has_onednn() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return _OneDnnMatrix(weight, bias)
     return None
+
+
+def supports_invariance(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether there are products whose results do not depend on the batch, for matrices with rows of 8 n columns."""
+    if device_type == "cuda":
+        return dtype in (torch.bfloat16, torch.float16)
+    return dtype == torch.float32 and _is_x86()
+
+
+def _plain(weight: torch.Tensor, bias: torch.Tensor | None, is_invariant: bool) -> _Matrix:
+    if not _may_be_skinny(weight):
+        return _PlainMatrix(weight, bias)
+    return (_InvariantMatrix if is_invariant else _SkinnyMatrix)(weight, bias)
 
 
 def _may_be_skinny(weight: torch.Tensor) -> bool:

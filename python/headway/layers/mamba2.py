@@ -93,9 +93,11 @@ class Mamba2Scratch:
 class Mamba2:
     """One mixer. `cache_idx` counts Mamba layers from 0."""
 
-    def __init__(self, mamba: MambaConfig, norm_eps: float, params: Params, cache_idx: int) -> None:
-        self.in_proj = Linear(params["in_proj"], params.get("in_proj_bias"))
-        self.out_proj = Linear(params["out_proj"], params.get("out_proj_bias"))
+    def __init__(
+        self, mamba: MambaConfig, norm_eps: float, params: Params, cache_idx: int, is_invariant: bool = False
+    ) -> None:
+        self.in_proj = Linear(params["in_proj"], params.get("in_proj_bias"), is_invariant=is_invariant)
+        self.out_proj = Linear(params["out_proj"], params.get("out_proj_bias"), is_invariant=is_invariant)
         self.weights = ops.MixerWeights(
             conv_weight=params["conv_weight"],
             conv_bias=params.get("conv_bias"),

@@ -46,9 +46,9 @@ class MlpScratch:
 class Mlp:
     """One layer."""
 
-    def __init__(self, mlp: MlpConfig, params: Params) -> None:
-        self.in_proj = Linear(params["in_proj"], params.get("in_proj_bias"))
-        self.out_proj = Linear(params["out_proj"], params.get("out_proj_bias"))
+    def __init__(self, mlp: MlpConfig, params: Params, is_invariant: bool = False) -> None:
+        self.in_proj = Linear(params["in_proj"], params.get("in_proj_bias"), is_invariant=is_invariant)
+        self.out_proj = Linear(params["out_proj"], params.get("out_proj_bias"), is_invariant=is_invariant)
         self.activation, self.is_gated = mlp.activation, mlp.is_gated
 
     def __call__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -63,15 +64,17 @@ class MoeScratch:
 class Moe:
     """One layer."""
 
-    def __init__(self, moe: MoeConfig, params: Params) -> None:
+    def __init__(self, moe: MoeConfig, params: Params, is_invariant: bool = False) -> None:
         self.moe = moe
-        self.router = Router(moe, params)
+        self.router = Router(moe, params, is_invariant)
         self.expert_in, self.expert_out = params["expert_in"], params["expert_out"]
-        self.latent_in = Linear(params["latent_in"]) if moe.latent_size else None
-        self.latent_out = Linear(params["latent_out"]) if moe.latent_size else None
+        linear = partial(Linear, is_invariant=is_invariant)
+        self.latent_in = linear(params["latent_in"]) if moe.latent_size else None
+        self.latent_out = linear(params["latent_out"]) if moe.latent_size else None
         has_shared = moe.shared_intermediate_size > 0
-        self.shared_in = Linear(params["shared_in"]) if has_shared else None
-        self.shared_out = Linear(params["shared_out"]) if has_shared else None
+        self.shared_in = linear(params["shared_in"]) if has_shared else None
+        self.shared_out = linear(params["shared_out"]) if has_shared else None
+        self.is_invariant = is_invariant
 
     def __call__(
         self,
@@ -99,4 +102,12 @@ class Moe:
     def _experts(self, hidden: torch.Tensor, routing: ops.Routing) -> torch.Tensor:
         """hidden [T, C or latent] -> the same shape."""
         moe = self.moe
-        return ops.moe_experts(hidden, routing, self.expert_in, self.expert_out, moe.activation, moe.is_gated)
+        return ops.moe_experts(
+            hidden,
+            routing,
+            self.expert_in,
+            self.expert_out,
+            moe.activation,
+            moe.is_gated,
+            is_invariant=self.is_invariant,
+        )

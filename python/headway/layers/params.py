@@ -32,5 +32,9 @@ class ParamSpec:
     def numel(self) -> int:
         return math.prod(self.shape)
 
+    def is_odd_matrix(self, num_columns: int) -> bool:
+        """Whether rows of this matrix are no multiple of so many columns."""
+        return len(self.shape) > 1 and self.shape[-1] % num_columns != 0
+
     def num_bytes(self, dtype: torch.dtype) -> int:
         return self.numel * (4 if self.is_float32 else dtype.itemsize)

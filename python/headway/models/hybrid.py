@@ -84,16 +84,23 @@ class HybridModel:
     params: all of `model_specs(config)`, on one device; matrices in one dtype. Emptied, so that a matrix that a layer
     repacks does not exist twice for longer than that takes.
     max_position: longest sequence to be served, bounds the rotary table; default the checkpoint's own.
+    is_batch_invariant: a token's results do not depend on the tokens beside it (`headway.models.invariance`).
     """
 
     def __init__(
-        self, config: ModelConfig, params: dict[str, torch.Tensor], *, max_position: int | None = None
+        self,
+        config: ModelConfig,
+        params: dict[str, torch.Tensor],
+        *,
+        max_position: int | None = None,
+        is_batch_invariant: bool = False,
     ) -> None:
         self.config = config
         self.dtype = params["embedding"].dtype
         self.device = params["embedding"].device
         self._embedding = Embedding(params, config.embedding_multiplier)
-        self._head = Head(params, config.logits_divisor)
+        self._is_invariant = is_batch_invariant
+        self._head = Head(params, config.logits_divisor, is_batch_invariant)
         self._cos_sin = self._rotary_table(max_position or config.max_position)
         norms = [params.pop(f"layers.{layer_idx}.norm") for layer_idx in range(len(config.layers))]
         # [C] each: norms[i] comes before layer i, the last after all layers
@@ -147,13 +154,14 @@ class HybridModel:
     def _build_layer(self, kind: LayerKind, params: Params, cache_idx: int) -> Layer:
         config = self.config
         if kind == "mamba" and config.mamba is not None:
-            return Mamba2(config.mamba, config.norm_eps, params, cache_idx)
+            return Mamba2(config.mamba, config.norm_eps, params, cache_idx, self._is_invariant)
         if kind == "attention" and config.attention is not None:
-            return Attention(config.attention, config.norm_eps, params, cache_idx, self._cos_sin)
+            eps, cos_sin = config.norm_eps, self._cos_sin
+            return Attention(config.attention, eps, params, cache_idx, cos_sin, self._is_invariant)
         if kind == "mlp" and config.mlp is not None:
-            return Mlp(config.mlp, params)
+            return Mlp(config.mlp, params, self._is_invariant)
         if kind == "moe" and config.moe is not None:
-            return Moe(config.moe, params)
+            return Moe(config.moe, params, self._is_invariant)
         raise AssertionError(f"a {kind} layer without its settings")
 
     def _scratch_for(self, num_tokens: int) -> Scratch:

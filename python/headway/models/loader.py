@@ -54,14 +54,17 @@ def load_model(
     progress: Progress | None = None,
     max_position: int | None = None,
     seed: int = 0,
+    is_batch_invariant: bool = False,
 ) -> LoadedModel:
     """Loads a checkpoint folder onto one device. max_position: longest sequence to be served, default the
-    checkpoint's; the rest as in `load_params`.
+    checkpoint's; is_batch_invariant: as in `HybridModel`; the rest as in `load_params`.
     """
     loaded = load_params(
         path, dtype=dtype, device=device, load_format=load_format, progress=progress, seed=seed
     )
-    model = HybridModel(loaded.config, loaded.params, max_position=max_position)
+    model = HybridModel(
+        loaded.config, loaded.params, max_position=max_position, is_batch_invariant=is_batch_invariant
+    )
     return LoadedModel(model, loaded.config)
 
 

@@ -55,3 +55,18 @@ def small_batch_experts(
         stream,
     )
     return out
+
+
+def experts_in_parts(
+    x: Tensor, routing: Routing, w_in: Tensor, w_out: Tensor, activation: ActivationKind, is_gated: bool
+) -> Tensor:
+    """`small_batch_experts` of any number of tokens: a token's result is the same in every part."""
+    size = min(MAX_TOKENS, MAX_PAIRS // routing.expert_ids.shape[1])
+    if x.shape[0] <= size:
+        return small_batch_experts(x, routing, w_in, w_out, activation, is_gated)
+    outputs = []
+    for begin in range(0, x.shape[0], size):
+        part = slice(begin, begin + size)
+        chosen = Routing(routing.weights[part], routing.expert_ids[part])
+        outputs.append(small_batch_experts(x[part], chosen, w_in, w_out, activation, is_gated))
+    return torch.cat(outputs)

@@ -17,7 +17,7 @@ from headway.ops.checks import (
     check_shape,
     dtype_code,
 )
-from headway.ops.experts import fits_small_batch, small_batch_experts
+from headway.ops.experts import experts_in_parts, fits_small_batch, small_batch_experts
 from headway.ops.pointwise import activation as activate
 from headway.ops.records import ACTIVATION_CODES, ActivationKind, Routing
 
@@ -25,7 +25,14 @@ MAX_GATHERED_BYTES = 64 * 2**20  # of weights copied for a product that torch do
 
 
 def moe_experts(
-    x: Tensor, routing: Routing, w_in: Tensor, w_out: Tensor, activation: ActivationKind, is_gated: bool
+    x: Tensor,
+    routing: Routing,
+    w_in: Tensor,
+    w_out: Tensor,
+    activation: ActivationKind,
+    is_gated: bool,
+    *,
+    is_invariant: bool = False,
 ) -> Tensor:
     """Sum over each token's experts of weight * expert(x).
 
@@ -36,6 +43,7 @@ def moe_experts(
         w_out: [E, C, F].
         activation: between the two products.
         is_gated: whether w_in has a gate.
+        is_invariant: a token's result must not depend on the tokens beside it; 16-bit, C and F multiples of 8.
 
     Returns:
         [T, C] in x's dtype; the sum over experts is in float32.
@@ -54,6 +62,8 @@ def moe_experts(
     check_shape(op, "routing.weights", routing.weights, (num_tokens, top_k), "T, K")
     check_shape(op, "routing.expert_ids", routing.expert_ids, (num_tokens, top_k), "T, K")
     if not x.is_cpu:
+        if is_invariant:
+            return experts_in_parts(x, routing, w_in, w_out, activation, is_gated)
         if fits_small_batch(x, top_k, num_experts, width):
             return small_batch_experts(x, routing, w_in, w_out, activation, is_gated)
         return grouped_experts(x, routing, w_in, w_out, activation, is_gated)
