@@ -44,14 +44,12 @@ int32_t fail_each_allocation(const Ledger& ledger, Body&& body) {
   }
 }
 
-}  // namespace
-
 // Admission, chunks, decode, eviction, abort and commits into reused memory: a ledger allocates when requests come.
-CHECK_CASE(only_new_requests_allocate) {
-  Rig rig(crowded_config());
+int64_t count_allocations_between_requests(const LedgerConfig& config) {
+  Rig rig(config);
   SamplingSpec spec;
   spec.num_logprobs = 2;
-  for (int32_t i = 0; i < 8; ++i) rig.add(std::vector<int32_t>(10, i), 40, spec);
+  for (int32_t i = 0; i < 8; ++i) rig.add(std::vector<int32_t>(10, i % 3), 40, spec);
   rig.changes.num_columns = 2;
   rig.changes.reserve(4, true);
   int64_t num_new = 0;
@@ -68,9 +66,28 @@ CHECK_CASE(only_new_requests_allocate) {
     rig.device.run_one();
     num_new += count_allocations([&] { rig.ledger.commit(rig.changes); });
   }
-  EXPECT_EQ(num_new, 0);
   EXPECT_TRUE(!rig.ledger.has_unfinished());
   EXPECT_TRUE(rig.ledger.stats().num_evictions > 1);
+  EXPECT_TRUE(!config.use_prefix_cache || rig.ledger.prefix_stats().num_hits > 0);
+  EXPECT_TRUE(!config.use_prefix_cache || rig.ledger.prefix_stats().num_waypoints > 0);
+  return num_new;
+}
+
+}  // namespace
+
+CHECK_CASE(only_new_requests_allocate) {
+  EXPECT_EQ(count_allocations_between_requests(crowded_config()), 0);
+}
+
+CHECK_CASE(what_the_prefix_cache_keeps_allocates_nothing) {
+  LedgerConfig config = crowded_config();
+  config.use_prefix_cache = true;
+  config.num_slots = 16;
+  config.max_snapshots = 12;
+  config.max_waypoints = 6;
+  config.snapshot_stride_tokens = 8;
+  config.decode_snapshot_stride_tokens = 8;
+  EXPECT_EQ(count_allocations_between_requests(config), 0);
 }
 
 CHECK_CASE(add_without_memory_changes_nothing) {
