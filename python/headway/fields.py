@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal["int", "float", "bool", "str", "bytes", "tokens", "list", "dict"]
 Tier = Literal["basic", "advanced"]
+_NUMBER_KINDS = frozenset({"int", "bytes", "tokens", "float"})
 
 _KIND_TYPES: dict[Kind, type | tuple[type, ...]] = {
     "bool": bool,
@@ -68,6 +70,8 @@ class FieldSpec:
             return self.is_optional
         if self.choices:
             return value in self.choices
+        if type(value) is int and self.kind in _NUMBER_KINDS:  # the usual case; what follows is slower
+            return self._in_range(value)
         if self.kind in ("int", "bytes", "tokens"):
             return (
                 isinstance(value, numbers.Integral)
@@ -110,10 +114,17 @@ def flag(name: str) -> str:
 
 def refuse_values(owner: Any, refuse: Callable[[str, object, str], Exception]) -> None:
     """Raises `refuse(name, value, limit)` for the first field of a dataclass instance that is out of range."""
-    for name, spec in specs(type(owner)).items():
+    for name, spec, default in _declared(type(owner)):  # type: ignore[arg-type]  # a class has a hash
         value = getattr(owner, name)
-        if not spec.accepts(value):
+        if value is not default and not spec.accepts(value):
             raise refuse(name, value, spec.limit)
+
+
+@functools.cache
+def _declared(owner: type) -> Sequence[tuple[str, FieldSpec, object]]:
+    """Name, spec and default. A default is in range by its own declaration and need not be looked at."""
+    fields = dataclasses.fields(owner)
+    return [(f.name, f.metadata["spec"], f.default) for f in fields if "spec" in f.metadata]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import numbers
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self, TypedDict, TypeVar, cast
 
@@ -174,13 +174,13 @@ class SamplingParams:
     )
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        known = {f.name for f in fields(cls)}
         for name, value in kwargs.items():
+            if name in cls.__dataclass_fields__:
+                continue
             if name in _NOT_HERE:
                 raise RequestError(name, value, "left out: " + _NOT_HERE[name])
-            if name not in known:
-                hint = nearest(name, known)
-                raise RequestError(name, value, "a known sampling parameter", hint=hint)
+            hint = nearest(name, cls.__dataclass_fields__)
+            raise RequestError(name, value, "a known sampling parameter", hint=hint)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

@@ -39,15 +39,11 @@ from headway.remote.messages import (
     ServerMessage,
     Start,
     engine_messages,
-    joined,
     server_messages,
-    to_add,
-    to_engine_output,
     to_frames,
-    to_output,
-    to_request,
 )
 from headway.remote.process import EngineProcess
+from headway.remote.records import joined, to_add, to_engine_output, to_output, to_request
 from headway.request import SamplingParams
 from headway.server.client import EngineOutput, EngineRequest, Usage
 from tests.remote.serving import HOSTED

@@ -17,6 +17,7 @@ import tokenizers
 
 from headway.errors import EngineDeadError, OverloadedError, RequestError
 from headway.outputs import StepSpan
+from headway.remote.conversation import Conversation
 from headway.remote.faults import from_fault
 from headway.remote.messages import (
     MAX_SERVER_FRAME_BYTES,
@@ -36,17 +37,14 @@ from headway.remote.messages import (
     Question,
     Ready,
     Refused,
-    Seen,
     ServerMessage,
     StatsAnswer,
     StepsAnswer,
     TextAnswer,
-    engine_messages,
-    to_add,
-    to_frames,
 )
 from headway.remote.process import COMMAND, EngineProcess, Progress
 from headway.remote.reading import Reading
+from headway.remote.records import to_add
 from headway.server.client import EngineOutput, EngineRequest, EngineStats, Health, ModelInfo
 from headway.text import ChatTemplate, Tokenizer
 
@@ -103,8 +101,7 @@ class RemoteEngine:
         self._readings: dict[int, Reading] = {}
         self._reading_by_id: dict[str, Reading] = {}
         self._answers: dict[int, asyncio.Future[Answer]] = {}
-        self._outbox: list[ServerMessage] = []
-        self._num_frames_seen = 0
+        self._talk = Conversation(self._process.link, self._on_message, self._on_nonsense, self._on_too_large)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._is_empty = asyncio.Event()
@@ -143,7 +140,7 @@ class RemoteEngine:
         reading = self._reading_by_id.get(request_id)
         if reading is None or reading.has_ended:
             return False
-        self._say(Abort(reading.number))
+        self._talk.say(Abort(reading.number))
         return True
 
     def _open(self, request: EngineRequest) -> Reading:
@@ -156,7 +153,7 @@ class RemoteEngine:
                 "request_id", request.request_id, "unique among the requests that are not over"
             )
         reading = Reading(next(self._numbers), request.request_id, request.params.n)
-        self._say(to_add(reading.number, request))
+        self._talk.say(to_add(reading.number, request))
         self._readings[reading.number] = self._reading_by_id[request.request_id] = reading
         self._is_empty.clear()
         return reading
@@ -168,7 +165,7 @@ class RemoteEngine:
         if not self._readings:
             self._is_empty.set()
         if not reading.has_ended and self._death is None:
-            self._say(Leave(reading.number))
+            self._talk.say(Leave(reading.number))
 
     # --- how it does ----------------------------------------------------------------------------------------------
 
@@ -214,7 +211,7 @@ class RemoteEngine:
         self._refuse_if_dead()
         call = next(self._calls)
         self._answers[call] = future = asyncio.get_running_loop().create_future()
-        self._say(Ask(call, question))
+        self._talk.say(Ask(call, question))
         try:
             answer = await future
         finally:
@@ -236,8 +233,8 @@ class RemoteEngine:
         self._closing = "the engine is closed"
         if self._death is None:
             self._attach()
-            self._say(Close())
-            self._flush()
+            self._talk.say(Close())
+            self._talk.flush()
             deadline_s = asyncio.get_running_loop().time() + CLOSE_S
             while not self._process.why_ended() and asyncio.get_running_loop().time() < deadline_s:
                 await asyncio.sleep(0.01)
@@ -253,16 +250,16 @@ class RemoteEngine:
             raise RuntimeError("a RemoteEngine serves one event loop")
         self._loop = loop
         if self._death is None:
-            self._process.link.attach(loop, self._on_frame)
+            self._talk.attach(loop)
             self._watcher = asyncio.ensure_future(self._watch())
 
     async def _watch(self) -> None:
         """Until the end: notices that the process has gone or says nothing more."""
         while self._death is None:
             await asyncio.sleep(WATCH_S)
-            self._num_silent_turns += 1
+            self._num_silent_turns = 0 if self._talk.take_sign_of_life() else self._num_silent_turns + 1
             if reason := self._process.why_ended():
-                self._process.link.drain()  # its last words come first
+                self._talk.hear_all()  # its last words come first
                 self._die(reason)
             elif self._num_silent_turns > self._max_silent_turns:
                 silence_s = self._num_silent_turns * WATCH_S
@@ -279,7 +276,7 @@ class RemoteEngine:
         for future in self._answers.values():
             if not future.done():
                 future.set_exception(EngineDeadError(reason))
-        self._outbox.clear()
+        self._talk.end()
         if self._watcher is not None and self._watcher is not asyncio.current_task():
             self._watcher.cancel()
         self._process.kill()
@@ -287,40 +284,6 @@ class RemoteEngine:
     def _refuse_if_dead(self) -> None:
         if self._death is not None:
             raise EngineDeadError(str(self._death))
-
-    # --- frames ---------------------------------------------------------------------------------------------------
-
-    def _say(self, message: ServerMessage) -> None:
-        """With all else that is said in this turn of the loop, in one frame."""
-        if not self._outbox:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._outbox.append(message)
-
-    def _flush(self) -> None:
-        if not self._outbox or self._death is not None:
-            return
-        messages, self._outbox = self._outbox, []
-        frames, too_large = to_frames(messages, MAX_SERVER_FRAME_BYTES)
-        for message in too_large:
-            if isinstance(message, Add) and (reading := self._readings.get(message.number)):
-                limit = f"of at most {MAX_SERVER_FRAME_BYTES} bytes with its parameters"
-                reading.fail(RequestError("prompt", f"{len(message.prompt_token_ids)} token ids", limit))
-        for frame in frames:
-            self._process.link.send(frame)
-
-    def _on_frame(self, frame: bytes) -> None:
-        if self._death is not None:
-            return
-        try:
-            messages = engine_messages(frame)
-        except ProtocolError as error:
-            self._die(f"the engine's process sent what is no message: {error}")
-            return
-        self._num_silent_turns = 0
-        self._num_frames_seen += 1
-        self._say(Seen(self._num_frames_seen))
-        for message in messages:
-            self._on_message(message)
 
     def _on_message(self, message: EngineMessage) -> None:
         if isinstance(message, Output):
@@ -336,3 +299,11 @@ class RemoteEngine:
                 future.set_result(message)
         elif isinstance(message, Failed):
             self._die(str(from_fault(message.fault)))
+
+    def _on_nonsense(self, error: ProtocolError) -> None:
+        self._die(f"the engine's process sent what is no message: {error}")
+
+    def _on_too_large(self, message: ServerMessage) -> None:
+        if isinstance(message, Add) and (reading := self._readings.get(message.number)):
+            limit = f"of at most {MAX_SERVER_FRAME_BYTES} bytes with its parameters"
+            reading.fail(RequestError("prompt", f"{len(message.prompt_token_ids)} token ids", limit))

@@ -36,9 +36,8 @@ from headway.remote.messages import (
     TextAnswer,
     server_messages,
     to_frames,
-    to_output,
-    to_request,
 )
+from headway.remote.records import to_output, to_request
 from headway.remote.watchdog import Watchdog
 from headway.request import SamplingParams
 from headway.server.client import EngineOutput, EngineRequest, EngineStats, Health, ModelInfo

@@ -7,15 +7,13 @@ refused. Both sides have a cap on a frame's length.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from headway.errors import HeadwayError
 from headway.outputs import PromptLogprobs, RequestMetrics, StepSpan, TokenLogprobs
-from headway.request import SamplingParams
-from headway.server.client import EngineOutput, EngineRequest, EngineStats, Health, ModelInfo, Usage
+from headway.server.client import EngineStats, Health, ModelInfo
 
 MIB = 1 << 20
 PROTOCOL_VERSION = 1
@@ -166,7 +164,7 @@ class Add(Message, frozen=True):
     number: int
     request_id: str
     prompt_token_ids: list[int]
-    params: msgspec.Raw  # of `_PARAMS`
+    params: msgspec.Raw  # see `headway.remote.records`
     priority: int
     cache_salt: str | None
 
@@ -208,16 +206,6 @@ _decode_for_server = msgspec.msgpack.Decoder(list[EngineMessage]).decode
 _decode_for_engine = msgspec.msgpack.Decoder(list[ServerMessage]).decode
 M = TypeVar("M")
 
-_PARAM_NAMES = tuple(f.name for f in fields(SamplingParams))
-_PARAM_TYPES = get_type_hints(SamplingParams)
-_PARAMS = msgspec.defstruct(
-    "SamplingParams",
-    [(f.name, _PARAM_TYPES[f.name], f.default) for f in fields(SamplingParams) if f.default is not MISSING],
-    omit_defaults=True,
-    forbid_unknown_fields=True,
-)
-_decode_params = msgspec.msgpack.Decoder(_PARAMS).decode
-
 
 def engine_messages(frame: bytes) -> list[EngineMessage]:
     """What an engine said. Raises ProtocolError."""
@@ -247,83 +235,3 @@ def to_frames(messages: Sequence[M], max_bytes: int) -> tuple[list[bytes], list[
     frames, too_large = to_frames(messages[:half], max_bytes)
     more_frames, more_too_large = to_frames(messages[half:], max_bytes)
     return frames + more_frames, too_large + more_too_large
-
-
-# --- records ----------------------------------------------------------------------------------------------------------
-
-
-def to_add(number: int, request: EngineRequest) -> Add:
-    params = _PARAMS(**{name: getattr(request.params, name) for name in _PARAM_NAMES})
-    return Add(
-        number=number,
-        request_id=request.request_id,
-        prompt_token_ids=request.prompt_token_ids,
-        params=msgspec.Raw(_encode(params)),
-        priority=request.priority,
-        cache_salt=request.cache_salt,
-    )
-
-
-def to_request(add: Add) -> EngineRequest:
-    """Raises ProtocolError for parameters of a wrong type or name, RequestError for those out of range."""
-    try:
-        params = _decode_params(add.params)
-    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise ProtocolError(f"sampling parameters are malformed: {error}") from error
-    return EngineRequest(
-        request_id=add.request_id,
-        prompt_token_ids=add.prompt_token_ids,
-        params=SamplingParams(**{name: getattr(params, name) for name in _PARAM_NAMES}),
-        priority=add.priority,
-        cache_salt=add.cache_salt,
-    )
-
-
-def to_output(number: int, output: EngineOutput) -> Output:
-    usage = output.usage
-    return Output(
-        number,
-        output.index,
-        output.text,
-        output.token_ids,
-        usage.num_prompt_tokens,
-        usage.num_output_tokens,
-        usage.num_cached_tokens,
-        output.finish_reason,  # type: ignore[arg-type]  # one of these four, by its own description
-        output.stop_reason,
-        output.logprobs,
-        output.prompt_logprobs,
-        output.metrics,
-    )
-
-
-def joined(parts: Sequence[Output]) -> Output:
-    """Outputs of one completion that follow each other, as one."""
-    last = parts[-1]
-    if len(parts) == 1:
-        return last
-    logprobs = None
-    if last.logprobs is not None:
-        logprobs = [entry for part in parts for entry in part.logprobs or ()]
-    return msgspec.structs.replace(
-        last,
-        text="".join(part.text for part in parts),
-        token_ids=[token for part in parts for token in part.token_ids],
-        logprobs=logprobs,
-        prompt_logprobs=next((p.prompt_logprobs for p in parts if p.prompt_logprobs is not None), None),
-    )
-
-
-def to_engine_output(request_id: str, output: Output) -> EngineOutput:
-    return EngineOutput(
-        request_id,
-        output.index,
-        output.text,
-        output.token_ids,
-        Usage(output.num_prompt_tokens, output.num_output_tokens, output.num_cached_tokens),
-        output.logprobs,
-        output.finish_reason,
-        output.stop_reason,
-        output.prompt_logprobs,
-        output.metrics,
-    )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from headway.errors import HeadwayError
-from headway.remote.messages import Output, joined, to_engine_output
+from headway.remote.messages import Output
+from headway.remote.records import joined, to_engine_output
 from headway.server.client import EngineOutput
 
 MAX_PARTS = 64  # kept apart; more are joined, so that what waits weighs little beyond its own tokens
@@ -49,7 +50,8 @@ class Reading:
 
     async def take(self) -> list[EngineOutput]:
         """Waits for news. Sets `is_over` with the last of them; raises what ended the request early."""
-        await self._has_news.wait()
+        if not self._has_news.is_set():
+            await self._has_news.wait()
         if not self._parts and self._error is not None:
             raise self._error
         parts, self._parts = self._parts, {}

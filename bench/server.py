@@ -1,0 +1,187 @@
+"""What HTTP costs: the server around an engine that says letters, in a process of its own, under closed-loop load.
+
+    python -m bench.server [--seconds 5] [--connections 64] [--streams 256]
+
+Three parts: short requests on kept connections, streams of one event a token, and /health beside the streams. Besides
+what was reached here, the report has the processor's time of the server's and the engine's process for each request and
+event: its inverse is what one core of theirs carries, whatever else the machine and the load generator do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headway import __version__
+from tests.remote.serving import Serving, serving
+
+RESULTS = Path(__file__).parent / "results"
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+HEAD = (
+    "POST /v1/completions HTTP/1.1\r\n"
+    "host: localhost\r\n"
+    "content-type: application/json\r\n"
+    "content-length: {}\r\n\r\n"
+)
+NUM_SHORT_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a stretch of time: how much was answered, and what both processes paid."""
+
+    count: int
+    wall_s: float
+    server_s: float
+    engine_s: float
+
+    def report(self, name: str) -> dict[str, float]:
+        return {
+            f"{name}_a_second": round(self.count / self.wall_s),
+            f"server_us_a_{name[:-1]}": round(1e6 * self.server_s / self.count, 1),
+            f"engine_us_a_{name[:-1]}": round(1e6 * self.engine_s / self.count, 1),
+            f"{name}_a_second_of_a_server_core": round(self.count / self.server_s),
+        }
+
+
+def processor_s(pid: int) -> float:
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / TICKS_PER_S
+
+
+def request_bytes(body: dict[str, Any]) -> bytes:
+    data = json.dumps(body).encode()
+    return HEAD.format(len(data)).encode() + data
+
+
+async def measured(server: Serving, work: Callable[[], Awaitable[int]]) -> Cost:
+    pids = server.process.pid, server.engine_pid
+    begin_s, before = time.perf_counter(), [processor_s(pid) for pid in pids]
+    count = await work()
+    after = [processor_s(pid) for pid in pids]
+    return Cost(count, time.perf_counter() - begin_s, after[0] - before[0], after[1] - before[1])
+
+
+async def short_requests(port: int, num_connections: int, seconds: float) -> int:
+    """Each connection asks again as soon as it is answered. Returns how often."""
+    data = request_bytes({"prompt": "def f(x):", "max_tokens": NUM_SHORT_TOKENS})
+    end_s = time.perf_counter() + seconds
+
+    async def one() -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        count = 0
+        while time.perf_counter() < end_s:
+            writer.write(data)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200"), head
+            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            await reader.readexactly(length)
+            count += 1
+        writer.close()
+        return count
+
+    return sum(await asyncio.gather(*(one() for _ in range(num_connections))))
+
+
+async def streams(port: int, num_streams: int, num_tokens: int) -> int:
+    """All streams from their begin to their end. Returns the number of events."""
+    data = request_bytes({"prompt": "def f(x):", "max_tokens": num_tokens, "stream": True})
+
+    async def one() -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
+        writer.write(data)
+        count, tail = 0, b""
+        while not tail.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"):
+            piece = await reader.read(1 << 18)
+            assert piece, tail
+            count += piece.count(b"data: {")
+            tail = (tail + piece)[-64:]
+        writer.close()
+        return count
+
+    return sum(await asyncio.gather(*(one() for _ in range(num_streams))))
+
+
+async def health_ms(port: int, is_over: asyncio.Event) -> list[float]:
+    """Twenty times a second, on a connection of its own."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    times = []
+    while not is_over.is_set():
+        begin_s = time.perf_counter()
+        writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        times.append(1e3 * (time.perf_counter() - begin_s))
+        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+        await asyncio.sleep(0.05)
+    writer.close()
+    return times
+
+
+async def streams_and_health(port: int, num_streams: int, num_tokens: int) -> tuple[int, list[float]]:
+    is_over = asyncio.Event()
+    watcher = asyncio.ensure_future(health_ms(port, is_over))
+    count = await streams(port, num_streams, num_tokens)
+    is_over.set()
+    return count, await watcher
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--streams", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=400, help="of each stream")
+    parser.add_argument("--step-ms", type=float, default=5.0, help="of the engine, while streams run")
+    parser.add_argument("--output-json", default=str(RESULTS / "server.json"))
+    args = parser.parse_args()
+    report = {**short_report(args), **stream_report(args), "load_average": os.getloadavg()[0]}
+    report |= {"num_cores": os.cpu_count(), "versions": {"headway": __version__}, "arguments": vars(args)}
+    Path(args.output_json).parent.mkdir(parents=True, exist_ok=True)
+    Path(args.output_json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(report))
+
+
+def short_report(args: argparse.Namespace) -> dict[str, Any]:
+    with serving({}) as server:
+        asyncio.run(short_requests(server.port, args.connections, 0.5))
+        cost = asyncio.run(
+            measured(server, lambda: short_requests(server.port, args.connections, args.seconds))
+        )
+    return {"short": cost.report("requests")}
+
+
+def stream_report(args: argparse.Namespace) -> dict[str, Any]:
+    times: list[float] = []
+    with serving({"step_s": args.step_ms / 1e3}) as server:
+
+        async def work() -> int:
+            count, found = await streams_and_health(server.port, args.streams, args.tokens)
+            times.extend(found)
+            return count
+
+        cost = asyncio.run(measured(server, work))
+    times.sort()
+    health = {
+        "median": statistics.median(times),
+        "p99": times[int(0.99 * (len(times) - 1))],
+        "num": len(times),
+    }
+    num_tokens = args.streams * args.tokens
+    return {
+        "streams": {**cost.report("events"), "tokens_an_event": round(num_tokens / cost.count, 2)},
+        "health_ms": {name: round(value, 2) for name, value in health.items()},
+    }
+
+
+if __name__ == "__main__":
+    main()
