@@ -110,6 +110,7 @@ def test_it_is_what_it_is_here(both: Callable[[Ask], tuple[Any, Any]]) -> None:
         template = client.chat_template
         assert template is not None
         rendered = template.render([{"role": "user", "content": "hello"}])
+        await whole(client, EngineRequest("s", [5, 6, 7], SamplingParams(max_tokens=4, seed=1)))
         stats = replace(await client.stats(), seconds_since_progress=0.0)
         assert [span.step for span in await client.recent_steps()]
         return text, rendered, client.tokenizer.special_tokens, template.variables, client.info, asdict(stats)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from headway.config import EngineConfig
+from headway.fields import flag, specs
 from headway.server.errors import ERROR_TABLE
 from headway.server.tables import TABLES, renew
 from tests.pages import python_blocks
@@ -34,6 +36,7 @@ def test_every_code_is_named_and_every_name_is_a_code() -> None:
 
 def test_every_flag_of_the_text_is_there() -> None:
     flags = set(re.findall(r"^\| `(--[\w-]+)` ", PAGE, re.MULTILINE))
+    flags |= {flag(name) for name in specs(EngineConfig)}  # flags of the same command
     assert set(re.findall(r"`(--[\w-]+)", PAGE)) - {"--port"} <= flags
 
 
