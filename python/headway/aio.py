@@ -66,6 +66,7 @@ class AsyncLLM(ChatRenderer):
         path = os.fspath(model) if isinstance(model, os.PathLike) else model
         self.config = EngineConfig(model=path, **settings)
         self._start(assemble(self.config, progress), max_waiting)
+        self._parts.engine.prepare_grammars()
 
     def _start(self, parts: Assembly, max_waiting: int | None) -> None:
         self._parts = parts

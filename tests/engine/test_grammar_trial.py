@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from headway.aio import AsyncLLM
 from headway.errors import OverloadedError, RequestError
 from headway.sampling import grammar
 from headway.sampling.grammar import GrammarCompiler
@@ -113,6 +115,22 @@ def test_each_form_is_tried_once(tiny_model_dir: Path) -> None:
         with pytest.raises(RequestError, match="what can be compiled: not that one"):
             compiler.start({"regex": "bad"})
     assert len(asked.keys) == 2
+
+
+def test_the_vocabulary_is_read_beforehand(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler, _ = make_compiler(tiny_model_dir)
+    compiler.prepare()
+    monkeypatch.delattr(grammar, "make_tokenizer")
+    compiler.prepare()
+    compiler.start(EASY)
+
+
+def test_an_engine_for_strangers_has_read_it(tiny_model_dir: Path) -> None:
+    llm = AsyncLLM(tiny_model_dir, device="cpu", max_num_seqs=1, max_model_len=64)
+    compiler = llm._parts.engine._masks._compiler
+    assert compiler is not None
+    assert compiler._tokenizer is not None
+    asyncio.run(llm.close())
 
 
 def test_who_compiles_holds_nobody_up_who_has_compiled(

@@ -148,6 +148,10 @@ class Engine:
         if isinstance(params, SamplingParams) and params.structured_outputs is not None:
             self._masks.compile(params.structured_outputs)
 
+    def prepare_grammars(self) -> None:
+        """For an engine that serves strangers: its first structured output then holds nobody up."""
+        self._masks.prepare()
+
     def submit(self, checked: CheckedRequest) -> Request:
         """Queues a request's n completions, or none of them. Raises CapacityError if it can never fit."""
         self._refuse_if_dead()

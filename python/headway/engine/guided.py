@@ -70,6 +70,11 @@ class MaskWorkers:
         self._failed: deque[Completion] = deque()
         self._tasks: deque[Future[None]] = deque()  # in the order of their coming; the first is not over
 
+    def prepare(self) -> None:
+        """Does beforehand what would hold up everybody at the first grammar."""
+        if self._compiler is not None:
+            self._compiler.prepare()
+
     def compile(self, form: Mapping[str, Any]) -> GrammarState:
         """Raises RequestError for a form that cannot be compiled here."""
         if self._compiler is None:

@@ -8,6 +8,7 @@ so within its limits (`headway.sampling.grammar_trial`). The compiled grammar ca
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections import OrderedDict
@@ -80,6 +81,14 @@ class GrammarCompiler:
         self._lock = threading.Lock()  # of all above, never held for long
         self._turn = threading.Lock()  # one compiles at a time
 
+    def prepare(self) -> None:
+        """Reads the vocabulary, which keeps the interpreter for a second or two where it is large. Without llguidance,
+        nothing: the first form says so.
+        """
+        with contextlib.suppress(ImportError), self._turn:
+            if self._tokenizer is None:
+                self._tokenizer = make_tokenizer(self._tokenizer_json, self._vocab_size, self._eos_token_ids)
+
     def start(self, form: Mapping[str, Any]) -> GrammarState:
         """A state before the first token. Raises RequestError for a form that cannot be compiled, OverloadedError
         where too many others are being compiled.
@@ -119,7 +128,7 @@ class GrammarCompiler:
         except ImportError as cause:
             hint = "pip install 'headway[grammar]'"
             raise RequestError("structured_outputs", kind, "unset without llguidance", hint=hint) from cause
-        if self._tokenizer is None:
+        if self._tokenizer is None:  # nobody has called `prepare`
             self._tokenizer = make_tokenizer(self._tokenizer_json, self._vocab_size, self._eos_token_ids)
         try:
             if self._trial is not None:
