@@ -89,6 +89,12 @@ def test_extras_that_the_code_and_the_pages_name_are_there() -> None:
     assert named <= set(PYPROJECT["project"]["optional-dependencies"])
 
 
+def test_readme_lists_the_extras_of_users() -> None:
+    (line,) = re.findall(r"^Extras, .*?\n\n", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    extras = set(PYPROJECT["project"]["optional-dependencies"]) - {"test", "dev", "eval"}
+    assert set(re.findall(r"`(\w+)` \(", line)) == extras
+
+
 RUNNABLE = {("headway", "generate"), ("headway", "doctor")}
 SLOW = {("headway", "bench")}
 

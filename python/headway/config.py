@@ -250,8 +250,8 @@ def render_settings() -> str:
     lines = [
         "# Engine settings",
         "",
-        "Each is a keyword of `headway.LLM(...)` and a flag of every command. This page is rendered from",
-        "`headway.config.EngineConfig` (`python -m headway.config > docs/settings.md`).",
+        "Each is a keyword of `headway.LLM(...)` and a flag of every command that runs a model. This page is rendered",
+        "from `headway.config.EngineConfig` (`python -m headway.config > docs/settings.md`).",
         "",
         "| setting | flag | default | accepts | tier | meaning |",
         "|---|---|---|---|---|---|",

@@ -33,7 +33,7 @@ NUM_SAMPLES = 40
 MALFORMED: list[dict[str, Any]] = [
     {"prompt": [-1]},
     {"prompt": []},
-    {"prompt": [5], "max_tokens": 10_000},
+    {"prompt": [5] * 300},
     {"prompt": [5], "allowed_token_ids": [10**6]},
     {"prompt": [5], "logit_bias": {"99999999": 1.0}},
 ]
