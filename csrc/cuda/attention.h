@@ -15,9 +15,11 @@ inline constexpr char kAttentionOp[] = "paged_attention";
 // Keys of one tile of the tiled kernel.
 inline constexpr int kTileKeys = 64;
 
-// Rows of at most this many queries go to the decode kernel, others to the tiled one. Each kernel's sums follow a tree
-// that depends on absolute positions alone, so a query's result is the same bits however its prompt was cut and whoever
-// shares the batch, as long as the same kernel takes it. The trees differ: decode must spread one query over the chip.
+// Rows of at most this many queries go to the decode kernel, others to the warpgroup kernel where it takes the shape,
+// or else to the tiled one: what row goes where depends on shapes, dtype and device alone. Each kernel's sums follow a
+// tree that depends on absolute positions alone, so a query's result is the same bits however its prompt was cut and
+// whoever shares the batch, as long as the same kernel takes it. The trees differ: decode must spread one query over
+// the chip.
 inline constexpr int kMaxDecodeQueries = 8;
 
 // Keys of a leaf (what one warp takes at a time), a step (a block's warps together) and a span of the decode kernel's
@@ -94,5 +96,10 @@ inline AttentionWorkspace plan_workspace(const PagedAttentionParams& params) {
 void launch_generic_attention(const PagedAttentionParams& params, cudaStream_t stream);
 void launch_decode_attention(const PagedAttentionParams& params, const AttentionWorkspace& plan, cudaStream_t stream);
 void launch_tiled_attention(const PagedAttentionParams& params, cudaStream_t stream);
+
+// The kernel for rows of many queries on sm_90a, and whether it takes these shapes on the current device. counter: one
+// number of workspace.
+bool can_attend_warpgroups(const PagedAttentionParams& params);
+void launch_warpgroup_attention(const PagedAttentionParams& params, unsigned* counter, cudaStream_t stream);
 
 }  // namespace headway::cuda

@@ -42,13 +42,14 @@ __device__ __forceinline__ float rescale_factor(float before, float after, float
 }
 
 // Scores -> exp2((score - largest) * log2_scale); updates the state; `factor` is for the accumulator.
-__device__ __forceinline__ void softmax_tile(float (&scores)[kScoreTiles][4], SoftmaxState& state, float (&factor)[2],
+template <int kTiles>
+__device__ __forceinline__ void softmax_tile(float (&scores)[kTiles][4], SoftmaxState& state, float (&factor)[2],
                                              float log2_scale) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float largest = state.largest[half];
 #pragma unroll
-    for (int n = 0; n < kScoreTiles; ++n) {
+    for (int n = 0; n < kTiles; ++n) {
       largest = fmaxf(largest, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
     }
     largest = fmaxf(largest, __shfl_xor_sync(kFullWarp, largest, 1));
@@ -58,7 +59,7 @@ __device__ __forceinline__ void softmax_tile(float (&scores)[kScoreTiles][4], So
     const float shift = -__fmul_rn(reference, log2_scale);
     float sum = 0.0f;
 #pragma unroll
-    for (int n = 0; n < kScoreTiles; ++n) {
+    for (int n = 0; n < kTiles; ++n) {
       float& first = scores[n][2 * half];
       float& second = scores[n][2 * half + 1];
       first = fast_exp2(__fmaf_rn(first, log2_scale, shift));

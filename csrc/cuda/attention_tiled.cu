@@ -1,7 +1,7 @@
 // Attention for rows of many queries (prompt chunks): a block takes up to 128 packed rows (queries x heads that share a
 // key head) and walks over all keys they see, 64 at a time, with keys, values and compute overlapped through cp.async.
 // Tiles begin at multiples of 64 positions and are folded in order; see attention.h for what that guarantees.
-#include "cuda/attention_tile.cuh"
+#include "cuda/attention_prefill.cuh"
 #include "cuda/common/dtype.cuh"
 
 namespace headway::cuda {
@@ -12,20 +12,6 @@ template <int kDim>
 inline constexpr int kFragments = kDim <= 128 ? 2 : 1;
 template <int kDim>
 inline constexpr int kBlockRows = kAttentionWarps * kFragments<kDim> * kFragmentRows;
-
-struct TiledParams {
-  PagedAttentionParams attention;
-  int group;  // query heads a key head
-  float log2_scale;
-};
-
-// Blocks' worth of work of row r, per key head.
-template <int kDim>
-__device__ __forceinline__ int num_tiles(const TiledParams& params, int r) {
-  const int num_queries = params.attention.rows.query_start[r + 1] - params.attention.rows.query_start[r];
-  if (num_queries <= kMaxDecodeQueries) return 0;
-  return (num_queries * params.group + kBlockRows<kDim> - 1) / kBlockRows<kDim>;
-}
 
 // A block's shared memory, as addresses and pointers.
 template <int kDim>
@@ -49,33 +35,8 @@ struct TileMemory {
         prefix(reinterpret_cast<int32_t*>(base + kBytes)) {}
 };
 
-// The packed rows of one block: packed index = query * group + head of the group.
-struct QueryBlock {
-  QueryRow row;
-  int kv_head;
-  int first;  // packed index of the first
-  int num_packed;  // of the whole row
-  int num_keys;  // that the last of them sees
-};
-
-template <int kDim>
-__device__ QueryBlock make_block(const TiledParams& params, const QueryRow& row, int tile, int kv_head) {
-  const int num_packed = row.num_queries * params.group;
-  const int first = tile * kBlockRows<kDim>;
-  const int last = min(first + kBlockRows<kDim>, num_packed) - 1;
-  return {row, kv_head, first, num_packed, row.first_position + last / params.group + 1};
-}
-
-// Element offset of a packed row in a [T, Hq, D] tensor with tokens `stride` apart.
-__device__ __forceinline__ int64_t packed_offset(const TiledParams& params, const QueryBlock& block, int packed,
-                                                 int64_t stride) {
-  const int head = block.kv_head * params.group + packed % params.group;
-  return (block.row.first_token + packed / params.group) * stride +
-         static_cast<int64_t>(head) * params.attention.head_dim;
-}
-
 template <typename T, int kDim>
-__device__ void copy_queries(const TiledParams& params, const QueryBlock& block, const TileMemory<kDim>& memory) {
+__device__ void copy_queries(const PrefillParams& params, const QueryBlock& block, const TileMemory<kDim>& memory) {
   using Rows = TileRows<kDim>;
   const auto* q = static_cast<const T*>(params.attention.q);
   for (int i = static_cast<int>(threadIdx.x); i < kBlockRows<kDim> * Rows::kPieces; i += kAttentionThreads) {
@@ -89,7 +50,7 @@ __device__ void copy_queries(const TiledParams& params, const QueryBlock& block,
 }
 
 // Where the keys of the tile at key `tile` lie, for the copies that follow the next barrier.
-__device__ __forceinline__ void find_keys(const TiledParams& params, const QueryBlock& block, int tile,
+__device__ __forceinline__ void find_keys(const PrefillParams& params, const QueryBlock& block, int tile,
                                           int64_t* offsets) {
   if (threadIdx.x >= kTileKeys) return;
   const KvCache& cache = params.attention.cache;
@@ -106,7 +67,7 @@ __device__ __forceinline__ void find_keys(const TiledParams& params, const Query
 }
 
 template <typename T, int kDim>
-__device__ void copy_tile(const TiledParams& params, const void* cache, const int64_t* offsets, uint32_t target) {
+__device__ void copy_tile(const PrefillParams& params, const void* cache, const int64_t* offsets, uint32_t target) {
   using Rows = TileRows<kDim>;
   const auto* base = static_cast<const T*>(cache);
 #pragma unroll
@@ -140,19 +101,19 @@ struct WarpRows {
 };
 
 template <int kDim>
-__device__ void place_rows(const TiledParams& params, const QueryBlock& block, int warp, int lane,
+__device__ void place_rows(const PrefillParams& params, const QueryBlock& block, int warp, int lane,
                            WarpRows<kDim>& rows) {
   const int first = block.first + warp * kFragments<kDim> * kFragmentRows;
   const int last = min(first + kFragments<kDim> * kFragmentRows, block.num_packed) - 1;
-  rows.fewest_keys = block.row.first_position + first / params.group + 1;
-  rows.most_keys = first < block.num_packed ? block.row.first_position + last / params.group + 1 : 0;
+  rows.fewest_keys = keys_seen(params, block, first);
+  rows.most_keys = first < block.num_packed ? keys_seen(params, block, last) : 0;
 #pragma unroll
   for (int f = 0; f < kFragments<kDim>; ++f) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int packed = first + f * kFragmentRows + lane / 4 + 8 * half;
       const bool is_valid = packed < block.num_packed;
-      rows.limit[f][half] = is_valid ? block.row.first_position + packed / params.group + 1 : 0;
+      rows.limit[f][half] = is_valid ? keys_seen(params, block, packed) : 0;
     }
   }
 }
@@ -223,7 +184,7 @@ __device__ void mask_tile(float (&scores)[kFragments<kDim>][kScoreTiles][4], con
 }
 
 template <typename T, int kDim>
-__device__ void write_rows(const TiledParams& params, const QueryBlock& block, const WarpRows<kDim>& rows, int warp,
+__device__ void write_rows(const PrefillParams& params, const QueryBlock& block, const WarpRows<kDim>& rows, int warp,
                            int lane) {
   const int64_t stride = static_cast<int64_t>(params.attention.num_heads) * params.attention.head_dim;
   auto* out = static_cast<T*>(params.attention.out);
@@ -249,7 +210,7 @@ __device__ void write_rows(const TiledParams& params, const QueryBlock& block, c
 // All keys of one block of queries. While the scores are computed the values arrive; while the values are used, the
 // next keys do.
 template <typename T, int kDim>
-__device__ void attend_block(const TiledParams& params, const QueryBlock& block, const TileMemory<kDim>& memory) {
+__device__ void attend_block(const PrefillParams& params, const QueryBlock& block, const TileMemory<kDim>& memory) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const KvCache& cache = params.attention.cache;
@@ -301,37 +262,32 @@ __device__ void attend_block(const TiledParams& params, const QueryBlock& block,
 }
 
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kAttentionThreads) tiled_kernel(const __grid_constant__ TiledParams params) {
+__global__ void __launch_bounds__(kAttentionThreads) tiled_kernel(const __grid_constant__ PrefillParams params) {
   extern __shared__ __align__(16) unsigned char shared[];
   const TileMemory<kDim> memory(shared);
-  const int num_rows = params.attention.rows.num_rows;
-  const int num_kv_heads = params.attention.num_kv_heads;
-  prefix_rows(memory.prefix, num_rows, [&](int r) { return num_tiles<kDim>(params, r); });
-  const int64_t num_items = static_cast<int64_t>(memory.prefix[num_rows]) * num_kv_heads;
+  prefix_rows(memory.prefix, params.attention.rows.num_rows,
+              [&](int r) { return num_query_blocks<kBlockRows<kDim>>(params, r); });
+  const QueryBlocks<kBlockRows<kDim>> blocks{params, memory.prefix};
+  const int64_t num_blocks = blocks.count();
 
-  // Late queries see the most keys: they go first, and every other round of the grid runs backwards.
-  for (int64_t round = 0; round * gridDim.x < num_items; ++round) {
+  // From the most keys to the fewest, every other round of the grid backwards.
+  for (int64_t round = 0; round * gridDim.x < num_blocks; ++round) {
     const int64_t place = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
-    const int64_t item = num_items - 1 - (round * gridDim.x + place);
-    if (item < 0) continue;
-    const int unit = static_cast<int>(item / num_kv_heads);
-    const int r = find_row(memory.prefix, num_rows, unit);
-    const QueryBlock block = make_block<kDim>(params, query_row(params.attention, r), unit - memory.prefix[r],
-                                              static_cast<int>(item % num_kv_heads));
-    attend_block<T, kDim>(params, block, memory);
+    const int64_t index = round * gridDim.x + place;
+    if (index < num_blocks) attend_block<T, kDim>(params, blocks.at(index), memory);
   }
 }
 
 template <typename T, int kDim>
-void launch(const TiledParams& params, cudaStream_t stream) {
+void launch(const PrefillParams& params, cudaStream_t stream) {
   const PagedAttentionParams& attention = params.attention;
   int device = 0;
   int num_multiprocessors = 0;
   check(cudaGetDevice(&device), kAttentionOp);
   check(cudaDeviceGetAttribute(&num_multiprocessors, cudaDevAttrMultiProcessorCount, device), kAttentionOp);
-  const int64_t tiles = attention.num_tokens * params.group / kBlockRows<kDim> + attention.rows.num_rows;
+  const int64_t blocks = max_query_blocks<kBlockRows<kDim>>(params);
   const int64_t resident = std::min(kAttentionBlocks, 2 * num_multiprocessors);
-  const auto num_blocks = static_cast<unsigned>(std::min(resident, tiles * attention.num_kv_heads));
+  const auto num_blocks = static_cast<unsigned>(std::min(resident, blocks * attention.num_kv_heads));
   const int shared_bytes = TileMemory<kDim>::kBytes + (attention.rows.num_rows + 1) * 4;
   auto* kernel = tiled_kernel<T, kDim>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), kAttentionOp);
@@ -340,7 +296,7 @@ void launch(const TiledParams& params, cudaStream_t stream) {
 }
 
 template <typename T>
-void launch_dtype(const TiledParams& params, cudaStream_t stream) {
+void launch_dtype(const PrefillParams& params, cudaStream_t stream) {
   switch (padded_head_dim(params.attention.head_dim)) {
     case 32:
       return launch<T, 32>(params, stream);
@@ -362,7 +318,7 @@ void launch_dtype(const TiledParams& params, cudaStream_t stream) {
 }  // namespace
 
 void launch_tiled_attention(const PagedAttentionParams& attention, cudaStream_t stream) {
-  const TiledParams params{attention, attention.num_heads / attention.num_kv_heads, attention.scale * kLog2E};
+  const PrefillParams params{attention, attention.num_heads / attention.num_kv_heads, attention.scale * kLog2E};
   if (attention.dtype == DType::kBFloat16) {
     launch_dtype<__nv_bfloat16>(params, stream);
   } else {

@@ -1,5 +1,5 @@
-// Chooses among the attention kernels: decode (rows of few queries), tiled (rows of many) or generic (fp32, odd sizes).
-// The device tells rows apart; here only what the host's bounds exclude is left out.
+// Chooses among the attention kernels: decode (rows of few queries), warpgroup or tiled (rows of many) or generic
+// (fp32, odd sizes). The device tells rows apart; here only what the host's bounds exclude is left out.
 #include "cuda/attention.h"
 #include "cuda/common/vector.cuh"
 #include "cuda/ops.h"
@@ -17,12 +17,18 @@ bool takes_tensor_cores(const PagedAttentionParams& params) {
          is_vectorisable<Element>(params.out, 0, params.head_dim);
 }
 
+constexpr int64_t kCounterBytes = 16;  // of the blocks that the warpgroup kernel has given out, behind the partials
+
+int64_t partials_bytes(const AttentionWorkspace& plan) {
+  return plan.max_partials * plan.partial_bytes;
+}
+
 }  // namespace
 
 int64_t paged_attention_workspace_bytes(const PagedAttentionParams& params) {
   if (params.num_tokens == 0 || padded_head_dim(params.head_dim) == 0) return 0;
-  const AttentionWorkspace plan = plan_workspace(params);
-  return plan.max_partials * plan.partial_bytes;
+  const int64_t counter_bytes = params.max_query_len > kMaxDecodeQueries ? kCounterBytes : 0;
+  return partials_bytes(plan_workspace(params)) + counter_bytes;
 }
 
 void paged_attention(const PagedAttentionParams& params, Stream stream) {
@@ -34,7 +40,12 @@ void paged_attention(const PagedAttentionParams& params, Stream stream) {
   require(params.workspace_bytes >= paged_attention_workspace_bytes(params), kAttentionOp,
           "the workspace is smaller than paged_attention_workspace_bytes");
   launch_decode_attention(params, plan, cuda_stream);
-  if (params.max_query_len > kMaxDecodeQueries) launch_tiled_attention(params, cuda_stream);
+  if (params.max_query_len <= kMaxDecodeQueries) return;
+  if (can_attend_warpgroups(params)) {
+    auto* counter = static_cast<unsigned char*>(params.workspace) + partials_bytes(plan);
+    return launch_warpgroup_attention(params, reinterpret_cast<unsigned*>(counter), cuda_stream);
+  }
+  launch_tiled_attention(params, cuda_stream);
 }
 
 }  // namespace headway::cuda

@@ -131,6 +131,40 @@ def test_long_contexts(case, dtype, device):
         assert_bit_equal(out, whole[piece.tokens.to(device)], "alone")
 
 
+PROMPT_CASES = {
+    "heads_of_64": AttentionCase(8, 2, 64, block_size=128),
+    "sixteen_heads_a_key": AttentionCase(32, 2, 128),
+    "one_head_a_key": AttentionCase(2, 2, 128, block_size=32, gap=8),
+    "odd_blocks": AttentionCase(6, 2, 128, block_size=48),
+    "heads_of_96": AttentionCase(3, 1, 96, block_size=64),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", PROMPT_CASES.values(), ids=PROMPT_CASES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_prompts_are_bit_equal_to_their_pieces(case, dtype):
+    """Over several tiles of keys, with and without cached ones; no piece changes hands between kernels."""
+    rows = Rows((300, 0, 9, 140, 1), (0, 5, 250, 500, 40))
+    arguments = attention_arguments(case, rows, dtype)
+    expected = reference.paged_attention_ref(**in_float64(arguments))
+    given = on_device(arguments, "cuda")
+    whole = ops.paged_attention(**given)
+    assert_close(whole, expected, "prompts")
+    for title, pieces in {
+        "alone": alone(rows),
+        "cut": cut(rows, (100,)),
+        "odd": cut(rows, (51, 71, 89)),
+    }.items():
+        out = torch.zeros_like(whole)
+        for piece in pieces:
+            tokens = piece.tokens.cuda()
+            mine = {"q": given["q"][tokens], "rows": given["rows"][piece.row_indices]}
+            bounds = {"max_query_len": piece.rows.max_query_len, "max_kv_len": piece.rows.max_kv_len}
+            out[tokens] = ops.paged_attention(**{**given, **mine, **bounds, **piece.bounds("cuda")})
+        assert_bit_equal(out, whole, f"prompts {title}")
+
+
 @pytest.mark.gpu
 def test_more_rows_than_partial_results_fit():
     """Then a block takes whole rows; to the bit what a row alone gets."""

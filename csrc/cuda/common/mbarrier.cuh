@@ -18,6 +18,22 @@ struct Barrier {
     asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(address) : "memory");
   }
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  // Arrives, and lets the phase end only when this many bytes of bulk copies have landed as well.
+  __device__ __forceinline__ void arrive_expecting(uint32_t num_bytes) const {
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1; }" ::"r"(address),
+                 "r"(num_bytes)
+                 : "memory");
+  }
+#endif
+
+  // Makes the barriers initialised so far known to the copy engine; one thread, before the block's next barrier.
+  __device__ __forceinline__ static void publish_inits() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+  }
+
   // Arrives when all asynchronous copies of this thread so far have landed.
   __device__ __forceinline__ void arrive_after_copies() const {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(address) : "memory");
