@@ -9,6 +9,20 @@
 namespace headway {
 namespace {
 
+StateLogParams state_log(Address columns, int64_t columns_stride, Address dt, int64_t dt_stride, Address raw,
+                         int64_t raw_stride, int num_entries, int num_raw, int window, int max_rewind) {
+  return {.columns = columns,
+          .columns_stride = columns_stride,
+          .dt = dt,
+          .dt_stride = dt_stride,
+          .raw = raw,
+          .raw_stride = raw_stride,
+          .num_entries = num_entries,
+          .num_raw = num_raw,
+          .window = window,
+          .max_rewind = max_rewind};
+}
+
 void mamba_decode(int num_rows, Address query_start, Address row_start, int64_t num_tokens, int max_query_len,
                   int num_heads, int head_dim, int num_groups, int state_size, int width, Address z, Address columns,
                   Address dt, int64_t token_stride, Address conv_weight, Address conv_bias, Address a, Address d,
@@ -46,16 +60,8 @@ void mamba_decode(int num_rows, Address query_start, Address row_start, int64_t 
                       .ssm_state_stride = ssm_state_stride,
                       .slots = slots,
                       .state_base = state_base,
-                      .log = {.columns = log_columns,
-                              .columns_stride = log_columns_stride,
-                              .dt = log_dt,
-                              .dt_stride = log_dt_stride,
-                              .raw = log_raw,
-                              .raw_stride = log_raw_stride,
-                              .num_entries = num_entries,
-                              .num_raw = num_raw,
-                              .window = window,
-                              .max_rewind = max_rewind},
+                      .log = state_log(log_columns, log_columns_stride, log_dt, log_dt_stride, log_raw, log_raw_stride,
+                                       num_entries, num_raw, window, max_rewind),
                       .convolved = convolved,
                       .table = table,
                       .scanned = scanned,
@@ -85,16 +91,8 @@ void fold_states(int num_copies, Address copies, Address state_base, int num_hea
                      .conv_state_stride = conv_state_stride,
                      .ssm_state = ssm_state,
                      .ssm_state_stride = ssm_state_stride,
-                     .log = {.columns = log_columns,
-                             .columns_stride = log_columns_stride,
-                             .dt = log_dt,
-                             .dt_stride = log_dt_stride,
-                             .raw = log_raw,
-                             .raw_stride = log_raw_stride,
-                             .num_entries = num_entries,
-                             .num_raw = num_raw,
-                             .window = window,
-                             .max_rewind = max_rewind},
+                     .log = state_log(log_columns, log_columns_stride, log_dt, log_dt_stride, log_raw, log_raw_stride,
+                                      num_entries, num_raw, window, max_rewind),
                      .dtype = DType{dtype}},
                     stream);
 }

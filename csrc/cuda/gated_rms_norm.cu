@@ -15,7 +15,6 @@ constexpr char kOp[] = "gated_rms_norm";
 template <typename T, int kWidth, int kItems>
 __global__ void __launch_bounds__(max_row_threads(kItems, kWidth)) gated_rms_norm_kernel(GatedRmsNormParams params) {
   allow_next_kernel();
-  wait_for_previous_kernel();
   __shared__ float scratch[kWarpSize];
   const int64_t num_groups = params.hidden / params.group_size;
   const int64_t token = blockIdx.x / num_groups;

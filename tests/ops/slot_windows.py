@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +116,7 @@ class WindowedRows:
         for ring in (self.log.columns, self.log.dt, self.log.raw):
             ring.fill_(NAN)
         self.positions, self.bases = list(origins), list(origins)
+        self.spread_tokens: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
     def step(self, inputs: Inputs, counts: list[int], rows: list[int] | None = None) -> Tensor:
         """counts[i] new tokens of rows[i] (default: all) -> [T, H * P]; input position 0 is each row's origin."""
@@ -126,7 +128,7 @@ class WindowedRows:
 
         starts = [self.positions[row] for row in rows]
         out = self.op(
-            *inputs.of(rows, starts, counts),
+            *map(self.spread_tokens, inputs.of(rows, starts, counts)),
             self.weights,
             self.conv_state,
             self.ssm_state,

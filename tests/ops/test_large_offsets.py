@@ -6,12 +6,15 @@ On a CPU the gigabytes are address space only: pages nobody touches are never ba
 from __future__ import annotations
 
 import mmap
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from headway import ops
-from tests.cases import ATTENTION_CASES, MAMBA_CASES, Rows
+from headway.ops.layout import STATE_COPY
+from tests.cases import ATTENTION_CASES, MAMBA_CASES, MambaCase, Rows
 from tests.compare import assert_bit_equal
 from tests.inputs import (
     attention_arguments,
@@ -21,6 +24,7 @@ from tests.inputs import (
     on_device,
     scan_arguments,
 )
+from tests.ops.slot_windows import Inputs, WindowedRows, walk
 
 STRIDE = 2**30 + 64  # elements: the third entry lies beyond 2^31
 ROWS = Rows((1, 5, 3), (4, 0, 7))
@@ -80,6 +84,37 @@ def test_tokens_of_strided_inputs(device):
     expected = ops.gated_rms_norm(y, z, weight, 1e-5, 32)
     assert_bit_equal(ops.gated_rms_norm(y, spread(z, device), weight, 1e-5, 32), expected, "gated_rms_norm")
     assert_bit_equal(ops.rms_norm(spread(z, device), weight, 1e-5), ops.rms_norm(z, weight, 1e-5), "rms_norm")
+
+
+def spread_slots(rows: WindowedRows, num_slots: int, device: str) -> None:
+    """Moves the states and logs of the first slots apart."""
+
+    def apart(tensor: torch.Tensor) -> torch.Tensor:
+        return spread(tensor[:num_slots], device)
+
+    log = rows.log
+    rows.conv_state, rows.ssm_state = apart(rows.conv_state), apart(rows.ssm_state)
+    rows.log = replace(log, columns=apart(log.columns), dt=apart(log.dt), raw=apart(log.raw))
+
+
+def test_window_slots_and_tokens(device):
+    """Two rows over two windows, the second far away; then its state is folded, and three far tokens decode."""
+    case, origin, end = MambaCase(2, 32, 1, 64), 9, 43
+    inputs = Inputs.draw(case, 2, end + 3, torch.bfloat16, device)
+    near, far = (WindowedRows(case, [origin] * 2, torch.bfloat16, device) for _ in range(2))
+    spread_slots(far, 3, device)
+    assert_bit_equal(walk(far, inputs, end), walk(near, inputs, end), "windowed decode")
+    copies = torch.from_numpy(np.array([(2, 2, end, 0)], STATE_COPY).view(np.uint8)).to(device)
+    for rows in (near, far):
+        bases = torch.zeros(len(rows.ssm_state), dtype=torch.int32, device=device)
+        bases[2] = rows.bases[1]
+        states = (rows.conv_state, rows.ssm_state, rows.log)
+        ops.fold_states(rows.weights, *states, bases, copies.data_ptr(), 1)
+        rows.bases[1] = end
+    assert_bit_equal(far.ssm_state[1:], near.ssm_state[1:3], "states")
+    expected = near.step(inputs, [3], [1])
+    far.spread_tokens = lambda tensor: spread(tensor, device)
+    assert_bit_equal(far.step(inputs, [3], [1]), expected, "far tokens")
 
 
 def test_cache_blocks(device):

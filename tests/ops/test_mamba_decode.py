@@ -123,6 +123,13 @@ def test_refuses_longer_rows_than_can_be_taken_back(device):
         rows.step(Inputs.draw(SMALL, 1, 40, torch.float32, device), [4])
 
 
+def test_refuses_inputs_of_their_own_strides(device):
+    rows = WindowedRows(SMALL, [4], torch.float32, device)
+    rows.spread_tokens = torch.Tensor.contiguous
+    with pytest.raises(ValueError, match="slices of one tensor, got token strides"):
+        rows.step(Inputs.draw(SMALL, 1, 40, torch.float32, device), [2])
+
+
 @pytest.mark.parametrize("num_tokens", [0, 1, 2, 11, 12, 27, 28, 31])
 @pytest.mark.parametrize("target", [1, 2])
 def test_a_folded_state_is_that_in_place(num_tokens, target, dtype, device):

@@ -170,3 +170,6 @@ def _check(
         check_inner_dense(op, name, tensor)
         check_same_dtype(op, name, tensor, z.dtype)
     check_same_dtype(op, "ssm_state", ssm_state, torch.float32)
+    if not z.stride(0) == columns.stride(0) == dt.stride(0):
+        strides = (z.stride(0), columns.stride(0), dt.stride(0))
+        raise ValueError(f"{op}: z, columns and dt must be slices of one tensor, got token strides {strides}")
