@@ -1,6 +1,7 @@
 #include "core/planner.h"
 
 #include <algorithm>
+#include <span>
 
 namespace headway {
 namespace {
@@ -60,11 +61,12 @@ Planner::Planner(const LedgerConfig& config, const StepClock& clock, RowTable& r
 const StepDraft& Planner::draft(int64_t step) {
   draft_.clear(step);
   num_scores_ = 0;
+  draft_.rewinds = rows_.rewinds();
   plan_decodes();
   plan_prompts();
   admit_waiting();
   order_rows();
-  draft_.rewinds = rows_.rewinds();
+  drop_stale_rewinds();
   if (!draft_.rows.empty()) cache_.note_step(draft_, waiting_);
   draft_.has_news = !draft_.grants.empty() || !draft_.copies.empty() || !draft_.rewinds.empty() ||
                     !draft_.masks.empty() || !repeats_device_rows();
@@ -238,6 +240,16 @@ void Planner::order_rows() {
   append(final_chunks_);
   draft_.num_sampled = static_cast<int32_t>(draft_.rows.size());
   append(other_chunks_);
+}
+
+// Those of rows that were given up on the way, unless the row decodes in this step all the same: it was planned before
+// it gave way, and its token counts.
+void Planner::drop_stale_rewinds() {
+  const auto decodes = std::span(draft_.rows).first(draft_.num_decode_rows);
+  std::erase_if(draft_.rewinds, [&](const RowRewind& rewind) {
+    const auto is_its_row = [&](const auto& other) { return other.row == rewind.row; };
+    return std::ranges::none_of(rows_.rewinds(), is_its_row) && std::ranges::none_of(decodes, is_its_row);
+  });
 }
 
 bool Planner::repeats_device_rows() const {

@@ -84,6 +84,7 @@ class Planner {
   int32_t num_scored_in(const Request& request, int32_t start, int32_t num_tokens) const;
   int32_t limit_to_scores(const Request& request, int32_t start, int32_t num_tokens) const;
   void grant_ahead();
+  void drop_stale_rewinds();
   bool repeats_device_rows() const;
 
   int32_t secure(int32_t row, int32_t num_tokens, int32_t min_tokens);

@@ -68,7 +68,10 @@ def check_trace(seed: int) -> Counter[str]:
     return reached
 
 
-@pytest.mark.parametrize("seed", range(16))
+REWOUND_AND_EVICTED_IN_ONE_PLAN = 10_503  # a seed
+
+
+@pytest.mark.parametrize("seed", [*range(16), REWOUND_AND_EVICTED_IN_ONE_PLAN])
 def test_every_depth_gives_what_depth_0_gives(seed: int) -> None:
     check_trace(seed)
 

@@ -130,6 +130,33 @@ CHECK_CASE(the_news_of_a_rewind_goes_with_its_row) {
   EXPECT_EQ(kept.size() + rig.outputs[id].size(), 12u);
 }
 
+// A prompt of higher priority takes the row's memory after the row was planned: what it samples then still counts.
+CHECK_CASE(a_row_that_gives_way_in_the_plan_after_its_rewind_decodes_from_where_it_was_set_back_to) {
+  const auto expected = undisturbed(attention_config(0), 12);
+  LedgerConfig config = attention_config(0);
+  config.num_blocks = 8;
+  config.grant_ahead_blocks = 0;
+  config.prompt_grid_tokens = 4;
+  Rig rig(config);
+  const int64_t id = rig.add(kPrompt, 12, {}, 1);
+  for (int32_t i = 0; i < 7; ++i) {
+    if (i == 5) rig.add(std::vector<int32_t>(24, 5), 1, {}, 0);  // admitted with six blocks free, of which one is lost
+    rig.launch();
+    rig.retire();
+  }
+  EXPECT_TRUE(rig.ledger.rewind(id, 1));
+  EXPECT_TRUE(rig.launch());
+  EXPECT_EQ(rig.ledger.find(id)->num_evictions, 1);
+  EXPECT_EQ(rig.plan.num_decode_rows, 1);  // planned before it gave way
+  rig.retire();
+  auto outputs = known(rig, id);
+  EXPECT_EQ(outputs.size(), 7u);
+  rig.outputs.clear();
+  rig.run();
+  for (const int32_t token : rig.outputs[id]) outputs.push_back(token);
+  EXPECT_TRUE(outputs == expected);
+}
+
 CHECK_CASE(a_rewind_that_is_out_of_reach_is_refused_and_changes_nothing) {
   for (const bool is_hybrid : {false, true}) {
     Rig rig(is_hybrid ? hybrid_config(1) : attention_config(1));
