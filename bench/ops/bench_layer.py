@@ -14,7 +14,7 @@ import torch
 from bench.ops.command import run_alone
 from bench.ops.report import Report
 from bench.ops.timing import time_cpu_us, time_us
-from bench.ops.workloads import Scene, works
+from bench.ops.workloads import Scene, builders
 from tests.cases import MODEL_SHAPES, Rows, decode_rows
 
 GPU_SHAPES = ("nano30b", "nano9b", "granite_tiny", "mamba2_2.7b")
@@ -38,9 +38,10 @@ def run(report: Report) -> None:
     )
     for name in GPU_SHAPES if device == "cuda" else CPU_SHAPES:
         for scene in scenes(device):
-            for work in works(MODEL_SHAPES[name], scene):
-                entry = f"layer/{name}/{scene.title}/{work.name}"
+            for op, build in builders(MODEL_SHAPES[name]).items():
+                entry = f"layer/{name}/{scene.title}/{op}"
                 if report.wants(entry):
+                    work = build(MODEL_SHAPES[name], scene)
                     report.add(entry, measure(work.run), work.num_bytes)
 
 
