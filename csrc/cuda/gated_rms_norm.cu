@@ -1,5 +1,5 @@
-// RMS norm over groups of y * silu(z), the norm behind a Mamba-2 mixer. One block a (token, group), the gated values in
-// registers between the two passes. The block size depends on the group's width alone.
+// RMS norm over groups of y * silu(z), the norm behind a Mamba-2 mixer. One block a (token, group), or one warp where
+// that is enough, the gated values in registers between the two passes. Which of them depends on the group's width.
 #include "cuda/common/chained.cuh"
 #include "cuda/common/math.cuh"
 #include "cuda/common/reduce.cuh"
@@ -11,24 +11,30 @@ namespace headway::cuda {
 namespace {
 
 constexpr char kOp[] = "gated_rms_norm";
+constexpr int kBlockWarps = 8;  // groups of a block where a group is a warp's: blocks of one warp leave slots empty
 
-template <typename T, int kWidth, int kItems>
+// A group is the block's, or where kIsWarps one warp's.
+template <typename T, int kWidth, int kItems, bool kIsWarps>
 __global__ void __launch_bounds__(max_row_threads(kItems, kWidth)) gated_rms_norm_kernel(GatedRmsNormParams params) {
   allow_next_kernel();
   __shared__ float scratch[kWarpSize];
+  const int num_threads = kIsWarps ? kWarpSize : static_cast<int>(blockDim.x);
+  const int thread = static_cast<int>(threadIdx.x) % num_threads;
   const int64_t num_groups = params.hidden / params.group_size;
-  const int64_t token = blockIdx.x / num_groups;
-  const int64_t group_begin = (blockIdx.x - token * num_groups) * params.group_size;
+  const int64_t index = kIsWarps ? blockIdx.x * int64_t{kBlockWarps} + threadIdx.x / kWarpSize : blockIdx.x;
+  const int64_t token = index / num_groups;
+  const int64_t group_begin = (index - token * num_groups) * params.group_size;
   const int num_pieces = static_cast<int>(params.group_size / kWidth);
   const T* y = static_cast<const T*>(params.y) + token * params.hidden + group_begin;
   const T* z = static_cast<const T*>(params.z) + token * params.z_stride + group_begin;
 
   wait_for_previous_kernel();
+  if (kIsWarps && token >= params.num_tokens) return;
   float values[kItems][kWidth];
   float sum = 0.0f;
 #pragma unroll
   for (int item = 0; item < kItems; ++item) {
-    const int piece = item * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
+    const int piece = item * num_threads + thread;
     if (piece >= num_pieces) break;
     float gate[kWidth];
     load_floats<T, kWidth>(y + piece * kWidth, values[item]);
@@ -40,13 +46,14 @@ __global__ void __launch_bounds__(max_row_threads(kItems, kWidth)) gated_rms_nor
     }
   }
 
-  const float scale = rsqrtf(block_sum(sum, scratch) / static_cast<float>(params.group_size) + params.eps);
+  const float total = kIsWarps ? warp_sum(sum) : block_sum(sum, scratch);
+  const float scale = rsqrtf(total / static_cast<float>(params.group_size) + params.eps);
 
   T* out = static_cast<T*>(params.out) + token * params.hidden + group_begin;
   const T* weight = static_cast<const T*>(params.weight) + group_begin;
 #pragma unroll
   for (int item = 0; item < kItems; ++item) {
-    const int piece = item * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
+    const int piece = item * num_threads + thread;
     if (piece >= num_pieces) break;
     float weights[kWidth];
     load_floats<T, kWidth>(weight + piece * kWidth, weights);
@@ -56,18 +63,19 @@ __global__ void __launch_bounds__(max_row_threads(kItems, kWidth)) gated_rms_nor
   }
 }
 
-template <typename T, int kWidth, int kItems>
-void launch(const GatedRmsNormParams& params, int threads, cudaStream_t stream) {
-  const int64_t num_blocks = params.num_tokens * (params.hidden / params.group_size);
-  require(num_blocks <= INT32_MAX, kOp, "num_tokens * num_groups is too large for one launch");
-  launch_chained(kOp, gated_rms_norm_kernel<T, kWidth, kItems>, dim3(static_cast<unsigned>(num_blocks)), threads,
-                 stream, params);
-}
-
 template <typename T, int kWidth>
 void launch_width(const GatedRmsNormParams& params, cudaStream_t stream) {
+  const int64_t num_groups = params.num_tokens * (params.hidden / params.group_size);
+  require(num_groups <= INT32_MAX, kOp, "num_tokens * num_groups is too large for one launch");
+  if (params.group_size <= kWidth * kWarpSize) {
+    const auto num_blocks = static_cast<unsigned>((num_groups + kBlockWarps - 1) / kBlockWarps);
+    launch_chained(kOp, gated_rms_norm_kernel<T, kWidth, 1, true>, dim3(num_blocks), kBlockWarps * kWarpSize, stream,
+                   params);
+    return;
+  }
   dispatch_row_shape<kWidth>(params.group_size, kOp, [&](auto items, int threads) {
-    launch<T, kWidth, decltype(items)::value>(params, threads, stream);
+    launch_chained(kOp, gated_rms_norm_kernel<T, kWidth, decltype(items)::value, false>,
+                   dim3(static_cast<unsigned>(num_groups)), threads, stream, params);
   });
 }
 
