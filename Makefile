@@ -32,11 +32,11 @@ install = $(PY) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"
 NATIVE_SOURCES := CMakeLists.txt $(shell find cmake csrc -type f)
 CLANG_FORMAT := find csrc bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs clang-format
 
-.PHONY: help demo test test-long test-clients test-gpu bench lint format clean
+.PHONY: help demo test test-long test-clients test-gpu test-sanitizer bench lint format clean
 .DEFAULT_GOAL := help
 
 help: ## what there is to make
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMPS)/package ## a streamed completion of the shipped model: make demo PROMPT="..."
 	@$(PY) -m headway generate --echo -- '$(subst ','\'',$(PROMPT))'
@@ -52,6 +52,10 @@ test-clients: $(STAMPS)/client-tools ## lm-eval, guidellm and a browser against 
 
 test-gpu: $(STAMPS)/test-tools ## what needs a GPU, and every test that runs on each device present
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(GPU_JOBS) --dist loadgroup -m gpu
+
+test-sanitizer: $(STAMPS)/test-tools ## small cases of every kernel under compute-sanitizer
+	@mkdir -p build
+	$(PY) -m bench.sanitizer build/sanitizer.json
 
 bench: $(STAMPS)/test-tools ## the benchmarks
 	$(PY) bench/decode_vs_transformers.py

@@ -153,7 +153,9 @@ __device__ void summarise_piece(const PieceThread& logits, ScanKind kind, const 
   const bool is_usable = largest < infinity();
   if (threadIdx.x == 0) {
     summary.best_value = is_usable ? largest : __int_as_float(0x7fc00000);
-    if (kind == ScanKind::kGreedy || !is_usable) summary.num_candidates = 0;
+    summary.best_id = INT32_MAX;  // below, each kind writes what it needs of the rest; the row's block reads all
+    summary.floor = -infinity();
+    summary.num_candidates = 0;
   }
   if (!is_usable) return;
   if (kind == ScanKind::kGreedy) return find_best(logits, mine, largest, begin, memory, summary);

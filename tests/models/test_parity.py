@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from headway.models.hybrid import HybridModel
+from headway.models.invariance import why_variant
 from headway.models.loader import LoadedParams, load_model, load_params
 from tests.models.checkpoints import CASES, VOCAB, save_model, transformers
 from tests.models.driver import generate
@@ -97,13 +98,24 @@ def test_logits_equal_transformers_and_oracle(pair: Pair) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_every_device_and_dtype_stays_with_the_oracle(pair: Pair, device: str, dtype: torch.dtype) -> None:
-    model = load_model(pair.folder, dtype=dtype, device=device).model
+    check_against_oracle(pair, load_model(pair.folder, dtype=dtype, device=device).model)
+
+
+@pytest.mark.gpu
+def test_batch_invariant_kernels_stay_with_the_oracle(pair: Pair) -> None:
+    if lack := why_variant(pair.loaded.config, "cuda", torch.bfloat16):
+        pytest.skip(lack)
+    loaded = load_model(pair.folder, dtype=torch.bfloat16, device="cuda", is_batch_invariant=True)
+    check_against_oracle(pair, loaded.model)
+
+
+def check_against_oracle(pair: Pair, model: HybridModel) -> None:
     log = ExpertLog(model)
     for chunk in (None, 5):
         results = generate(model, pair.prompts, 4, chunk=chunk)
         for row, (prompt, result) in enumerate(zip(pair.prompts, results, strict=True), start=1):
             tokens, logits = prompt + result.tokens[:3], result.logits.cpu()
-            if dtype == torch.float32:
+            if model.dtype == torch.float32:
                 assert relative_error(logits, pair.oracle(tokens)) < TOLERANCE
             else:
                 judge = pair.oracle(tokens, log.of_row(row, len(tokens)))
