@@ -2,6 +2,8 @@
 // over each token's experts. Both read the weights of the experts the step touches once, and little else.
 #include <algorithm>
 
+#include "cuda/common/chained.cuh"
+#include "cuda/common/device.h"
 #include "cuda/common/dtype.cuh"
 #include "cuda/common/math.cuh"
 #include "cuda/common/vector.cuh"
@@ -14,18 +16,24 @@ namespace {
 constexpr char kOp[] = "moe_experts";
 constexpr int kFragmentRows = 16;
 constexpr int kInFragments = 2;  // 32 rows, or 16 of the gate and 16 of up
-constexpr int kOutFragments = 1;
+constexpr int kMaxOutFragments = 2;
 constexpr int kMaxTokens = 256;
 constexpr int kMaxPairs = 8192;
 constexpr int kFewTokens = 64;  // up to here, experts rarely get more than 8 pairs
 constexpr int kWantedBlocks = 512;
+constexpr int kMaxStaticSharedBytes = 28 * 1024;  // of an out-projection's block
+
+template <int kTokenTiles>
+constexpr int kTiledTokens = kTokenTiles == 1 ? kFewTokens : kMaxTokens;
 
 // Sums of the warps, for one item: [warp][row][pair].
 template <int kFragments, int kTokenTiles>
 struct Partials {
   static constexpr int kRows = kFragments * kFragmentRows;
   static constexpr int kPairs = 8 * kTokenTiles;
-  float values[2][kMoeWarps][kRows][kPairs + 1];  // two: an item's are read while the next one's are written
+  static constexpr int kTurns =
+      kTokenTiles == 1 ? 2 : 1;  // with two, an item's are read while the next one's are written
+  float values[kTurns][kMoeWarps][kRows][kPairs + 1];
 
   __device__ void store(int turn, int warp, int lane, const float (&sums)[kFragments][kTokenTiles][4]) {
 #pragma unroll
@@ -49,6 +57,19 @@ struct Partials {
   }
 };
 
+// Pairs of one expert whose products are made together.
+struct ItemPairs {
+  const uint16_t* pairs;
+  int count;
+};
+
+// What a thread of the out-projection adds: one channel of one pair.
+struct Term {
+  bool is_valid;
+  float weight;
+  float* sum;
+};
+
 __device__ __forceinline__ float activate(Activation activation, float value) {
   switch (activation) {
     case Activation::kSilu:
@@ -62,27 +83,29 @@ __device__ __forceinline__ float activate(Activation activation, float value) {
   }
 }
 
-// Runs the block's items. finish(turn, expert, first pair of the item, its pairs) is called by all threads once the
-// warps' sums of the item are there.
-template <typename T, int kFragments, int kTokenTiles, typename Finish>
-__device__ void run_items(const ExpertProduct& product, const PairTable& table, int first_rank, int rank_step,
-                          unsigned char* queues, Partials<kFragments, kTokenTiles>& partials, Finish finish) {
+// Runs the block's items. All threads call prepare(item) while the item's copies are under way, and finish(turn, item,
+// what prepare returned) once the warps' sums are there.
+template <typename Stream, int kFragments, int kTokenTiles, typename Prepare, typename Finish>
+__device__ void run_items(Stream& stream, const PairTable& table, int first_rank, int rank_step,
+                          Partials<kFragments, kTokenTiles>& partials, Prepare prepare, Finish finish) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  ExpertStream<T, kFragments, kTokenTiles> stream(product, table, {first_rank, 0}, rank_step,
-                                                  queues + warp * kMoeQueueBytes, warp, lane);
   constexpr int kItemPairs = 8 * kTokenTiles;
+  constexpr int kTurns = Partials<kFragments, kTokenTiles>::kTurns;
   int turn = 0;
   for (int rank = first_rank; rank < *table.num_touched; rank += rank_step) {
     const int expert = table.touched[rank];
     const int num_pairs = table.count(expert);
     for (int first = 0; first < num_pairs; first += kItemPairs) {
+      const ItemPairs item{table.pairs + table.first[expert] + first, min(kItemPairs, num_pairs - first)};
+      const auto prepared = prepare(item);
       float sums[kFragments][kTokenTiles][4] = {};
       stream.multiply(sums);
+      if (kTurns == 1) __syncthreads();  // the last item's have been read
       partials.store(turn, warp, lane, sums);
       __syncthreads();
-      finish(turn, expert, first, min(kItemPairs, num_pairs - first));
-      turn ^= 1;
+      finish(turn, item, prepared);
+      turn = (turn + 1) % kTurns;
     }
   }
 }
@@ -91,7 +114,9 @@ template <typename T, int kTokenTiles>
 __global__ void __launch_bounds__(kMoeThreads) in_kernel(const __grid_constant__ MoeExpertsParams params) {
   extern __shared__ __align__(16) unsigned char queues[];
   __shared__ Partials<kInFragments, kTokenTiles> partials;
-  const PairTable table(queues + kMoeWarps * kMoeQueueBytes, params.num_experts);
+  const PairTable table(queues + kMoeWarps * kMoeHalfQueueBytes, params.num_experts);
+  wait_for_previous_kernel();
+  allow_next_kernel();  // not before: the out-projection takes it that the routing is there when it starts
   build_pairs(table, params.expert_ids, static_cast<int>(params.num_tokens) * params.top_k, params.num_experts);
 
   // Rows of the block: 16 features with their gates, or 32 features.
@@ -104,77 +129,126 @@ __global__ void __launch_bounds__(kMoeThreads) in_kernel(const __grid_constant__
       params.x,    params.top_k, params.x_stride};
 
   auto* inner = static_cast<T*>(params.inner);
-  const auto finish = [&](int turn, int expert, int first, int num_pairs) {
-    for (int i = static_cast<int>(threadIdx.x); i < features * num_pairs; i += kMoeThreads) {
+  const auto finish = [&](int turn, const ItemPairs& item, int) {
+    for (int i = static_cast<int>(threadIdx.x); i < features * item.count; i += kMoeThreads) {
       const int row = i % features;
       const int place = i / features;
       if (first_feature + row >= params.width) continue;
       float value = partials.total(turn, row, place);
       value = activate(params.activation, value);
       if (params.is_gated) value *= partials.total(turn, kFragmentRows + row, place);
-      const int64_t pair = table.pairs[table.first[expert] + first + place];
-      inner[pair * params.width + first_feature + row] = from_float<T>(value);
+      inner[static_cast<int64_t>(item.pairs[place]) * params.width + first_feature + row] = from_float<T>(value);
     }
   };
-  run_items<T, kInFragments, kTokenTiles>(product, table, static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y),
-                                          queues, partials, finish);
+  const auto first_rank = static_cast<int>(blockIdx.y);
+  const auto rank_step = static_cast<int>(gridDim.y);
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  ExpertStream<T, kInFragments, kTokenTiles, kMoeHalfQueueBytes> stream(product, table, {first_rank, 0}, rank_step,
+                                                                        queues + warp * kMoeHalfQueueBytes, warp,
+                                                                        static_cast<int>(threadIdx.x) % kWarpSize);
+  stream.start_inputs();
+  run_items(stream, table, first_rank, rank_step, partials, [](const ItemPairs&) { return 0; }, finish);
 }
 
-template <typename T, int kTokenTiles>
-__global__ void __launch_bounds__(kMoeThreads) out_kernel(const __grid_constant__ MoeExpertsParams params) {
+// A block makes tile_channels channels of all tokens: at most 16 kFragments, the rest of the last fragment is not read.
+template <typename T, int kFragments, int kTokenTiles, int kQueueBytes>
+__global__ void __launch_bounds__(kMoeThreads)
+    out_kernel(const __grid_constant__ MoeExpertsParams params, int tile_channels) {
+  constexpr int kRows = kFragments * kFragmentRows;
   extern __shared__ __align__(16) unsigned char queues[];
-  __shared__ Partials<kOutFragments, kTokenTiles> partials;
-  __shared__ float sums[kMaxTokens][kFragmentRows];
+  __shared__ Partials<kFragments, kTokenTiles> partials;
+  __shared__ float sums[kTiledTokens<kTokenTiles>][kRows];
   const int num_tokens = static_cast<int>(params.num_tokens);
   const int thread = static_cast<int>(threadIdx.x);
-  const PairTable table(queues + kMoeWarps * kMoeQueueBytes, params.num_experts);
-  for (int i = thread; i < num_tokens * kFragmentRows; i += kMoeThreads) sums[i / kFragmentRows][i % kFragmentRows] = 0;
+  const PairTable table(queues + kMoeWarps * kQueueBytes, params.num_experts);
+  for (int i = thread; i < num_tokens * kRows; i += kMoeThreads) sums[i / kRows][i % kRows] = 0;
   build_pairs(table, params.expert_ids, num_tokens * params.top_k, params.num_experts);
 
-  const int first_channel = static_cast<int>(blockIdx.x) * kFragmentRows;
-  const ExpertProduct product{
-      params.w_out, params.hidden, params.width, {first_channel, 0}, {params.hidden, 0}, params.inner, 1, params.width};
-  const auto finish = [&](int turn, int expert, int first, int num_pairs) {
-    for (int i = thread; i < kFragmentRows * num_pairs; i += kMoeThreads) {
-      const int row = i % kFragmentRows;
-      const int place = i / kFragmentRows;
-      const int pair = table.pairs[table.first[expert] + first + place];
-      float& sum = sums[pair / params.top_k][row];
-      sum = fmaf(params.weights[pair], partials.total(turn, row, place), sum);
-    }
+  const int first_channel = static_cast<int>(blockIdx.x) * tile_channels;
+  const int end_channel = min(first_channel + tile_channels, params.hidden);
+  const ExpertProduct product{params.w_out,
+                              params.hidden,
+                              params.width,
+                              {first_channel, first_channel + kFragmentRows},
+                              {end_channel, end_channel},
+                              params.inner,
+                              1,
+                              params.width};
+  const int row = thread % kRows;
+  const int place = thread / kRows;
+  static_assert(kRows * 8 * kTokenTiles <= kMoeThreads);
+  const auto prepare = [&](const ItemPairs& item) {
+    if (place >= item.count) return Term{false, 0.0f, nullptr};
+    const int pair = item.pairs[place];
+    return Term{true, params.weights[pair], &sums[pair / params.top_k][row]};
   };
-  run_items<T, kOutFragments, kTokenTiles>(product, table, 0, 1, queues, partials, finish);
+  const auto finish = [&](int turn, const ItemPairs&, const Term& term) {
+    if (term.is_valid) *term.sum = fmaf(term.weight, partials.total(turn, row, place), *term.sum);
+  };
+  const int warp = thread / kWarpSize;
+  ExpertStream<T, kFragments, kTokenTiles, kQueueBytes> stream(product, table, {0, 0}, 1, queues + warp * kQueueBytes,
+                                                               warp, thread % kWarpSize);
+  wait_for_previous_kernel();  // the weights did not depend on it
+  allow_next_kernel();
+  stream.start_inputs();
+  run_items(stream, table, 0, 1, partials, prepare, finish);
   __syncthreads();
 
   auto* out = static_cast<T*>(params.out);
-  for (int i = thread; i < num_tokens * kFragmentRows; i += kMoeThreads) {
-    const int token = i / kFragmentRows;
-    const int channel = first_channel + i % kFragmentRows;
-    if (channel >= params.hidden) continue;
-    out[static_cast<int64_t>(token) * params.hidden + channel] = from_float<T>(sums[token][i % kFragmentRows]);
+  const int num_channels = end_channel - first_channel;
+  for (int i = thread; i < num_tokens * num_channels; i += kMoeThreads) {
+    const int token = i / num_channels;
+    const int row = i % num_channels;
+    out[static_cast<int64_t>(token) * params.hidden + first_channel + row] = from_float<T>(sums[token][row]);
   }
 }
 
-template <typename T, int kTokenTiles>
-void launch(const MoeExpertsParams& params, cudaStream_t stream) {
-  const int64_t num_pairs = params.num_tokens * params.top_k;
-  const auto shared_bytes =
-      static_cast<int>(kMoeWarps * kMoeQueueBytes + PairTable::bytes(params.num_experts, num_pairs));
-  auto* in = in_kernel<T, kTokenTiles>;
-  auto* out = out_kernel<T, kTokenTiles>;
-  check(cudaFuncSetAttribute(in, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), kOp);
-  check(cudaFuncSetAttribute(out, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), kOp);
+int shared_bytes(const MoeExpertsParams& params, int queue_bytes) {
+  return static_cast<int>(kMoeWarps * queue_bytes +
+                          PairTable::bytes(params.num_experts, params.num_tokens * params.top_k));
+}
 
+template <typename T, int kTokenTiles>
+void launch_in(const MoeExpertsParams& params, cudaStream_t stream) {
   const int features = params.is_gated ? kFragmentRows : 2 * kFragmentRows;
   const int num_tiles = (params.width + features - 1) / features;
-  const int64_t max_touched = std::min<int64_t>(params.num_experts, num_pairs);
+  const int64_t max_touched = std::min<int64_t>(params.num_experts, params.num_tokens * params.top_k);
   const int64_t num_parts = std::clamp<int64_t>(kWantedBlocks / num_tiles, 1, max_touched);
   const dim3 grid(static_cast<unsigned>(num_tiles), static_cast<unsigned>(num_parts));
-  in<<<grid, kMoeThreads, shared_bytes, stream>>>(params);
-  check_launch(kOp);
-  const auto num_blocks = static_cast<unsigned>((params.hidden + kFragmentRows - 1) / kFragmentRows);
-  out<<<num_blocks, kMoeThreads, shared_bytes, stream>>>(params);
-  check_launch(kOp);
+  launch_chained_wide(kOp, in_kernel<T, kTokenTiles>, grid, kMoeThreads, shared_bytes(params, kMoeHalfQueueBytes),
+                      stream, params);
+}
+
+template <typename T, int kFragments, int kTokenTiles, int kQueueBytes>
+void launch_out(const MoeExpertsParams& params, int tile_channels, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>((params.hidden + tile_channels - 1) / tile_channels));
+  launch_chained_wide(kOp, out_kernel<T, kFragments, kTokenTiles, kQueueBytes>, grid, kMoeThreads,
+                      shared_bytes(params, kQueueBytes), stream, params, tile_channels);
+}
+
+// Channels are dealt out evenly to one block a multiprocessor, whose queues have its shared memory to themselves.
+template <typename T>
+void launch_few(const MoeExpertsParams& params, cudaStream_t stream) {
+  launch_in<T, 1>(params, stream);
+  const int most_bytes = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, kOp);
+  if (shared_bytes(params, kMoeWholeQueueBytes) + kMaxStaticSharedBytes > most_bytes) {
+    return launch_out<T, 1, 1, kMoeHalfQueueBytes>(params, kFragmentRows, stream);
+  }
+  const int num_multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount, kOp);
+  const int wave_channels = num_multiprocessors * kMaxOutFragments * kFragmentRows;
+  const int num_blocks = num_multiprocessors * ((params.hidden + wave_channels - 1) / wave_channels);
+  const int tile_channels = (params.hidden + num_blocks - 1) / num_blocks;
+  if (tile_channels <= kFragmentRows) {
+    launch_out<T, 1, 1, kMoeWholeQueueBytes>(params, tile_channels, stream);
+  } else {
+    launch_out<T, 2, 1, kMoeWholeQueueBytes>(params, tile_channels, stream);
+  }
+}
+
+template <typename T>
+void launch_many(const MoeExpertsParams& params, cudaStream_t stream) {
+  launch_in<T, 2>(params, stream);
+  launch_out<T, 1, 2, kMoeHalfQueueBytes>(params, kFragmentRows, stream);
 }
 
 template <typename T>
@@ -185,9 +259,9 @@ void launch_dtype(const MoeExpertsParams& params, cudaStream_t stream) {
                           is_vectorisable<T>(params.inner, params.width, params.width);
   require(is_aligned, kOp, "hidden, width and x's stride must be multiples of 8, pointers 16-byte aligned");
   if (params.num_tokens <= kFewTokens) {
-    launch<T, 1>(params, stream);
+    launch_few<T>(params, stream);
   } else {
-    launch<T, 2>(params, stream);
+    launch_many<T>(params, stream);
   }
 }
 

@@ -17,7 +17,8 @@ inline constexpr int kMoeWarps = 8;
 inline constexpr int kMoeThreads = kMoeWarps * 32;
 inline constexpr int kMoeChunk = 32;              // columns of a warp's step
 inline constexpr int kMoePieceBytes = 512;        // 16 bytes a lane
-inline constexpr int kMoeQueueBytes = 10 * 1024;  // a warp; two blocks fit a multiprocessor
+inline constexpr int kMoeHalfQueueBytes = 10 * 1024;  // a warp's, where two blocks are to fit a multiprocessor
+inline constexpr int kMoeWholeQueueBytes = 24 * 1024;  // where one block has it to itself
 inline constexpr int kMaxMoeExperts = 1024;
 
 // The step's (token, expert) pairs by expert.
@@ -99,28 +100,41 @@ struct MoeItem {
   int first;  // pair of the expert
 };
 
-template <typename T, int kFragments, int kTokenTiles>
+template <typename T, int kFragments, int kTokenTiles, int kQueueBytes>
 class ExpertStream {
  public:
   static constexpr int kItemPairs = 8 * kTokenTiles;
   static constexpr int kStagePieces = 2 * kFragments + kTokenTiles;
   static constexpr int kStageBytes = kStagePieces * kMoePieceBytes;
-  static constexpr int kStages = kMoeQueueBytes / kStageBytes;
+  static constexpr int kStages = kQueueBytes / kStageBytes;
   static_assert(kStages >= 3);
 
+  // Starts the first copies of weights; start_inputs must follow.
   __device__ ExpertStream(const ExpertProduct& product, const PairTable& table, MoeItem first, int rank_step,
                           unsigned char* queue, int warp, int lane)
       : product_(product),
         table_(table),
-        item_(first),
+        first_(first),
         rank_step_(rank_step),
-        chunk_(warp),
         num_chunks_((product.columns + kMoeChunk - 1) / kMoeChunk),
         warp_(warp),
         lane_(lane),
         queue_(queue + lane * 16) {
-    if (warp >= num_chunks_) item_.rank = *table.num_touched;  // more warps than chunks: nothing to copy
-    for (int i = 0; i < kStages - 1; ++i) issue();
+    restart();
+    for (int i = 0; i < kStages - 1; ++i) {
+      copy_weights();
+      advance();
+    }
+  }
+
+  // The first inputs may be read from now on.
+  __device__ void start_inputs() {
+    restart();
+    for (int i = 0; i < kStages - 1; ++i) {
+      copy_inputs();
+      commit_copies();
+      advance();
+    }
   }
 
   // Adds this warp's part of the item's product. sums[f][n]: rows of fragment f, pairs 8 n .. of the item.
@@ -132,7 +146,11 @@ class ExpertStream {
 #pragma unroll
       for (int i = 0; i < kStagePieces; ++i) pieces[i] = stage[i * kMoePieceBytes / 16];
       used_ = used_ + 1 == kStages ? 0 : used_ + 1;
-      issue();
+      // The stage written is the one whose pieces were last loaded, by this lane alone.
+      copy_weights();
+      copy_inputs();
+      commit_copies();
+      advance();
 #pragma unroll
       for (int f = 0; f < kFragments; ++f) {
         const uint4 upper = pieces[2 * f];
@@ -150,60 +168,85 @@ class ExpertStream {
   }
 
  private:
-  // Starts the copies of the next chunk, if there is one, and moves on. The stage written is the one whose pieces were
-  // last loaded, by this lane alone.
-  __device__ void issue() {
-    if (item_.rank < *table_.num_touched) {
-      copy_chunk();
-      chunk_ += kMoeWarps;
-      if (chunk_ >= num_chunks_) next_item();
-    }
-    commit_copies();
-    filled_ = filled_ + 1 == kStages ? 0 : filled_ + 1;
+  __device__ void restart() {
+    item_ = first_;
+    if (warp_ >= num_chunks_) item_.rank = *table_.num_touched;  // more warps than chunks: nothing to copy
+    chunk_ = warp_;
+    stage_ = 0;
+    find_sources();
   }
 
-  __device__ void next_item() {
+  __device__ void advance() {
+    stage_ = stage_ + 1 == kStages ? 0 : stage_ + 1;
+    chunk_ += kMoeWarps;
+    if (is_over_ || chunk_ < num_chunks_) return;
     chunk_ = warp_;
     item_.first += kItemPairs;
-    if (item_.first < table_.count(table_.touched[item_.rank])) return;
-    item_ = {item_.rank + rank_step_, 0};
+    if (item_.first >= table_.count(table_.touched[item_.rank])) item_ = {item_.rank + rank_step_, 0};
+    find_sources();
   }
 
-  __device__ void copy_chunk() {
+  // Where this lane's pieces of the item begin; what is not there gets a valid address and no bit.
+  __device__ void find_sources() {
+    is_over_ = item_.rank >= *table_.num_touched;
+    if (is_over_) return;
     const int expert = table_.touched[item_.rank];
-    const int column = chunk_ * kMoeChunk + lane_ % 4 * 8;
-    const bool has_column = column < product_.columns;
-    const auto* weights = static_cast<const T*>(product_.weights);
-    const uint32_t target = shared_address(queue_ + filled_ * kStageBytes);
+    const int num_pairs = table_.count(expert);
+    const uint16_t* pairs = table_.pairs + table_.first[expert];
+    valid_ = 0;
 #pragma unroll
     for (int i = 0; i < 2 * kFragments; ++i) {
       const int row = product_.fragment_row[i / 2] + i % 2 * 8 + lane_ / 4;
-      const bool is_valid = has_column && row < product_.row_limit[i / 2];
-      const T* source = weights + (expert * product_.rows + row) * product_.columns + column;
-      copy_async(target + i * kMoePieceBytes, is_valid ? source : weights, is_valid);
+      const bool is_valid = row < product_.row_limit[i / 2];
+      valid_ |= is_valid ? 1u << i : 0;
+      weights_[i] = static_cast<const T*>(product_.weights) +
+                    (expert * product_.rows + (is_valid ? row : 0)) * product_.columns + lane_ % 4 * 8;
     }
-    const auto* inputs = static_cast<const T*>(product_.inputs);
-    const int num_pairs = table_.count(expert);
 #pragma unroll
     for (int n = 0; n < kTokenTiles; ++n) {
       const int place = item_.first + 8 * n + lane_ / 4;
-      const bool is_valid = has_column && place < num_pairs;
-      const int pair = is_valid ? table_.pairs[table_.first[expert] + place] : 0;
-      const T* source = inputs + pair / product_.input_divisor * product_.input_stride + column;
-      copy_async(target + (2 * kFragments + n) * kMoePieceBytes, is_valid ? source : inputs, is_valid);
+      const bool is_valid = place < num_pairs;
+      valid_ |= is_valid ? 1u << (2 * kFragments + n) : 0;
+      const int row = is_valid ? pairs[place] / product_.input_divisor : 0;
+      inputs_[n] = static_cast<const T*>(product_.inputs) + row * product_.input_stride + lane_ % 4 * 8;
     }
+  }
+
+  __device__ bool has_column() const { return chunk_ * kMoeChunk + lane_ % 4 * 8 < product_.columns; }
+
+  __device__ void copy(int piece, const T* source) const {
+    const bool is_valid = has_column() && (valid_ >> piece & 1) != 0;
+    const int column = has_column() ? chunk_ * kMoeChunk : 0;
+    copy_async(shared_address(queue_ + stage_ * kStageBytes + piece * kMoePieceBytes), source + column, is_valid);
+  }
+
+  __device__ void copy_weights() const {
+    if (is_over_) return;
+#pragma unroll
+    for (int i = 0; i < 2 * kFragments; ++i) copy(i, weights_[i]);
+  }
+
+  __device__ void copy_inputs() const {
+    if (is_over_) return;
+#pragma unroll
+    for (int n = 0; n < kTokenTiles; ++n) copy(2 * kFragments + n, inputs_[n]);
   }
 
   const ExpertProduct& product_;
   const PairTable& table_;
-  MoeItem item_;
+  MoeItem first_;
   int rank_step_;
-  int chunk_;
   int num_chunks_;
   int warp_;
   int lane_;
   unsigned char* queue_;  // of this lane
-  int filled_ = 0;        // stage the next copy fills
+  MoeItem item_;          // to copy, as the following
+  int chunk_;
+  int stage_;
+  bool is_over_;
+  uint32_t valid_;  // bit i: piece i is there
+  const T* weights_[2 * kFragments];
+  const T* inputs_[kTokenTiles];
   int used_ = 0;          // stage the next product uses
 };
 

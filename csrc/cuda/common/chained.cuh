@@ -35,19 +35,30 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 #endif
 }
 
+// shared_bytes: dynamic shared memory, up to what the device has for a block.
 template <typename... Params, typename... Args>
-void launch_chained(const char* op, void (*kernel)(Params...), dim3 grid, int num_threads, cudaStream_t stream,
-                    Args&&... args) {
+void launch_chained_wide(const char* op, void (*kernel)(Params...), dim3 grid, int num_threads, int shared_bytes,
+                         cudaStream_t stream, Args&&... args) {
+  if (shared_bytes > 0) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), op);
+  }
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(num_threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = is_compiled_for(kernel, 90, op) ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), op);
+}
+
+template <typename... Params, typename... Args>
+void launch_chained(const char* op, void (*kernel)(Params...), dim3 grid, int num_threads, cudaStream_t stream,
+                    Args&&... args) {
+  launch_chained_wide(op, kernel, grid, num_threads, 0, stream, std::forward<Args>(args)...);
 }
 
 }  // namespace headway::cuda
