@@ -99,7 +99,9 @@ class EngineConfig:
         help="Mamba states kept at once; unset: max_num_seqs",
     )
     enable_prefix_caching: bool = setting(
-        True, kind="bool", help="what requests begin with alike is computed once; the same results, earlier"
+        True,
+        kind="bool",
+        help="what requests begin with alike is computed once; on a GPU its last bits may differ",
     )
     snapshot_memory_bytes: int | None = setting(
         None,
