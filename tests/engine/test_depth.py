@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from headway.llm import LLM
 from tests.core import evidence
 from tests.engine.driving import prompt_of
 from tests.engine.fake_model import Harness, make_engine
-from tests.engine.traces import Arrival, check_same, play, random_trace
+from tests.engine.traces import Arrival, check_same, play, random_trace, without_rewinds
 
 ENGINE_EVIDENCE = evidence.RESULTS.with_name("engine_evidence.json")
 NUM_SHARDS, TRACES_PER_SHARD = 20, 500  # of the long runs, for as many processes
@@ -55,7 +54,7 @@ def fake_engine(seed: int, launch_depth: int, *, is_padded: bool = False) -> Har
 def check_trace(seed: int) -> Counter[str]:
     """Depths 1 to 4 against depth 0 without rewinds; returns what was reached."""
     trace, reached = fake_trace(seed), Counter[str]()
-    serial = play(fake_engine(seed, 0).engine, [replace(arrival, rewinds=()) for arrival in trace])
+    serial = play(fake_engine(seed, 0).engine, without_rewinds(trace))
     for launch_depth in range(5):
         engine = fake_engine(seed, launch_depth).engine
         outcomes = play(engine, trace)

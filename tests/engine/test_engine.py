@@ -288,6 +288,7 @@ def test_an_idle_engine_steps_to_nothing() -> None:
     assert make_engine().engine.step() == []
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("launch_depth", [0, 2])
 def test_an_interrupt_comes_between_steps(launch_depth: int) -> None:
     """SIGINT is raised inside a step; the step is carried through first, and the engine goes on."""

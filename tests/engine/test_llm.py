@@ -165,6 +165,7 @@ def test_one_bad_prompt_refuses_the_call_and_leaves_nothing(llm: LLM, bad: objec
     assert llm._engine.num_unfinished == 0
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_the_call_and_not_the_engine(llm: LLM) -> None:
     def interrupt(num_running: int) -> None:
         signal.raise_signal(signal.SIGINT)

@@ -14,8 +14,8 @@ from headway.llm import LLM
 from headway.request import SamplingParams
 from tests.engine.driving import prompt_of
 from tests.engine.fake_model import Harness, make_engine
-from tests.engine.test_depth import NUM_SHARDS, record_shard, seeds_of
-from tests.engine.traces import Arrival, check_same, play, random_trace
+from tests.engine.test_depth import NUM_SHARDS, STOPS, LetterDetokenizer, record_shard, seeds_of
+from tests.engine.traces import Arrival, check_same, play, random_trace, without_rewinds
 
 EVIDENCE = "prefix cache on equals off, fake model, depths 0 to 3"
 SETTINGS = {"device": "cpu", "dtype": "float32", "max_num_seqs": 4, "max_model_len": 256}
@@ -35,8 +35,9 @@ def shared_trace(seed: int) -> list[Arrival]:
         prompt_of=shared_prompt,
         max_prompt_len=40,
         max_tokens=16,
-        stops=[],
+        stops=STOPS,
         num_requests=12,
+        has_rewinds=True,
         has_pauses=True,
     )
 
@@ -66,6 +67,7 @@ def fake_engine(
         decode_snapshot_stride_tokens=draws.choice([0, 4]) if is_cached else 0,
         forgets_to_restore=forgets_to_restore,
         has_poison=has_poison,
+        make_detokenizer=lambda ids, skip: LetterDetokenizer(),
     )
 
 
@@ -76,7 +78,7 @@ def check_trace(seed: int, launch_depths: Sequence[int]) -> Counter[str]:
     tokens, so that no start is ever beyond a snapshot. Every other seed fills free slots with NaN.
     """
     trace, reached = shared_trace(seed), Counter({"traces": 1})
-    plain = play(fake_engine(seed, 0, is_cached=False).engine, trace)
+    plain = play(fake_engine(seed, 0, is_cached=False).engine, without_rewinds(trace))
     for launch_depth in launch_depths:
         harness = fake_engine(seed, launch_depth, is_cached=True, has_poison=seed % 2 == 1)
         for _ in range(2):  # the second time, the first one's prefixes are there
@@ -115,7 +117,7 @@ def test_a_state_that_is_not_restored_is_seen() -> None:
     num_seen = 0
     for seed in range(6):
         trace = shared_trace(seed)
-        plain = play(fake_engine(seed, 0, is_cached=False).engine, trace)
+        plain = play(fake_engine(seed, 0, is_cached=False).engine, without_rewinds(trace))
         spoilt = fake_engine(seed, 0, is_cached=True, forgets_to_restore=True)
         try:
             for _ in range(2):

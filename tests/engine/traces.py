@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headway._core import Ledger
 from headway.engine.completion import Request
@@ -71,6 +71,11 @@ def random_trace(
         pauses = random_pauses(draws, step) if has_pauses else ()
         trace.append(Arrival(step, prompt, params, draws.randrange(3), abort_step, rewinds, pauses))
     return trace
+
+
+def without_rewinds(trace: Sequence[Arrival]) -> list[Arrival]:
+    """What every rewind must lead back to."""
+    return [replace(arrival, rewinds=()) for arrival in trace]
 
 
 def random_rewinds(draws: random.Random, step: int) -> tuple[tuple[int, int], ...]:
