@@ -145,7 +145,8 @@ def main() -> None:
     parser.add_argument("--output-json", default=str(RESULTS / "server.json"))
     args = parser.parse_args()
     report = {**short_report(args), **stream_report(args), "load_average": os.getloadavg()[0]}
-    report |= {"num_cores": os.cpu_count(), "versions": {"headway": __version__}, "arguments": vars(args)}
+    load = {name: value for name, value in vars(args).items() if name != "output_json"}
+    report |= {"num_cores": os.cpu_count(), "versions": {"headway": __version__}, "arguments": load}
     Path(args.output_json).parent.mkdir(parents=True, exist_ok=True)
     Path(args.output_json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report))
