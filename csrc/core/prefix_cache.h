@@ -129,7 +129,8 @@ class PrefixCache {
   void collect_positions(const Chunk& chunk, const WaitingQueue& waiting);
   void collect_waypoints(const Chunk& chunk);
   void want(const Chunk& chunk, int32_t position, SnapshotKind kind);
-  void plan_output_snapshot(const StepRow& row, Request* request, StepDraft& draft);
+  bool has_given_way(const StepDraft& draft, size_t i) const;
+  void plan_output_snapshots(StepDraft& draft);
   int32_t max_held(SnapshotKind kind) const;
   int32_t num_held(SnapshotKind kind) const { return tree_.num_snapshots(kind) + num_planned(kind); }
   int32_t& num_planned(SnapshotKind kind) { return num_planned_[static_cast<size_t>(kind)]; }

@@ -18,15 +18,12 @@ constexpr int32_t kPromptsOfWaypoints = 2;
 
 void PrefixCache::note_step(StepDraft& draft, const WaitingQueue& waiting) {
   if (!is_on()) return;
+  if (config_.decode_snapshot_stride_tokens > 0 && has_states_ && config_.caches_outputs) plan_output_snapshots(draft);
   StepNotes& step_notes = notes(draft.step);
-  for (size_t i = 0; i < draft.rows.size(); ++i) {
+  for (size_t i = draft.num_decode_rows; i < draft.rows.size(); ++i) {
+    if (has_given_way(draft, i)) continue;
     const StepRow& row = draft.rows[i];
-    if (rows_.request(row.row) != draft.requests[i]) continue;  // evicted while this step was planned
     RowPrefix& prefix = prefixes_[row.row];
-    if (static_cast<int32_t>(i) < draft.num_decode_rows) {
-      plan_output_snapshot(row, draft.requests[i], draft);
-      continue;
-    }
     const Chunk chunk{draft.requests[i], row.row, row.start, row.start + row.num_tokens};
     step_notes.chunks.push_back(chunk);
     if (chunk.end == prefix.prompt_len) prefix.last_prompt_step = draft.step;
@@ -99,16 +96,23 @@ void PrefixCache::collect_waypoints(const Chunk& chunk) {
   for (int64_t distance = unit_; distance < unscaled && num_wanted < most; distance *= 2) visit(last - distance);
 }
 
+// Whether the row of the draft was evicted while this step was planned.
+bool PrefixCache::has_given_way(const StepDraft& draft, size_t i) const {
+  return rows_.request(draft.rows[i].row) != draft.requests[i];
+}
+
 // A row that decodes leaves its state before the step, behind a copy's fold: nothing else writes it meanwhile.
-void PrefixCache::plan_output_snapshot(const StepRow& row, Request* request, StepDraft& draft) {
-  if (config_.decode_snapshot_stride_tokens == 0 || !has_states_ || !config_.caches_outputs) return;
+void PrefixCache::plan_output_snapshots(StepDraft& draft) {
   const int64_t stride = std::max(unit_, config_.decode_snapshot_stride_tokens / unit_ * unit_);
-  if (row.start % stride != 0 || !prefixes_[row.row].publishes) return;
-  SlotTicket ticket;
-  if (!acquire_snapshot(SnapshotKind::kWaypoint, ticket)) return;
-  draft.copies.push_back({rows_.slot(row.row), ticket.slot(), row.start, 0});
-  notes(draft.step)
-      .snapshots.push_back({request, row.row, row.start, SnapshotKind::kWaypoint, true, std::move(ticket)});
+  for (int32_t i = 0; i < draft.num_decode_rows; ++i) {
+    const StepRow& row = draft.rows[i];
+    if (row.start % stride != 0 || has_given_way(draft, i) || !prefixes_[row.row].publishes) continue;
+    SlotTicket ticket;
+    if (!acquire_snapshot(SnapshotKind::kWaypoint, ticket)) continue;
+    draft.copies.push_back({rows_.slot(row.row), ticket.slot(), row.start, 0});
+    notes(draft.step)
+        .snapshots.push_back({draft.requests[i], row.row, row.start, SnapshotKind::kWaypoint, true, std::move(ticket)});
+  }
 }
 
 int32_t PrefixCache::max_held(SnapshotKind kind) const {

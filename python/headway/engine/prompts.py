@@ -33,23 +33,6 @@ class PromptReader:
             return text, token_ids
         return text, self.tokenizer.encode(text or "")
 
-    def render_chat(
-        self,
-        messages: Sequence[ChatMessage],
-        *,
-        add_generation_prompt: bool = True,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> Prompt:
-        """See `ChatRenderer.render_chat`."""
-        if self.chat_template is None:
-            raise RequestError(
-                "messages", len(messages), "given to a model with a chat template", hint="use generate()"
-            )
-        kwargs = dict(chat_template_kwargs or {})
-        text = self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **kwargs)
-        token_ids = self.tokenizer.encode(text, add_special_tokens=False)
-        return cast(Prompt, {"prompt": text, "prompt_token_ids": token_ids})
-
 
 class ChatRenderer:
     """`render_chat` for what holds a reader of one model's prompts."""
@@ -67,6 +50,12 @@ class ChatRenderer:
 
         Raises RequestError for messages that the checkpoint's template refuses, and where it has none.
         """
-        return self._prompts.render_chat(
-            messages, add_generation_prompt=add_generation_prompt, chat_template_kwargs=chat_template_kwargs
-        )
+        template = self._prompts.chat_template
+        if template is None:
+            raise RequestError(
+                "messages", len(messages), "given to a model with a chat template", hint="use generate()"
+            )
+        kwargs = chat_template_kwargs or {}
+        text = template.render(messages, add_generation_prompt=add_generation_prompt, **kwargs)
+        token_ids = self._prompts.tokenizer.encode(text, add_special_tokens=False)
+        return cast(Prompt, {"prompt": text, "prompt_token_ids": token_ids})

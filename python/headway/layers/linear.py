@@ -76,10 +76,10 @@ class _PlainMatrix:
 class _SkinnyMatrix:
     """Our own kernel for the few tokens of a decode step, where it is the faster one; torch's BLAS for the rest."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, max_tokens: int) -> None:
         self._weight, self._bias = weight, bias
         self._plain = _PlainMatrix(weight, bias)
-        self._max_tokens = _max_skinny_tokens(weight)
+        self._max_tokens = max_tokens
 
     def product(self, x: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
         if self._is_skinny(x):
@@ -154,7 +154,10 @@ def supports_invariance(device_type: str, dtype: torch.dtype) -> bool:
 def _plain(weight: torch.Tensor, bias: torch.Tensor | None, is_invariant: bool) -> _Matrix:
     if not _may_be_skinny(weight):
         return _PlainMatrix(weight, bias)
-    return (_InvariantMatrix if is_invariant else _SkinnyMatrix)(weight, bias)
+    if is_invariant:
+        return _InvariantMatrix(weight, bias)
+    max_tokens = _max_skinny_tokens(weight)
+    return _SkinnyMatrix(weight, bias, max_tokens) if max_tokens else _PlainMatrix(weight, bias)
 
 
 def _may_be_skinny(weight: torch.Tensor) -> bool:

@@ -149,13 +149,8 @@ class Health:
     seconds_since_progress: float
 
 
-class EngineClient(Protocol):
-    """An engine as a server sees it. All calls come from one event loop.
-
-    Errors: RequestError and CapacityError for what is wrong with a request, OverloadedError while too many wait,
-    EngineDeadError once the engine has died; all before the first output of a request, but EngineDeadError may also
-    come instead of a later one.
-    """
+class EngineHandle(Protocol):
+    """What whoever holds an engine asks of it, requests aside. All calls come from one event loop."""
 
     @property
     def info(self) -> ModelInfo: ...
@@ -165,13 +160,6 @@ class EngineClient(Protocol):
 
     @property
     def chat_template(self) -> ChatTemplate | None: ...
-
-    def stream(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
-        """Queues the request when first awaited and ends after the last output of its last completion.
-
-        Leaving early (aclose, cancellation) aborts it.
-        """
-        ...
 
     async def abort(self, request_id: str) -> bool:
         """Ends a request, with finish_reason "abort" to whoever reads it. False when it is unknown or over."""
@@ -199,10 +187,26 @@ class EngineClient(Protocol):
         """Ends the record and returns it as JSON for Perfetto. Raises RequestError when none is being recorded."""
         ...
 
-    async def drain(self) -> None:
-        """Takes no more requests; returns when those it has are over."""
-        ...
-
     async def close(self) -> None:
         """Aborts what is left and frees the engine. Legal twice."""
+        ...
+
+
+class EngineClient(EngineHandle, Protocol):
+    """An engine as a server sees it.
+
+    Errors: RequestError and CapacityError for what is wrong with a request, OverloadedError while too many wait,
+    EngineDeadError once the engine has died; all before the first output of a request, but EngineDeadError may also
+    come instead of a later one.
+    """
+
+    def stream(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
+        """Queues the request when first awaited and ends after the last output of its last completion.
+
+        Leaving early (aclose, cancellation) aborts it.
+        """
+        ...
+
+    async def drain(self) -> None:
+        """Takes no more requests; returns when those it has are over."""
         ...

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from headway.errors import ConfigError
 
@@ -61,17 +61,33 @@ def random_tokens(draws: random.Random, vocab_size: int, num_tokens: int) -> lis
     return draws.choices(range(vocab_size), k=num_tokens)
 
 
+class CountFlag(NamedTuple):
+    """A flag for a whole number."""
+
+    name: str
+    low: int
+    default: int
+    meaning: str
+
+
+def add_counts(group: Any, *flags: CountFlag) -> None:
+    """To a parser or to a group of one."""
+    for flag in flags:
+        text = f"{flag.meaning} ({flag.default})"
+        group.add_argument(flag.name, type=at_least(flag.low), default=flag.default, metavar="N", help=text)
+
+
 def add_dataset_flags(parser: argparse.ArgumentParser, *, seed_flag: bool) -> None:
     """Names and defaults of vLLM's random data set."""
     group = parser.add_argument_group("prompts of random tokens")
     group.add_argument("--dataset-name", choices=("random",), default="random", help="the one there is")
-    group.add_argument("--num-prompts", type=at_least(1), default=1000, metavar="N", help="requests (1000)")
-    for name, low, default, text in (
-        ("--random-input-len", 1, 1024, "tokens of a prompt"),
-        ("--random-output-len", 1, 128, "tokens to generate for each"),
-        ("--random-prefix-len", 0, 0, "tokens that all prompts begin with, beside those"),
-    ):
-        group.add_argument(name, type=at_least(low), default=default, metavar="N", help=f"{text} ({default})")
+    add_counts(
+        group,
+        CountFlag("--num-prompts", 1, 1000, "requests"),
+        CountFlag("--random-input-len", 1, 1024, "tokens of a prompt"),
+        CountFlag("--random-output-len", 1, 128, "tokens to generate for each"),
+        CountFlag("--random-prefix-len", 0, 0, "tokens that all prompts begin with, beside those"),
+    )
     group.add_argument(
         "--random-range-ratio",
         type=between(0, 1),

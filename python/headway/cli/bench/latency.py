@@ -11,7 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headway.cli.bench.common import at_least, check_fits, percentiles, random_tokens, write_report
+from headway.cli.bench.common import (
+    CountFlag,
+    add_counts,
+    check_fits,
+    percentiles,
+    random_tokens,
+    write_report,
+)
 from headway.cli.console import open_llm
 from headway.cli.flags import add_engine_flags
 from headway.errors import ConfigError
@@ -31,17 +38,15 @@ def add_to(kinds: Any, *, shows_all: bool) -> None:
         help="batches of equal prompts",
         description="Runs batches of random prompts, one after the other; the end token is ignored.",
     )
-    for name, low, default, text in (
-        ("--batch-size", 1, 8, "prompts of a batch"),
-        ("--input-len", 1, 32, "tokens of a prompt"),
-        ("--output-len", 1, 128, "tokens to generate for each"),
-        ("--n", 1, 1, "completions of each prompt"),
-        ("--num-iters", 1, 3, "batches measured"),
-        ("--num-iters-warmup", 0, 1, "batches run before"),
-    ):
-        parser.add_argument(
-            name, type=at_least(low), default=default, metavar="N", help=f"{text} ({default})"
-        )
+    add_counts(
+        parser,
+        CountFlag("--batch-size", 1, 8, "prompts of a batch"),
+        CountFlag("--input-len", 1, 32, "tokens of a prompt"),
+        CountFlag("--output-len", 1, 128, "tokens to generate for each"),
+        CountFlag("--n", 1, 1, "completions of each prompt"),
+        CountFlag("--num-iters", 1, 3, "batches measured"),
+        CountFlag("--num-iters-warmup", 0, 1, "batches run before"),
+    )
     parser.add_argument("--disable-detokenize", action="store_true", help="do not turn tokens into text")
     parser.add_argument("--output-json", metavar="FILE", help="write the report here too")
     parser.add_argument("--timeline", metavar="FILE", help="write what CPU and GPU did, for ui.perfetto.dev")

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from headway.cli.bench.common import at_least, percentiles, write_report
+from headway.cli.bench.common import CountFlag, add_counts, percentiles, write_report
 from headway.cli.flags import add_engine_flags, given_settings
 from headway.config import EngineConfig
 from headway.errors import HeadwayError
@@ -43,14 +43,12 @@ def add_to(kinds: Any, *, shows_all: bool) -> None:
         help="from a new process to a model that is ready",
         description="Starts the engine in new processes: the checkpoint's files first cold, then warm.",
     )
-    for name, low, default, text in (
-        ("--num-iters-cold", 1, 3, "starts with cold files"),
-        ("--num-iters-warmup", 0, 1, "starts before the warm ones"),
-        ("--num-iters-warm", 1, 3, "starts with warm files"),
-    ):
-        parser.add_argument(
-            name, type=at_least(low), default=default, metavar="N", help=f"{text} ({default})"
-        )
+    add_counts(
+        parser,
+        CountFlag("--num-iters-cold", 1, 3, "starts with cold files"),
+        CountFlag("--num-iters-warmup", 0, 1, "starts before the warm ones"),
+        CountFlag("--num-iters-warm", 1, 3, "starts with warm files"),
+    )
     parser.add_argument("--output-json", metavar="FILE", help="write the report here too")
     add_engine_flags(parser, shows_all=shows_all)
     parser.set_defaults(run=run)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from headway.cli.bench.common import (
     BenchPrompt,
+    CountFlag,
+    add_counts,
     add_dataset_flags,
-    at_least,
     check_fits,
     given_lengths,
     random_prompts,
@@ -32,9 +33,7 @@ def add_to(kinds: Any, *, shows_all: bool) -> None:
         description="Queues all requests at once and takes the time until the last is done; the end token is ignored.",
     )
     add_dataset_flags(parser, seed_flag=False)  # --seed is the engine's, and of the prompts
-    parser.add_argument(
-        "--n", type=at_least(1), default=1, metavar="N", help="completions of each prompt (1)"
-    )
+    add_counts(parser, CountFlag("--n", 1, 1, "completions of each prompt"))
     parser.add_argument("--async-engine", action="store_true", help="through AsyncLLM in place of LLM")
     parser.add_argument("--disable-detokenize", action="store_true", help="do not turn tokens into text")
     parser.add_argument("--output-json", metavar="FILE", help="write the report here too")
