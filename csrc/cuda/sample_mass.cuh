@@ -7,7 +7,8 @@
 
 namespace headway::cuda {
 
-inline constexpr int kBinsPerOctave = 16;
+inline constexpr int kBinShift = 19;  // of a float's bits: 16 bins to an octave
+inline constexpr int kBinsPerOctave = 1 << (23 - kBinShift);
 inline constexpr float kMassTop = 2147483648.0f;  // 2^31: the most that one value weighs
 inline constexpr float kMaxPower = 4194304.0f;  // 2^22: beyond, exponents are no whole numbers
 inline constexpr float kMaxFactor = 1e30f;  // of a logit, so that products with it are finite or infinite, not NaN
@@ -32,7 +33,7 @@ __device__ __forceinline__ uint32_t units_of(float weight) {
 
 // Higher weights in lower bins.
 __device__ __forceinline__ int mass_bin(float weight) {
-  const uint32_t below = (__float_as_uint(kMassTop) - __float_as_uint(weight)) >> 19;
+  const uint32_t below = (__float_as_uint(kMassTop) - __float_as_uint(weight)) >> kBinShift;
   return static_cast<int>(min(below, static_cast<uint32_t>(kMassBins - 1)));
 }
 

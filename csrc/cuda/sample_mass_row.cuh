@@ -137,11 +137,28 @@ class MassRow {
     __syncthreads();
   }
 
+  // Logits outside these are not in the cut bin; wider than the bin by more than any rounding.
+  struct Bounds {
+    float low;
+    float high;
+  };
+
+  __device__ Bounds cut_bounds() const {
+    const uint32_t top = __float_as_uint(kMassTop) - (static_cast<uint32_t>(memory_.cut_bin) << kBinShift);
+    const bool is_last = memory_.cut_bin == kMassBins - 1;
+    const float offset = 31.0f - exponent_;
+    const float slack = 1e-3f + 1e-6f * fabsf(offset);
+    const float high = (log2f(__uint_as_float(top)) - offset + slack) / scale_;
+    const float low = (log2f(__uint_as_float(top - (1u << kBinShift))) - offset - slack) / scale_;
+    return {is_last ? -infinity() : low - 1e-6f * fabsf(low), high + 1e-6f * fabsf(high)};
+  }
+
   // Reads the pieces that have something in the cut bin again, several at once.
   __device__ void collect_members() {
-    constexpr int kCount = 16;
+    constexpr int kCount = 32;
     constexpr int kSpan = kFinishThreads * kCount;
     static_assert(kPieceLogits % (4 * kFinishThreads) == 0, "an access of the block lies in one piece");
+    const Bounds bounds = cut_bounds();
     for (int begin = 0; begin < vocab_size_; begin += kSpan) {
       bool is_wanted = false;
       for (int piece = begin / kPieceLogits; piece < min(count_, (begin + kSpan) / kPieceLogits); ++piece) {
@@ -152,19 +169,22 @@ class MassRow {
       logits.load(logits_ + begin, min(kSpan, vocab_size_ - begin));
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        const int id = begin + logits.place(i);
-        const int piece = min(id / kPieceLogits, count_ - 1);
-        const float weight = MassScale{scale_, memory_offset(piece)}.weight(logits.values[i]);
-        if (mass_bin(weight) != memory_.cuts[piece] || units_of(weight) == 0) continue;
-        const int place = atomicAdd(&memory_.num_members, 1);
-        if (place < kMaxMembers) memory_.members[place] = {logits.values[i], id, weight, piece};
+        if (logits.values[i] >= bounds.low && logits.values[i] <= bounds.high) {
+          add_if_member(logits.values[i], begin + logits.place(i));
+        }
       }
     }
     __syncthreads();
   }
 
-  // 31 - the piece's exponent, which is a whole number of octaves below the row's. Of pieces with members only.
-  __device__ float memory_offset(int piece) const { return 31.0f - (exponent_ - static_cast<float>(shift(piece))); }
+  __device__ void add_if_member(float logit, int id) {
+    if (id >= vocab_size_) return;
+    const int piece = id / kPieceLogits;
+    const float weight = scale_of(piece).weight(logit);
+    if (mass_bin(weight) != memory_.cuts[piece] || units_of(weight) == 0) return;
+    const int place = atomicAdd(&memory_.num_members, 1);
+    if (place < kMaxMembers) memory_.members[place] = {logit, id, weight, piece};
+  }
 
   __device__ void keep_members() {
     const int count = memory_.num_members;
