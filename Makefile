@@ -26,7 +26,8 @@ else
 endif
 WITH_TOOLS := export PATH="$(if $(strip $(VENV)),$(abspath $(VENV))/bin:)$$PATH"
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
-# $(call install,EXPRESSION): installs the list that the expression picks out of pyproject.toml, read as `p`.
+# $(call install,EXPRESSION): installs the list that the expression picks out of pyproject.toml, read as `p`. It may have
+# no comma: make would take what follows for another argument.
 install = $(PY) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); print(*$1, sep="\n")' \
   > $@.txt && $(PIP) install -r $@.txt
 NATIVE_SOURCES := CMakeLists.txt $(shell find cmake csrc -type f)
@@ -124,7 +125,7 @@ endif
 
 $(STAMPS)/client-tools: $(STAMPS)/test-tools
 ifneq ($(strip $(VENV)),)
-	@$(call install,[*p["project"]["optional-dependencies"]["eval"], "$(TORCH)"])
+	@$(call install,p["project"]["optional-dependencies"]["eval"] + ["$(TORCH)"])
 endif
 	@touch $@
 

@@ -83,6 +83,16 @@ def test_other_commands_name_what_there_is() -> None:
             assert all((ROOT / word).exists() for word in words if "/" in word), text
 
 
+def test_what_make_installs_is_a_list_in_pyproject() -> None:
+    """As make reads it: an argument ends at a comma."""
+    arguments = re.findall(r"^\t@?\$\(call install,([^,\n]*).*\)$", MAKEFILE, re.MULTILINE)
+    assert len(arguments) == MAKEFILE.count("$(call install,") - 1  # the comment's
+    for argument in arguments:
+        packages = eval(argument.replace("$(TORCH)", "torch==2.11"), {"p": PYPROJECT})
+        assert packages
+        assert all(isinstance(package, str) for package in packages), argument
+
+
 def test_extras_that_the_code_and_the_pages_name_are_there() -> None:
     named = set(re.findall(r"headway\[(\w+)\]", sources() + all_pages()))
     assert {"serve", "bench", "otel"} <= named
