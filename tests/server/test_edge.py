@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from headway.errors import ConfigError
 from headway.server.endpoints import ENDPOINTS
 from headway.server.settings import ServerSettings
 from tests.server.fake_engine import FakeEngine
-from tests.server.live import Live, live, read_all
+from tests.server.live import Live, live, read_all, wait_until
 
 POST = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
 KEY, OTHER_KEY = "sk-first-key", "sk-second-key"
@@ -232,6 +233,52 @@ def test_a_browser_may_call_from_where_it_is_told_to() -> None:
         assert answer.headers["access-control-allow-origin"] == "https://app.example"
         other = server.request("OPTIONS", "/v1/completions", None, {**ask, "origin": "https://evil.example"})
         assert "access-control-allow-origin" not in other.headers
+
+
+def test_a_browser_asks_before_it_brings_its_key_and_may_read_a_refusal() -> None:
+    page = {"origin": "https://app.example"}
+    with live(FakeEngine(), allowed_origins=["https://app.example"], api_key=["right"]) as server:
+        preflight = {
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "authorization",
+        }
+        answer = server.request("OPTIONS", "/v1/completions", None, {**page, **preflight})
+        assert answer.status == 200
+        assert answer.headers["access-control-allow-headers"] == "authorization"
+        refusal = server.request("GET", "/v1/models", None, page)
+        assert refusal.status == 401
+        assert refusal.headers["access-control-allow-origin"] == page["origin"]
+        reply = server.request("GET", "/v1/models", None, {**page, **bearer("right")})
+        assert reply.status == 200
+        assert "x-request-id" in reply.headers["access-control-expose-headers"]
+
+
+def test_a_probe_without_a_host_is_answered_and_a_browser_without_one_is_not(fake_server: Live) -> None:
+    assert fake_server.raw(b"GET /health HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200")
+    close = b"connection: close\r\n\r\n"
+    assert fake_server.raw(b"GET /health HTTP/1.1\r\n" + close).startswith(b"HTTP/1.1 403")
+    evil = b"GET /health HTTP/1.0\r\nhost: evil.example\r\n\r\n"
+    assert fake_server.raw(evil).startswith(b"HTTP/1.1 403")
+
+
+def test_one_id_may_be_given_to_several_requests_at_once() -> None:
+    """A proxy that tries again sends the id that it sent before."""
+    engine = FakeEngine()
+    engine.may_go.clear()
+    with live(engine) as server:
+        statuses: list[int] = []
+
+        def ask() -> None:
+            statuses.append(server.post("/v1/completions", FINE, x_request_id="same").status)
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(engine.live) == 3)
+        server.on_loop(engine.may_go.set)
+        for thread in threads:
+            thread.join()
+    assert statuses == [200] * 3
 
 
 def test_pipelined_requests_are_answered_in_order(fake_server: Live) -> None:

@@ -1,18 +1,17 @@
-"""The ASGI application of one engine: routes of `endpoints`, behind the `Edge`."""
+"""The ASGI application of one engine: routes of `endpoints`, behind `Edge` and `KeyCheck`."""
 
 from __future__ import annotations
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from headway.server.calls import EndpointApp
-from headway.server.edge import Edge
+from headway.server.edge import Edge, KeyCheck
 from headway.server.endpoints import Endpoint, offered
 from headway.server.errors import ApiError, from_exception
 from headway.server.openapi import openapi_document
@@ -22,15 +21,24 @@ from headway.server.state import ServerState
 def build_app(state: ServerState) -> Edge:
     endpoints = offered(state.settings)
     origins = list(state.settings.allowed_origins or ())
-    cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     app = Starlette(
         routes=[_route(state, endpoint) for endpoint in endpoints],
-        middleware=[cors] if origins else [],
         exception_handlers={HTTPException: _http_error, Exception: _unexpected},
     )
     app.router.redirect_slashes = False  # /v1/models/ is another path, and one that needs a key
     app.state.openapi = msgspec.json.encode(openapi_document(endpoints))
-    return Edge(app, state, frozenset(endpoint.path for endpoint in endpoints if endpoint.is_open))
+    checked = KeyCheck(app, state, frozenset(endpoint.path for endpoint in endpoints if endpoint.is_open))
+    return Edge(_for_browsers(checked, origins) if origins else checked, state)
+
+
+def _for_browsers(app: KeyCheck, origins: list[str]) -> CORSMiddleware:
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "retry-after"],
+    )
 
 
 def _route(state: ServerState, endpoint: Endpoint) -> Route:

@@ -1,4 +1,4 @@
-"""The door: every request passes here before a route is looked up. Host, key, request id; nothing of what is asked.
+"""The doors: every request passes here before a route is looked up. Host, key, request id; nothing of what is asked.
 
 Deny by default: with keys set, only the paths named as open are answered without one. The path compared is the one
 that routes compare, so that another spelling of it is another path.
@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import logging
 import re
+from collections.abc import Awaitable, Callable
 
 from headway.server.calls import MAX_ID_CHARS, Receive, Scope, Send, error_reply, new_id, send_reply
 from headway.server.errors import ApiError
@@ -20,30 +21,31 @@ logger = logging.getLogger("headway")
 _ID_PATTERN = re.compile(rf"[\x21-\x7e]{{1,{MAX_ID_CHARS}}}")
 
 
-class Edge:
-    """ASGI application around the application."""
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-    def __init__(self, app: object, state: ServerState, open_paths: frozenset[str]) -> None:
+
+class Edge:
+    """Around all else: the id of the request, which comes back on every reply, and the Host it may ask for."""
+
+    def __init__(self, app: App, state: ServerState) -> None:
         self._app = app
         self._state = state
-        self._open_paths = open_paths
         self._hosts = state.settings.hosts
         self.settings = state.settings  # for the protocol below
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)  # type: ignore[operator]
+            await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
         scope["headway.request_id"] = request_id = _request_id(headers.get(b"x-request-id"))
         send = self._named(scope, send, request_id)
         try:
-            self._check_host(headers.get(b"host", b""))
-            scope["headway.key_id"] = self._check_key(scope["path"], headers.get(b"authorization", b""))
+            self._check_host(headers.get(b"host"), scope["http_version"])
         except ApiError as error:
             await send_reply(send, error_reply(error))
             return
-        await self._app(scope, receive, send)  # type: ignore[operator]
+        await self._app(scope, receive, send)
 
     def _named(self, scope: Scope, send: Send, request_id: str) -> Send:
         """`send`, with X-Request-Id on every reply, and a log line where that is asked for."""
@@ -62,21 +64,40 @@ class Edge:
 
         return send_named  # type: ignore[return-value]
 
-    def _check_host(self, host: bytes) -> None:
-        if self._hosts is None:
+    def _check_host(self, host: bytes | None, http_version: str) -> None:
+        """Every browser names a Host; probes of load balancers, which speak HTTP/1.0, may have none."""
+        if self._hosts is None or (host is None and http_version == "1.0"):
             return
-        name = re.sub(rb":\d*$", b"", host).decode("latin-1").lower()
+        name = re.sub(rb":\d*$", b"", host or b"").decode("latin-1").lower()
         if name not in self._hosts:
             raise ApiError("forbidden_host", "this Host is not answered; see --allowed-hosts")
 
-    def _check_key(self, path: str, authorization: bytes) -> str:
+
+class KeyCheck:
+    """Within what answers a browser's preflight, which brings no key: a refusal, too, is for the page to read."""
+
+    def __init__(self, app: App, state: ServerState, open_paths: frozenset[str]) -> None:
+        self._app = app
+        self._digests = state.key_digests
+        self._open_paths = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            authorization = dict(scope["headers"]).get(b"authorization", b"")
+            try:
+                scope["headway.key_id"] = self._check(scope["path"], authorization)
+            except ApiError as error:
+                await send_reply(send, error_reply(error))
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, path: str, authorization: bytes) -> str:
         """Who asks: a digest that is no key. Compares with every key, in a time that tells nothing of them."""
-        digests = self._state.key_digests
-        if not digests or path in self._open_paths:
+        if not self._digests or path in self._open_paths:
             return ""
         scheme, _, key = authorization.partition(b" ")
         given = hashlib.sha256(key.strip()).digest()
-        num_equal = sum(hmac.compare_digest(given, digest) for digest in digests)
+        num_equal = sum(hmac.compare_digest(given, digest) for digest in self._digests)
         if scheme.lower() != b"bearer" or not num_equal:
             raise ApiError(
                 "unauthorized", "the API key is missing or wrong", headers={"www-authenticate": "Bearer"}

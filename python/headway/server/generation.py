@@ -70,9 +70,10 @@ def engine_requests(
             "prompt", f"a request may have {limit} prompts times n, got {len(prompts) * params.n}"
         )
     salt = _salt(call, fields.cache_salt)
+    number = next(call.state.request_numbers)  # callers may give one id to several requests, as retries do
     return [
         EngineRequest(
-            request_id=f"{reply_id}-{index}",
+            request_id=f"{reply_id}-{number}-{index}",
             prompt_token_ids=prompt.token_ids,
             params=params,
             prompt=prompt.text,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -65,6 +66,7 @@ class ServerState:
         endpoint = settings.otlp_traces_endpoint
         self.tracing = open_tracing(endpoint, self.names[0]) if endpoint is not None else None
         self.open_calls: set[OpenCall] = set()
+        self.request_numbers = itertools.count()
         self.is_draining = False
         self.has_died = asyncio.Event()
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="headway-text")
