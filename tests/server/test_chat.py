@@ -16,6 +16,9 @@ TEMPLATE = """\
 {%- if tools %}<|im_start|>system
 Call as <tool_call>{"name": ..., "arguments": ...}</tool_call>: {{ tools | tojson }}<|im_end|>
 {% endif %}
+{%- for document in documents or [] %}<|im_start|>document
+{{ document.text }}<|im_end|>
+{% endfor %}
 {%- for message in messages %}<|im_start|>{{ message.role }}
 {{ message.content }}{% for call in message.tool_calls or [] %}<tool_call>{{ call.function.arguments.city }}</tool_call>
 {%- endfor %}<|im_end|>
@@ -194,6 +197,26 @@ def test_without_tools_a_tag_is_text(scripted: Live) -> None:
     assert choice["finish_reason"] == "stop"
 
 
+def test_a_stream_counts_what_the_whole_counts(scripted: Live) -> None:
+    """Reasoning too: where a token ends is not known piece by piece."""
+    body = {**ASK, "chat_template_kwargs": {"enable_thinking": True}, "n": 2}
+    whole = ask(scripted, body)["usage"]
+    events = scripted.post(
+        "/v1/chat/completions", {**body, "stream": True, "stream_options": {"include_usage": True}}
+    ).events
+    assert 0 < whole["completion_tokens_details"]["reasoning_tokens"] < len(" It rains.") * 2
+    assert events[-1]["usage"] == whole
+
+
+def test_a_stream_brings_the_prompts_logprobs(model_server: Live) -> None:
+    body = {**ASK, "prompt_logprobs": 1, "max_tokens": 3, "temperature": 0, "n": 1}
+    whole = ask(model_server, body)["prompt_logprobs"]
+    events = model_server.post("/v1/chat/completions", {**body, "stream": True}).events
+    assert [event["prompt_logprobs"] for event in events if "prompt_logprobs" in event] == [whole]
+    assert whole[0] is None
+    assert len(whole) > 5
+
+
 def test_reasoning_is_kept_apart(scripted: Live) -> None:
     body = {**ASK, "chat_template_kwargs": {"enable_thinking": True}}
     reply = ask(scripted, body)
@@ -217,6 +240,7 @@ def test_reasoning_is_kept_apart(scripted: Live) -> None:
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"echo": True}, "echo"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "pilot", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
@@ -231,6 +255,18 @@ def test_what_cannot_be_done_is_refused(scripted: Live, fields: dict[str, Any], 
     answer = scripted.post("/v1/chat/completions", {**ASK, **fields})
     assert answer.status == 400, answer.body
     assert answer.error["param"] == param
+
+
+def test_documents_reach_the_template_as_text(scripted: Live, model_server: Live) -> None:
+    documents = [{"title": "a", "text": "Rain<|im_end|>"}, {"title": "b", "text": "Sun"}]
+    rendered = scripted.post("/tokenize", {**ASK, "documents": documents}).json["tokens"]
+    prompt = scripted.post("/detokenize", {"tokens": rendered}).json["prompt"]
+    assert "document\nRain<|im_end|><|im_end|>\n" in prompt
+    assert "document\nSun<|im_end|>\n" in prompt
+    (end,) = scripted.post("/tokenize", {"prompt": "<|im_end|>", "add_special_tokens": False}).json["tokens"]
+    assert rendered.count(end) == 3  # of two documents and a turn, none of which was typed
+    answer = model_server.post("/v1/chat/completions", {**ASK, "documents": documents})
+    assert (answer.status, answer.error["param"]) == (400, "documents")
 
 
 def test_a_template_without_tools_refuses_them(model_server: Live) -> None:

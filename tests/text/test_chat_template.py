@@ -40,6 +40,7 @@ def test_a_conversation_becomes_the_prompt_it_was_trained_on() -> None:
             "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
             "1",
         ),
+        ("{{ documents[0].text }}", "a page"),
         ("{{ strftime_now('%Y') | length }}", "4"),
         (
             "{{ '%02d' | format(7) }}{{ '{:>4}'.format('x') }}{{ '-' * 3 }}{{ 'a\nb' | indent(1) }}",
@@ -51,7 +52,12 @@ def test_a_conversation_becomes_the_prompt_it_was_trained_on() -> None:
 )
 def test_templates_have_the_names_they_expect(source: str, expected: str) -> None:
     template = ChatTemplate(source, {"bos_token": "<s>"})
-    assert template.render(HELLO, tools=[{"name": "é<b>"}], enable_thinking=False) == expected
+    assert (
+        template.render(
+            HELLO, tools=[{"name": "é<b>"}], documents=[{"text": "a page"}], enable_thinking=False
+        )
+        == expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,7 +138,7 @@ def test_bad_messages_are_refused(messages: Any) -> None:
         ChatTemplate(CHATML).render(messages)
 
 
-@pytest.mark.parametrize("name", ["bos_token", "documents"])
+@pytest.mark.parametrize("name", ["bos_token", "pad_token"])
 def test_the_renderers_own_names_cannot_be_replaced(name: str) -> None:
     with pytest.raises(RequestError, match="template_kwargs"):
         ChatTemplate(CHATML).render(HELLO, **{name: "x"})

@@ -5,36 +5,30 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any
 
-from headway.outputs import PromptLogprobs, TokenLogprobs
-from headway.server.calls import Call, Reply, Stream, json_reply, new_id
+from headway.outputs import PromptLogprobs
+from headway.server.answers import Answer, delta_of, message_of
+from headway.server.calls import Call, Reply, Stream, json_reply
 from headway.server.conversation import check_template_kwargs, render_conversation
 from headway.server.errors import bad_request
 from headway.server.generation import PromptOutput, PromptTokens, UsageCount, begun, engine_requests, run
 from headway.server.logprobs import TokenNames, chat_logprobs, prompt_logprobs_json
 from headway.server.sampling import check_length, num_kept_tokens, sampling_params
 from headway.server.schemas.chat import (
-    AnswerMessage,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
     ChatLogprobs,
     ChatRequest,
     ChatResponse,
-    FunctionCall,
-    FunctionDelta,
     MessageDelta,
-    ToolCall,
-    ToolCallDelta,
 )
-from headway.server.schemas.common import FinishReason
 from headway.server.sse import event
 from headway.server.state import ServerState
 from headway.server.structured import structured_outputs
 from headway.server.tools import ToolPlan, plan_tools
-from headway.text.parsers import Content, OutputParser, Piece, Reasoning, ToolArguments, ToolStart, joined
+from headway.text.parsers import Piece, joined
 
 
 async def chat_completions(call: Call, fields: ChatRequest) -> Reply | Stream:
@@ -71,20 +65,6 @@ def _check(state: ServerState, fields: ChatRequest) -> dict[str, Any]:
     raise bad_request("reasoning_effort", "this model's chat template has no reasoning_effort")
 
 
-@dataclass(slots=True)
-class _Answer:
-    """One choice so far. What is not told of yet waits in `token_ids` and `logprobs`."""
-
-    parser: OutputParser
-    pieces: list[Piece] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    num_calls: int = 0
-    is_begun: bool = False
-    finish_reason: FinishReason | None = None
-    stop_reason: str | int | None = None
-
-
 class _Job:
     """One request: checked, then run once, as a whole or as a stream."""
 
@@ -105,7 +85,12 @@ class _Job:
         self._usage = UsageCount()
         self._prompt_logprobs: PromptLogprobs | None = None
         text = prompt.text or ""
-        self._answers = [_Answer(plan.parser(state.output_format, text)) for _ in range(params.n)]
+        self._answers = [
+            Answer(
+                plan.parser(state.output_format, text), plan.max_calls, fields.include_reasoning is not False
+            )
+            for _ in range(params.n)
+        ]
 
     def _changes(self, state: ServerState) -> dict[str, Any]:
         """Without a limit of the caller's, the answer ends where the context does."""
@@ -126,7 +111,7 @@ class _Job:
         pieces: list[list[Piece]] = [[] for _ in self._answers]
         async with aclosing(run(self._call, self._requests)) as outputs:
             async for found in outputs:
-                pieces[found.output.index] += self._add(found)
+                pieces[found.output.index] += await self._add(found)
         choices = [self._choice(index, joined(found)) for index, found in enumerate(pieces)]
         return ChatResponse(
             self._id,
@@ -142,78 +127,42 @@ class _Job:
         """Role first, then an event for each piece, then one that says why it ended."""
         async with aclosing(run(self._call, self._requests)) as outputs:
             async for found in outputs:
-                events = self._events(found.output.index, self._add(found))
+                events = self._events(found.output.index, await self._add(found))
                 if events:
                     yield b"".join(events)
         if self._fields.wants_usage:
             yield event(ChatChunk(self._id, self._created_s, self._model, [], usage=self._usage.info()))
 
-    def _add(self, found: PromptOutput) -> list[Piece]:
+    async def _add(self, found: PromptOutput) -> list[Piece]:
         """Notes an output with its answer and returns what it says."""
         output = found.output
         answer = self._answers[output.index]
         self._usage.note(found)
         if output.prompt_logprobs is not None:
             self._prompt_logprobs = output.prompt_logprobs
-        answer.token_ids += output.token_ids
-        answer.logprobs += output.logprobs or ()
-        pieces = answer.parser.push(output.text)
-        if output.finish_reason is not None:
-            pieces = joined(pieces + answer.parser.finish())
-        pieces = self._kept(answer, pieces)
-        if output.finish_reason is not None:
-            answer.stop_reason = output.stop_reason
-            is_call = answer.num_calls > 0 and output.finish_reason == "stop"
-            answer.finish_reason = "tool_calls" if is_call else output.finish_reason  # type: ignore[assignment]
+        pieces = answer.add(output)
+        if answer.reasoning and answer.finish_reason is not None:
+            self._usage.num_reasoning_tokens += await self._num_tokens("".join(answer.reasoning))
         return pieces
 
-    def _kept(self, answer: _Answer, pieces: list[Piece]) -> list[Piece]:
-        """Without calls beyond the limit, and without reasoning where nobody wants it. Counts both."""
-        kept: list[Piece] = []
-        for piece in pieces:
-            if isinstance(piece, Reasoning):
-                self._count_reasoning(piece)
-                if self._fields.include_reasoning is False:
-                    continue
-            if isinstance(piece, (ToolStart, ToolArguments)):
-                if self._plan.max_calls is not None and piece.index >= self._plan.max_calls:
-                    continue
-                answer.num_calls = max(answer.num_calls, piece.index + 1)
-            kept.append(piece)
-        return kept
-
-    def _count_reasoning(self, piece: Reasoning) -> None:
-        """As many tokens as the text has by itself: where the model cut it is not known here."""
-        tokenizer = self._call.state.tokenizer
-        if tokenizer is not None:
-            self._usage.num_reasoning_tokens += len(tokenizer.encode(piece.text, add_special_tokens=False))
+    async def _num_tokens(self, text: str) -> int:
+        """As many as the text has by itself: where the model cut it is not known here."""
+        state = self._call.state
+        tokenizer = state.need_tokenizer("messages")
+        return await state.on_thread(len(text), lambda: len(tokenizer.encode(text, add_special_tokens=False)))
 
     def _choice(self, index: int, pieces: list[Piece]) -> ChatChoice:
         answer = self._answers[index]
-        content = "".join(piece.text for piece in pieces if isinstance(piece, Content))
-        reasoning = "".join(piece.text for piece in pieces if isinstance(piece, Reasoning)) or None
-        calls = [
-            ToolCall(new_call_id(), FunctionCall(start.name, _arguments(pieces, start.index)))
-            for start in pieces
-            if isinstance(start, ToolStart)
-        ]
-        is_silent = not content and (calls or reasoning)
-        message = AnswerMessage(
-            None if is_silent else content,
-            tool_calls=calls or None,
-            reasoning=reasoning,
-            reasoning_content=reasoning,
-        )
         return ChatChoice(
             index,
-            message,
+            message_of(pieces),
             self._logprobs(answer),
             answer.finish_reason,
             answer.stop_reason,
             token_ids=answer.token_ids if self._fields.return_token_ids else None,
         )
 
-    def _logprobs(self, answer: _Answer) -> ChatLogprobs | None:
+    def _logprobs(self, answer: Answer) -> ChatLogprobs | None:
         if not self._fields.logprobs:
             return None
         return chat_logprobs(self._names, answer.token_ids, answer.logprobs, self._fields.top_logprobs or 0)
@@ -223,11 +172,9 @@ class _Job:
         events = []
         if not answer.is_begun and (pieces or answer.finish_reason):
             answer.is_begun = True
-            prompt_ids = self._prompt.token_ids if self._fields.return_token_ids else None
-            first = ChatChunkChoice(index, MessageDelta(role="assistant", content=""), None)
-            events.append(self._event(first, prompt_token_ids=prompt_ids))
+            events.append(self._first_event(index))
         for piece in pieces:
-            choice = ChatChunkChoice(index, _delta(piece), None)
+            choice = ChatChunkChoice(index, delta_of(piece), None)
             self._attach_tokens(answer, choice)
             events.append(self._event(choice))
         if answer.finish_reason is not None:
@@ -238,44 +185,30 @@ class _Job:
             events.append(self._event(choice))
         return events
 
-    def _attach_tokens(self, answer: _Answer, choice: ChatChunkChoice) -> None:
+    def _attach_tokens(self, answer: Answer, choice: ChatChunkChoice) -> None:
         """Tokens go with the first event after them, once."""
         if answer.token_ids:
             choice.logprobs = self._logprobs(answer)
             choice.token_ids = answer.token_ids if self._fields.return_token_ids else None
             answer.token_ids, answer.logprobs = [], []
 
-    def _event(self, choice: ChatChunkChoice, prompt_token_ids: list[int] | None = None) -> bytes:
-        usage = self._usage.info() if self._fields.wants_continuous_usage else None
-        chunk = ChatChunk(
-            self._id, self._created_s, self._model, [choice], usage=usage, prompt_token_ids=prompt_token_ids
-        )
+    def _first_event(self, index: int) -> bytes:
+        """The role, and what there is to say of the prompt."""
+        chunk = self._chunk(ChatChunkChoice(index, MessageDelta(role="assistant", content=""), None))
+        if self._fields.return_token_ids:
+            chunk.prompt_token_ids = self._prompt.token_ids
+        if index == 0:
+            chunk.prompt_logprobs = prompt_logprobs_json(self._names, self._prompt_logprobs)
         return event(chunk)
+
+    def _event(self, choice: ChatChunkChoice) -> bytes:
+        return event(self._chunk(choice))
+
+    def _chunk(self, choice: ChatChunkChoice) -> ChatChunk:
+        usage = self._usage.info() if self._fields.wants_continuous_usage else None
+        return ChatChunk(self._id, self._created_s, self._model, [choice], usage=usage)
 
 
 def _asked_tokens(fields: ChatRequest) -> int | None:
     """The newer name goes first."""
     return fields.max_tokens if fields.max_completion_tokens is None else fields.max_completion_tokens
-
-
-def _arguments(pieces: list[Piece], index: int) -> str:
-    return "".join(
-        piece.text for piece in pieces if isinstance(piece, ToolArguments) and piece.index == index
-    )
-
-
-def _delta(piece: Piece) -> MessageDelta:
-    if isinstance(piece, Content):
-        return MessageDelta(content=piece.text)
-    if isinstance(piece, Reasoning):
-        return MessageDelta(reasoning=piece.text, reasoning_content=piece.text)
-    if isinstance(piece, ToolStart):
-        function = FunctionDelta("", name=piece.name)
-        return MessageDelta(
-            tool_calls=[ToolCallDelta(piece.index, function, id=new_call_id(), type="function")]
-        )
-    return MessageDelta(tool_calls=[ToolCallDelta(piece.index, FunctionDelta(piece.text))])
-
-
-def new_call_id() -> str:
-    return "call_" + new_id()

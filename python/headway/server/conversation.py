@@ -26,8 +26,9 @@ async def render_conversation(
 ) -> PromptTokens:
     """kwargs: template arguments beside those of the request. Raises ApiError or RequestError."""
     template = need_template(state)
-    tokenizer = state.need_tokenizer("messages")
-    literals = Literals(tokenizer)
+    if fields.documents and "documents" not in template.variables:
+        raise bad_request("documents", "this model's chat template takes no documents")
+    literals = Literals(state.need_tokenizer("messages"))
     messages = [
         _hidden(literals, state, _template_message(message, i)) for i, message in enumerate(fields.messages)
     ]
@@ -39,6 +40,7 @@ async def render_conversation(
         text = template.render(
             messages,
             tools=literals.hide(tools),  # type: ignore[arg-type]  # a list stays a list
+            documents=literals.hide(fields.documents),  # type: ignore[arg-type]  # likewise
             add_generation_prompt=opens,
             continue_final_message=continues,
             **arguments,
@@ -46,7 +48,8 @@ async def render_conversation(
         encoded = literals.encode(text, add_special_tokens=add_special_tokens)
         return PromptTokens(encoded.text, encoded.token_ids)
 
-    num_chars = sum(len(message["content"]) for message in messages) + 200 * len(tools or ())
+    num_chars = sum(len(message["content"]) for message in messages)
+    num_chars += 200 * len(tools or ()) + 2000 * len(fields.documents or ())
     return await state.on_thread(num_chars, render)
 
 

@@ -56,7 +56,7 @@ class UsageCount:
             num_output,
             num_prompt + num_output,
             PromptTokensDetails(sum(usage.num_cached_tokens for usage in usages)),
-            CompletionTokensDetails(self.num_reasoning_tokens),
+            CompletionTokensDetails(min(self.num_reasoning_tokens, num_output)),
         )
 
 

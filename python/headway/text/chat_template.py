@@ -70,6 +70,7 @@ class ChatTemplate:
         messages: Sequence[Message],
         *,
         tools: Sequence[Mapping[str, object]] | None = None,
+        documents: Sequence[Mapping[str, object]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         **template_kwargs: object,
@@ -82,7 +83,7 @@ class ChatTemplate:
         _check_messages(messages)
         _check_kwargs(template_kwargs, add_generation_prompt and continue_final_message)
         variables = {**self.special_tokens, **template_kwargs, "messages": [dict(m) for m in messages]}
-        variables |= {"tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt}
+        variables |= {"tools": tools, "documents": documents, "add_generation_prompt": add_generation_prompt}
         try:
             text = render_within_limits(self._template, variables)
         except (jinja2.TemplateError, RenderLimitError, RecursionError) as error:

@@ -10,6 +10,7 @@ from headway.server.schemas.common import FinishReason, SamplingFields, UsageInf
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 256
+MAX_DOCUMENTS = 1024
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
@@ -78,6 +79,7 @@ class NamedToolChoice(msgspec.Struct):
 
 
 Messages = Annotated[list[Message], msgspec.Meta(min_length=1, max_length=MAX_MESSAGES)]
+Documents = Annotated[list[dict[str, Any]], msgspec.Meta(max_length=MAX_DOCUMENTS)]
 Tools = Annotated[list[Tool], msgspec.Meta(max_length=MAX_TOOLS)]
 
 
@@ -86,6 +88,7 @@ class Conversation(Protocol):
 
     messages: list[Message]
     tools: list[Tool] | None
+    documents: list[dict[str, Any]] | None
     chat_template_kwargs: dict[str, Any] | None
     add_generation_prompt: bool | None
     continue_final_message: bool | None
@@ -96,10 +99,11 @@ class ChatRequest(SamplingFields, forbid_unknown_fields=True, kw_only=True):
 
     messages: Messages
     tools: Tools | None = None
+    documents: Documents | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    max_completion_tokens: int | None = None
+    max_completion_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
@@ -214,4 +218,5 @@ class ChatChunk(msgspec.Struct, omit_defaults=True):
     choices: list[ChatChunkChoice]
     object: Literal["chat.completion.chunk"] = msgspec.field(default_factory=lambda: "chat.completion.chunk")
     usage: UsageInfo | None = None
+    prompt_logprobs: list[dict[str, Any] | None] | None = None  # with the first answer's first event
     prompt_token_ids: list[int] | None = None

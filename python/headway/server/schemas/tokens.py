@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from headway.server.schemas.chat import Messages, Tools
+from headway.server.schemas.chat import Documents, Messages, Tools
 from headway.server.schemas.common import Name
 
 
@@ -24,6 +24,7 @@ class TokenizeChatRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=Tr
 
     messages: Messages
     tools: Tools | None = None
+    documents: Documents | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

@@ -81,10 +81,6 @@ class OutputParser:
             self._reasoning = ReasoningParser(tags, is_open=tags.is_open_after(prompt[-200:]))
         self._tools = tool_parser
 
-    @property
-    def is_reasoning(self) -> bool:
-        return self._reasoning is not None and self._reasoning.is_reasoning
-
     def push(self, text: str) -> list[Piece]:
         first = [Content(text)] if self._reasoning is None else self._reasoning.push(text)
         return joined(self._through_tools(first))

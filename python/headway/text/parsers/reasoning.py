@@ -41,10 +41,6 @@ class ReasoningParser:
         self._place = "reasoning" if is_open else "start"  # then content
         self._trimmed = TrimmedText(drops_leading=is_open)
 
-    @property
-    def is_reasoning(self) -> bool:
-        return self._place == "reasoning"
-
     def push(self, text: str) -> list[Piece]:
         self._buffer += text
         return self._read(is_last=False)
