@@ -62,12 +62,18 @@ NO_CALLS = [
     ("hermes", "<tool_call>not json</tool_call>"),
     ("hermes", 'before \n<tool_call>{"name": 3}</tool_call> after '),
     ("hermes", '<tool_call>{"city": "x"'),
+    ("hermes", 'a <tool_call> {"city": 1}</tool_call> b'),
     ("nemotron_json", "[1, 2] <TOOLS>"),
+    ("granite", "plain <|tool_call|> oops"),
     ("granite", "plain \n text \n"),
     ("llama3_json", '{"answer": 42}'),
     ("llama3_json", "  spaced\n"),
     ("qwen3_coder", "x <function y> \n"),
     ("qwen3_coder", "<function=never closed"),
+    ("qwen3_coder", "write <tool_call> before \n<tool_call>\n\nx</tool_call> y"),
+    ("qwen3_coder", "a\n<tool_call>\n<function=cut"),
+    ("qwen3_coder", "a <tool_call> \n<func"),
+    ("pythonic", "[weather(days=1e999)]"),
     ("pythonic", "[1, 2, 3]"),
     ("pythonic", "[weather(city)]"),
     ("pythonic", "[__import__('os').system('x')]"),
@@ -168,6 +174,25 @@ def test_a_closing_tag_in_a_string_is_text() -> None:
     assert calls_of(parse(OutputFormat("hermes", None), [text])) == [("weather", {"city": "</tool_call>"})]
 
 
+def test_an_empty_list_of_calls_parts_words() -> None:
+    assert content_of(parse(OutputFormat("nemotron_json", None), ["x <TOOLCALL>[]</TOOLCALL> y"])) == "x  y"
+
+
+def test_xml_calls_whose_end_is_missing() -> None:
+    form = OutputFormat("qwen3_coder", None)
+    open_call = "<tool_call><function=weather><parameter=city>Rome"
+    unclosed = parse(form, [f"{open_call}</parameter></tool_call>\n<tool_call><function=now></function>"])
+    assert calls_of(unclosed) == [("weather", {"city": "Rome"}), ("now", {})]
+    cut = parse(form, list(open_call))
+    assert [piece.text for piece in cut if isinstance(piece, ToolArguments)] == ['{"city": "Rome']
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_a_number_that_json_does_not_have_is_text(number: str) -> None:
+    text = f"<function=weather><parameter=days>{number}</parameter></function>"
+    assert calls_of(parse(OutputFormat("qwen3_coder", None), [text])) == [("weather", {"days": number})]
+
+
 def test_a_call_without_arguments_has_an_empty_object() -> None:
     assert calls_of(parse(OutputFormat("hermes", None), ['<tool_call>{"name": "now"}</tool_call>'])) == [
         ("now", {})
@@ -186,6 +211,8 @@ def test_a_call_without_arguments_has_an_empty_object() -> None:
         ("think", "<think>", "cut sho", "cut sho", ""),
         ("granite", "", "Here is my thought process: a\n\nHere is my response:\nb", "a", "b"),
         ("granite", "", "<think>a</think><response>b</response>", "a", "b"),
+        ("granite", "", "<think>a</think> <response> x </response> y </response>\n", "a", "x </response> y"),
+        ("granite", "", "In XML: <response> x </response> ", "", "In XML: <response> x </response> "),
         (None, "", "<think>a</think>b", "", "<think>a</think>b"),
     ],
 )

@@ -13,8 +13,8 @@ from headway.text.parsers.tool_calls import (
     PythonicParser,
     TaggedJsonParser,
     ToolParser,
-    XmlParser,
 )
+from headway.text.parsers.xml_calls import XmlParser
 
 # What a chat template writes where it teaches the format or repeats earlier calls. The first that is found counts.
 _TOOL_MARKS = (

@@ -41,6 +41,7 @@ class JsonCallReader:
         self.next_index = first_index
         self.failed = False
         self._object: _Object | None = None
+        self._between: list[str] = []  # what came since the last call
         self._failed_text: list[str] = []
         self._pieces: list[Piece] = []
 
@@ -70,10 +71,13 @@ class JsonCallReader:
             self._object.text.append(char)
             self._read(self._object, char)
         elif char == "{":
-            self._object = _Object(text=["{"], depth=1)
-        elif char not in _BETWEEN:
+            self._object = _Object(text=[*self._between, "{"], depth=1)
+            self._between = []
+        elif char in _BETWEEN:
+            self._between.append(char)
+        else:
             self.failed = True
-            self._failed_text.append(char)
+            self._failed_text = [*self._between, char]
 
     def _read(self, call: _Object, char: str) -> None:
         if call.is_string:

@@ -126,103 +126,13 @@ class TaggedJsonParser:
     def _close(self, tag: str) -> list[Piece]:
         assert self._reader is not None
         rest = self._reader.take_rest()
+        has_calls = self._reader.next_index > self._num_calls
         self._num_calls = self._reader.next_index
         self._reader = None
         leading, self._leading = self._leading, ""
-        if not rest:
-            return []
+        if not rest:  # an empty list of calls parts the words around it
+            return [] if has_calls else [Content(self._content.restore())]
         return [Content(self._content.restore() + leading + self._tag + rest + tag)]
-
-
-class XmlParser:
-    """Qwen 3 Coder and Nemotron 3: <tool_call><function=name><parameter=key>value</parameter></function></tool_call>.
-
-    Values are text; where the function's schema wants something else they are read as JSON.
-
-    Args:
-        property_types: function name -> parameter name -> the type that its JSON schema says.
-    """
-
-    def __init__(self, property_types: dict[str, dict[str, str]]) -> None:
-        self._property_types = property_types
-        self._content = TrimmedText(drops_leading=False)
-        self._buffer = ""
-        self._place = "outside"  # or function, between, parameter, value
-        self._num_calls = 0
-        self._num_parameters = 0
-        self._function = ""
-        self._parameter = ""
-
-    _TAGS = {  # noqa: RUF012 - place -> the tags that end it
-        "outside": ("<tool_call>", "</tool_call>", "<function="),
-        "function": (">",),
-        "between": ("<parameter=", "</function>"),
-        "parameter": (">",),
-        "value": ("</parameter>",),
-    }
-
-    def push(self, text: str) -> list[Piece]:
-        self._buffer += text
-        return self._read(is_last=False)
-
-    def finish(self) -> list[Piece]:
-        pieces = self._read(is_last=True)
-        if self._place == "function":
-            pieces.append(Content("<function=" + self._buffer))
-        elif self._place == "outside" and not self._num_calls:
-            pieces.append(Content(self._content.flush()))
-        return pieces
-
-    def _read(self, *, is_last: bool) -> list[Piece]:
-        pieces: list[Piece] = []
-        while True:
-            cut = cut_at_tag(self._buffer, self._TAGS[self._place], is_last=is_last)
-            if self._place == "outside":
-                pieces.append(Content(self._content.push(cut.before)))
-                self._buffer = cut.rest
-            if cut.tag is None:
-                return pieces
-            self._buffer = cut.rest
-            self._step(cut.before, cut.tag, pieces)
-
-    def _step(self, before: str, tag: str, pieces: list[Piece]) -> None:
-        if self._place == "outside":
-            self._content.drop()
-            self._place = "function" if tag == "<function=" else "outside"
-        elif self._place == "function":
-            self._begin_call(before.strip(), pieces)
-        elif self._place == "between" and tag == "</function>":
-            end = "}" if self._num_parameters else "{}"
-            pieces.append(ToolArguments(self._num_calls - 1, end))
-            self._place = "outside"
-        elif self._place == "between":
-            self._place = "parameter"
-        elif self._place == "parameter":
-            self._parameter, self._place = before.strip(), "value"
-        else:
-            self._end_value(before, pieces)
-
-    def _begin_call(self, name: str, pieces: list[Piece]) -> None:
-        self._function, self._place, self._num_parameters = name, "between", 0
-        pieces.append(ToolStart(self._num_calls, name))
-        self._num_calls += 1
-
-    def _end_value(self, text: str, pieces: list[Piece]) -> None:
-        value = text.removeprefix("\n").removesuffix("\n")
-        opening = ", " if self._num_parameters else "{"
-        key = json.dumps(self._parameter, ensure_ascii=False)
-        pieces.append(ToolArguments(self._num_calls - 1, f"{opening}{key}: {self._as_json(value)}"))
-        self._num_parameters += 1
-        self._place = "between"
-
-    def _as_json(self, value: str) -> str:
-        kind = self._property_types.get(self._function, {}).get(self._parameter, "string")
-        if kind != "string":
-            try:
-                return json.dumps(json.loads(value), ensure_ascii=False)
-            except (ValueError, RecursionError):
-                pass
-        return json.dumps(value, ensure_ascii=False)
 
 
 class PythonicParser:
@@ -248,6 +158,11 @@ class PythonicParser:
         return _pythonic_calls(self._text.strip()) or [Content(self._text)]
 
 
+def _json(value: object) -> str:
+    """Raises ValueError for numbers that JSON does not have."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
 def _pythonic_calls(text: str) -> list[Piece]:
     """Parsed, never run. Empty where the text is anything but a list of calls with literal keywords."""
     try:
@@ -260,7 +175,7 @@ def _pythonic_calls(text: str) -> list[Piece]:
                 return []
             arguments = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords if word.arg}
             pieces.append(ToolStart(index, call.func.id))
-            pieces.append(ToolArguments(index, json.dumps(arguments, ensure_ascii=False)))
+            pieces.append(ToolArguments(index, _json(arguments)))
         return pieces
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return []
