@@ -21,6 +21,7 @@ from headway.llm import LLM
 from headway.request import SamplingParams
 from headway.sampling.grammar import GrammarCompiler
 from headway.sampling.grammar_trial import GrammarError
+from headway.text import Tokenizer
 from tests.engine.driving import prompt_of, run_dry, submit, tokens_of
 from tests.engine.fake_model import EOS, VOCAB_SIZE, expected_tokens, make_engine
 
@@ -74,6 +75,31 @@ def test_every_output_is_of_its_form(outputs: dict[int, list[list[tuple[str, str
 
 def test_every_depth_gives_the_same(outputs: dict[int, list[list[tuple[str, str | None]]]]) -> None:
     assert outputs[0] == outputs[1] == outputs[3]
+
+
+@pytest.mark.parametrize(
+    "form", [{"json": SCHEMA}, {"json": json.dumps(SCHEMA)}, {"json_object": True}], ids=str
+)
+def test_white_space_in_json_has_an_end(tiny_model_dir: Path, form: dict[str, Any]) -> None:
+    """A small model that may write spaces between two tokens of JSON writes them to the end."""
+    tokenizer = Tokenizer.from_dir(tiny_model_dir)
+    compiler = GrammarCompiler(tokenizer.to_json(), tokenizer.vocab_size, [2])
+    state = compiler.start(form)
+    (opening,), (space,) = tokenizer.encode("{", False), tokenizer.encode(" ", False)
+    state.advance(opening)
+    for _ in range(128):
+        state.advance(space)
+    with pytest.raises(GrammarError):
+        state.advance(space)
+
+
+def test_a_schema_may_have_white_space_of_its_own(tiny_model_dir: Path) -> None:
+    tokenizer = Tokenizer.from_dir(tiny_model_dir)
+    compiler = GrammarCompiler(tokenizer.to_json(), tokenizer.vocab_size, [2])
+    state = compiler.start({"json": {**SCHEMA, "x-guidance": {"whitespace_flexible": False}}})
+    state.advance(tokenizer.encode("{", False)[0])
+    with pytest.raises(GrammarError):
+        state.advance(tokenizer.encode(" ", False)[0])
 
 
 def test_json_objects_and_gbnf(tiny_model_dir: Path) -> None:

@@ -23,11 +23,15 @@ from headway.sampling.grammar_trial import GrammarError, GrammarTrial
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
 
 MAX_KEPT_GRAMMARS = 64
 MAX_KEPT_CHARS = 1 << 19  # of their forms; a compiled grammar may take 250 times its form's length
 MAX_REFUSED = 256
 MAX_WAIT_S = 5.0  # for the grammars of others to be compiled
+# Where JSON may have white space, a model that likes it would write nothing else to its last token. Room for the
+# indentation of the deepest form. A schema's own "x-guidance" goes before it.
+_JSON_OPTIONS: JsonCompileOptions = {"whitespace_pattern": r"[ \t\r\n]{0,128}"}
 
 
 class GrammarState:
@@ -179,9 +183,10 @@ def _grammar_text(kind: str, value: Any) -> str:
     from llguidance import LLMatcher, gbnf_to_lark
 
     if kind == "json":
-        return LLMatcher.grammar_from_json_schema(value)
+        is_bounded = "x-guidance" not in value  # a key, or part of a text
+        return LLMatcher.grammar_from_json_schema(value, _JSON_OPTIONS if is_bounded else None)
     if kind == "json_object":
-        return LLMatcher.grammar_from_json_schema({"type": "object"})
+        return LLMatcher.grammar_from_json_schema({"type": "object"}, _JSON_OPTIONS)
     if kind == "regex":
         return LLMatcher.grammar_from_regex(value)
     if kind == "choice":
