@@ -288,9 +288,13 @@ bool Ledger::rewind(int64_t request_id, int32_t num_positions) {
   Request* request = find_unfinished(request_id);
   if (request == nullptr) return false;
   require_reachable(*request, num_positions);
-  // Blocks that others may share are not written again: the request goes on from them in a row of its own.
-  if (cache_.is_cached_beyond(*request, request->num_tokens() - num_positions)) planner_.evict(request->row);
-  if (request->row != kDummyRow) rows_.rewind(request->row, request->num_tokens() - num_positions);
+  const int32_t num_kept = request->num_tokens() - num_positions;
+  // Blocks that others may share are not written again: the request goes on from them in a row of its own. So does one
+  // whose prompt would lose what its cuts have left for the last chunk.
+  if (cache_.is_cached_beyond(*request, num_kept) || planner_.would_end_short(*request, num_kept)) {
+    planner_.evict(request->row);
+  }
+  if (request->row != kDummyRow) rows_.rewind(request->row, num_kept);
   cut(*request, request->num_outputs() - num_positions);
   request->void_step = clock_.launched;
   return true;

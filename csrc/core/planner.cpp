@@ -184,6 +184,12 @@ int32_t Planner::least_chunk(int32_t start, int32_t num_left) const {
   return num_left - num_to_grid < config_.min_last_chunk_tokens ? num_left : num_to_grid;
 }
 
+bool Planner::would_end_short(const Request& request, int32_t num_tokens) const {
+  if (request.row == kDummyRow || num_tokens == rows_.bound_len(request.row)) return false;
+  const int32_t num_launched = rows_.launched_len(request.row);
+  return num_launched > 0 && num_tokens > num_launched && num_tokens - num_launched < config_.min_last_chunk_tokens;
+}
+
 // Whether the row cannot sample in this step: what it may sample is not known yet, or does not fit the packet.
 bool Planner::is_held(int32_t row) const {
   if (!rows_.has_mask(row)) return false;
@@ -300,15 +306,15 @@ void Planner::grant_up_to(int32_t row, int32_t num_tokens) {
   }
 }
 
-// True when a block became free. While any is coming, nobody is evicted.
+// True when memory was given up: a block is free now, or is coming, or the next call gives up more, since all that it
+// was may be shared. While any is coming, nobody is evicted.
 bool Planner::make_room(const Request& needy) {
   if (is_any_block_coming()) return false;
-  if (cache_.drop_duplicates()) return num_available_blocks() > 0;
+  if (cache_.drop_duplicates()) return true;
   const int32_t victim = pick_victim(needy);
   if (victim == kDummyRow) return false;
   evict(victim);
-  if (num_available_blocks() == 0) cache_.drop_duplicates();  // all that the victim had may be cached for the needy
-  return num_available_blocks() > 0;
+  return true;
 }
 
 // Fenced blocks, cached ones that a launched step names, and those of rows whose last sample is in flight.

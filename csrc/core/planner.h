@@ -59,6 +59,10 @@ class Planner {
   // are valid.
   void evict(int32_t row);
 
+  // Whether its prompt, the outputs known at its admission included, has been cut where a sequence of num_tokens leaves
+  // too short a rest.
+  bool would_end_short(const Request& request, int32_t num_tokens) const;
+
   int64_t num_evictions() const { return num_evictions_; }
   const std::vector<int32_t>& device_rows() const { return device_rows_; }
 

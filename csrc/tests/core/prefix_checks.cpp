@@ -245,4 +245,30 @@ CHECK_CASE(of_old_snapshots_the_one_that_spares_least_goes) {
   tree.check_integrity();
 }
 
+// All that the paused leader holds is its follower's too: giving it up frees nothing, so the follower goes as well.
+CHECK_CASE(a_plan_gives_up_as_many_rows_as_its_first_one_needs) {
+  LedgerConfig config = cached_config(4, 0);
+  config.max_model_len = 16;
+  config.max_step_tokens = 4;
+  config.grant_ahead_blocks = 0;
+  Rig rig(config);
+  const int64_t leader = rig.add(count_from(1, 8), 4);
+  rig.launch();
+  rig.retire();
+  EXPECT_TRUE(rig.ledger.pause(leader));
+  const int64_t first = rig.add(count_from(50, 7), 8, {}, -1);
+  const int64_t follower = rig.add(count_from(1, 6), 10);
+  while (rig.ledger.find(first) != nullptr && !rig.ledger.find(first)->is_finished()) {
+    EXPECT_TRUE(rig.launch());
+    EXPECT_EQ(rig.ledger.find(leader)->num_evictions, rig.ledger.find(follower)->num_evictions);
+    rig.retire();
+  }
+  EXPECT_EQ(rig.ledger.prefix_stats().num_cached_tokens, 4);
+  EXPECT_EQ(rig.ledger.find(leader)->num_evictions, 1);
+  EXPECT_TRUE(rig.ledger.resume(leader));
+  rig.run();
+  EXPECT_EQ(rig.device.fault(), "");
+  EXPECT_EQ(rig.outputs[follower].size(), 10u);
+}
+
 }  // namespace headway::checks

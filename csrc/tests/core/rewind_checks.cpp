@@ -180,6 +180,39 @@ CHECK_CASE(a_rewind_that_is_out_of_reach_is_refused_and_changes_nothing) {
   }
 }
 
+// Cuts leave a prompt a last chunk of some length; what is taken back of its end must not shorten that.
+CHECK_CASE(a_rewind_of_a_prompt_that_was_cut_leaves_no_shorter_rest_than_the_cut) {
+  LedgerConfig config = attention_config(0);
+  config.max_step_tokens = 8;
+  config.prompt_grid_tokens = 4;
+  config.min_last_chunk_tokens = 3;
+  for (int32_t num_positions = 0; num_positions <= 4; ++num_positions) {
+    Rig rig(config);
+    const int64_t id = rig.add(kPrompt, 20);
+    for (int32_t i = 0; i < 10; ++i) {
+      rig.launch();
+      rig.retire();
+    }
+    EXPECT_TRUE(rig.ledger.evict(id));
+    EXPECT_TRUE(rig.launch());  // 13 tokens are known: 8 run, 5 are left
+    EXPECT_EQ(rig.plan.num_tokens, 8);
+    rig.retire();
+    EXPECT_TRUE(rig.ledger.rewind(id, num_positions));
+    EXPECT_EQ(rig.ledger.find(id)->row == kDummyRow, num_positions == 3 || num_positions == 4);
+    auto outputs = known(rig, id);
+    rig.outputs.clear();
+    EXPECT_TRUE(rig.launch());
+    while (rig.plan.num_sampled == 0) {
+      rig.retire();
+      EXPECT_TRUE(rig.launch());
+    }
+    EXPECT_TRUE(rig.plan.num_tokens >= config.min_last_chunk_tokens);
+    rig.run();
+    outputs.insert(outputs.end(), rig.outputs[id].begin(), rig.outputs[id].end());
+    EXPECT_TRUE(outputs == undisturbed(config, 20));
+  }
+}
+
 CHECK_CASE(a_request_that_lost_its_row_goes_back_whatever_the_model) {
   Rig rig(hybrid_config(1));
   const int64_t id = rig.add(kPrompt, 12);

@@ -31,6 +31,8 @@ void RandomOps::run_one() {
 }
 
 Op RandomOps::draw_op() {
+  const bool rewinds = weights_[static_cast<size_t>(Op::kRewind)] > 0;
+  if (rewinds && rng_.one_in(2) && find_recomputed() != 0) return Op::kRewind;
   int32_t left = rng_.draw(0, total_weight_ - 1);
   int32_t op = 0;
   while (left >= weights_[op]) left -= weights_[op++];
@@ -103,8 +105,19 @@ bool RandomOps::finish() {
 
 // Mostly by a few positions, at times by more than there are.
 bool RandomOps::rewind() {
-  const int64_t id = draw_id();
+  const int64_t recomputed = rng_.one_in(4) ? 0 : find_recomputed();
+  const int64_t id = recomputed != 0 ? recomputed : draw_id();
   return host_.client.rewind(id, rng_.one_in(16) ? rng_.draw(-1, 40) : rng_.draw(0, 4));
+}
+
+// A request whose prompt, outputs among it, is computed in part: seldom and not for long; 0: there is none.
+int64_t RandomOps::find_recomputed() const {
+  const RowTable& rows = host_.ledger.rows();
+  for (const int32_t row : rows.running()) {
+    const bool is_cut = !rows.is_decoding(row) && rows.launched_len(row) > 0;
+    if (is_cut && rows.request(row)->num_outputs() > 0) return rows.request(row)->id;
+  }
+  return 0;
 }
 
 void RandomOps::read() {

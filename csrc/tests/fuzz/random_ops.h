@@ -40,6 +40,7 @@ class RandomOps {
   bool finish();
   bool rewind();
   void read();
+  int64_t find_recomputed() const;
   int64_t draw_id();
 
   Host& host_;

@@ -34,7 +34,7 @@ LedgerConfig random_config(Rng& rng) {
   config.grant_ahead_blocks = rng.draw(0, 2);
   config.prompt_grid_tokens = rng.one_in(2) ? 1 : rng.draw(1, config.max_step_tokens);
   const int32_t num_spare = std::min(config.prompt_grid_tokens, config.max_step_tokens - config.prompt_grid_tokens + 1);
-  if (rng.one_in(2)) config.min_last_chunk_tokens = rng.draw(1, num_spare);
+  if (!rng.one_in(3)) config.min_last_chunk_tokens = rng.one_in(2) ? num_spare : rng.draw(1, num_spare);
   if (rng.one_in(2)) config.state_window = {.num_tokens = rng.draw(1, 8), .max_rewind = rng.draw(1, 6)};
   config.use_prefix_cache = !rng.one_in(4);
   if (!config.use_prefix_cache) return config;
