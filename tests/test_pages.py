@@ -158,7 +158,8 @@ def test_every_flag_is_there(page: Path) -> None:
 
 def test_every_metric_is_there() -> None:
     metrics = pytest.importorskip("headway.server.metrics")
-    names = {m.sample for m in (*metrics.METRICS, *metrics.VLLM_METRICS)}
+    vllm_metrics = pytest.importorskip("headway.server.metrics_vllm")
+    names = {m.sample for m in (*metrics.METRICS, *vllm_metrics.VLLM_METRICS)}
     histograms = {m.name for m in metrics.METRICS if m.kind in ("histogram", "summary")}
     names |= {f"{name}_{part}" for name in histograms for part in ("bucket", "sum", "count")} | histograms
     for page in PAGES:

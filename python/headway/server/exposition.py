@@ -40,7 +40,14 @@ class Summary:
     total: float
 
 
-Value = float | Mapping[str, float] | Buckets | Summary
+@dataclass(frozen=True, slots=True)
+class Info:
+    """The value 1, with what there is to say as labels."""
+
+    labels: Mapping[str, str]
+
+
+Value = float | Mapping[str, float] | Buckets | Summary | Info
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,10 @@ class Metric:
             summary = SummaryMetricFamily(self.name, self.help, labels=names)
             summary.add_metric(values, found.count, found.total)
             return summary
+        if isinstance(found, Info):
+            info = GaugeMetricFamily(self.name, self.help, labels=[*names, *found.labels])
+            info.add_metric([*values, *found.labels.values()], 1)
+            return info
         family_kind = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
         if isinstance(found, Mapping):
             family = family_kind(self.name, self.help, labels=[*names, self.label])

@@ -9,8 +9,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from headway.outputs import StepSpan
 from headway.server.calls import Call, Reply, json_reply
-from headway.server.exposition import Seen
-from headway.server.metrics import kv_blocks, metrics_page, state_slots
+from headway.server.exposition import Seen, exposition
+from headway.server.metrics import METRICS, kv_blocks, state_slots
+from headway.server.metrics_vllm import VLLM_METRICS
 from headway.server.schemas.live import LiveResponse, LiveStep, Pool
 
 PAGE = Path(__file__).with_name("page.html").read_bytes()
@@ -25,8 +26,10 @@ PAGE_HEADERS = {
 
 async def metrics(call: Call, _: None) -> Reply:
     seen = await _seen(call)
-    body = metrics_page(seen, with_vllm_names=call.state.settings.vllm_metrics)
-    return Reply(body, content_type=CONTENT_TYPE_LATEST.encode())
+    groups = [(METRICS, dict[str, str]())]
+    if call.state.settings.vllm_metrics:
+        groups.append((VLLM_METRICS, {"model_name": seen.name, "engine": "0"}))
+    return Reply(exposition(groups, seen), content_type=CONTENT_TYPE_LATEST.encode())
 
 
 async def page(call: Call, _: None) -> Reply:

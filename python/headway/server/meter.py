@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from headway.outputs import RequestMetrics
+from headway.request import SamplingParams
 from headway.server.client import EngineOutput, EngineRequest
 
 _GONE = (GeneratorExit, asyncio.CancelledError)
@@ -66,13 +67,18 @@ class RequestMeter:
         self.latency_s = Buckets(decades(-3, 4))
         self.num_prompt_tokens = Buckets(decades(0, 6))
         self.num_output_tokens = Buckets(decades(0, 6))
+        self.num_completions = Buckets(decades(0, 3))
+        self.max_tokens = Buckets(decades(0, 6))
 
     def watch(self, requests: Sequence[EngineRequest]) -> Watch:
         """To be entered before the requests are sent, told of every output, and left when they are over."""
         return Watch(self, requests)
 
-    def count_request(self, metrics: RequestMetrics) -> None:
+    def count_request(self, params: SamplingParams, metrics: RequestMetrics) -> None:
         """One whose completions all ended by themselves."""
+        self.num_completions.add(params.n)
+        if params.max_tokens is not None:
+            self.max_tokens.add(params.max_tokens)
         self.num_prompt_tokens.add(metrics.num_prompt_tokens)
         self.num_output_tokens.add(metrics.num_output_tokens)
         for buckets, value in (
@@ -93,6 +99,7 @@ class Watch:
 
     def __init__(self, meter: RequestMeter, requests: Sequence[EngineRequest]) -> None:
         self._meter = meter
+        self._requests = requests
         self._num_open = [request.params.n for request in requests]  # completions, by prompt
         self._seen_s: dict[tuple[int, int], float] = {}  # prompt, completion -> when its last output came
 
@@ -110,7 +117,7 @@ class Watch:
         self._meter.ends[reason] += 1
         self._num_open[prompt_index] -= 1
         if not self._num_open[prompt_index] and metrics is not None and reason in ("stop", "length"):
-            self._meter.count_request(metrics)
+            self._meter.count_request(self._requests[prompt_index].params, metrics)
 
     def __enter__(self) -> Self:
         return self

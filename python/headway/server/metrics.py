@@ -1,4 +1,4 @@
-"""Every metric, once: what `/metrics` answers and the tables in docs/metrics.md are made of these records.
+"""Every metric of Headway's own, once: `/metrics` and the tables in docs/metrics.md are made of these records.
 
 All is read off counters that exist anyway, when somebody asks; asking costs the engine nothing and waits for nothing.
 """
@@ -6,15 +6,7 @@ All is read off counters that exist anyway, when somebody asks; asking costs the
 from __future__ import annotations
 
 from headway import __version__
-from headway.server.exposition import Metric, Seen, Summary, exposition
-
-
-def metrics_page(seen: Seen, *, with_vllm_names: bool) -> bytes:
-    """What `/metrics` answers."""
-    groups = [(METRICS, dict[str, str]())]
-    if with_vllm_names:
-        groups.append((VLLM_METRICS, {"model_name": seen.name, "engine": "0"}))
-    return exposition(groups, seen)
+from headway.server.exposition import Metric, Seen, Summary
 
 
 def kv_blocks(seen: Seen) -> dict[str, int]:
@@ -224,89 +216,5 @@ METRICS: tuple[Metric, ...] = (
         "gauge",
         "Since a step retired; 0 while there is nothing to do",
         lambda s: s.stats.seconds_since_progress,
-    ),
-)
-
-VLLM_METRICS: tuple[Metric, ...] = (
-    Metric(
-        "vllm:num_requests_running", "gauge", "Completions that hold a row", lambda s: s.stats.num_running
-    ),
-    Metric("vllm:num_requests_waiting", "gauge", "Completions in the queue", lambda s: s.stats.num_waiting),
-    Metric("vllm:kv_cache_usage_perc", "gauge", "Share of KV blocks that requests hold, 0 to 1", kv_usage),
-    Metric("vllm:num_preemptions", "counter", "Preemptions", lambda s: s.stats.num_evictions_total),
-    Metric(
-        "vllm:prefix_cache_queries",
-        "counter",
-        "Prompt tokens looked for",
-        lambda s: s.stats.prefix_cache.num_prompt_tokens,
-    ),
-    Metric(
-        "vllm:prefix_cache_hits",
-        "counter",
-        "Prompt tokens found",
-        lambda s: s.stats.prefix_cache.num_cached_tokens,
-    ),
-    Metric("vllm:prompt_tokens", "counter", "Prompt tokens", lambda s: s.stats.num_prompt_tokens_total),
-    Metric("vllm:generation_tokens", "counter", "Generated", lambda s: s.stats.num_output_tokens_total),
-    Metric(
-        "vllm:request_success",
-        "counter",
-        "Completions by how they ended",
-        lambda s: {reason: s.requests.ends[reason] for reason in ("stop", "length", "abort", "error")},
-        "finished_reason",
-    ),
-    Metric(
-        "vllm:time_to_first_token_seconds",
-        "histogram",
-        "Time to first token",
-        lambda s: s.requests.ttft_s,
-    ),
-    Metric(
-        "vllm:inter_token_latency_seconds",
-        "histogram",
-        "Between tokens of a stream",
-        lambda s: s.requests.token_gap_s,
-    ),
-    Metric(
-        "vllm:request_time_per_output_token_seconds",
-        "histogram",
-        "A request's mean time of a token after the first",
-        lambda s: s.requests.tpot_s,
-    ),
-    Metric(
-        "vllm:e2e_request_latency_seconds", "histogram", "From arrival to end", lambda s: s.requests.latency_s
-    ),
-    Metric(
-        "vllm:request_queue_time_seconds", "histogram", "From arrival to a row", lambda s: s.requests.queue_s
-    ),
-    Metric(
-        "vllm:request_prefill_time_seconds",
-        "histogram",
-        "From a row to the first token",
-        lambda s: s.requests.prefill_s,
-    ),
-    Metric(
-        "vllm:request_decode_time_seconds",
-        "histogram",
-        "From the first token to the end",
-        lambda s: s.requests.decode_s,
-    ),
-    Metric(
-        "vllm:request_inference_time_seconds",
-        "histogram",
-        "From a row to the end",
-        lambda s: s.requests.inference_s,
-    ),
-    Metric(
-        "vllm:request_prompt_tokens",
-        "histogram",
-        "Prompt tokens a request",
-        lambda s: s.requests.num_prompt_tokens,
-    ),
-    Metric(
-        "vllm:request_generation_tokens",
-        "histogram",
-        "Generated tokens a request",
-        lambda s: s.requests.num_output_tokens,
     ),
 )

@@ -16,7 +16,8 @@ from headway.server.decode import REFUSED_FIELDS
 from headway.server.endpoints import ENDPOINTS
 from headway.server.errors import ERROR_TABLE
 from headway.server.exposition import Metric
-from headway.server.metrics import METRICS, VLLM_METRICS
+from headway.server.metrics import METRICS
+from headway.server.metrics_vllm import VLLM_METRICS
 from headway.server.schemas.chat import ChatRequest
 from headway.server.schemas.common import IGNORED_FIELDS
 from headway.server.schemas.completions import CompletionRequest
