@@ -186,10 +186,10 @@ def variables_read() -> set[str]:
             if isinstance(node, (ast.Call, ast.Subscript)) and "environ" in ast.unparse(node):
                 words = re.findall(r"(?:environ(?:\.get)?[\[(])['\"](\w+)", ast.unparse(node))
                 found |= set(words)
-    from headway.cli.bench.serve import KEY_VARIABLE
+    from headway.cli.flags import API_KEY_VARIABLE
 
     defines = PYPROJECT["tool"]["scikit-build"]["cmake"]["define"].values()
-    return (found | {KEY_VARIABLE} | {define["env"] for define in defines}) - FOREIGN_VARIABLES
+    return (found | {API_KEY_VARIABLE} | {define["env"] for define in defines}) - FOREIGN_VARIABLES
 
 
 def test_every_variable_of_the_environment_is_told_and_every_one_told_is_read() -> None:

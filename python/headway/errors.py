@@ -8,6 +8,7 @@ HeadwayError
   MemoryBudgetError            weights and caches do not fit the device
   BuildError (ImportError)     the compiled modules are missing or unusable here
   OverloadedError              too many requests wait: try again later
+  ServerError                  a server that was asked gave no answer, or an error
   EngineDeadError              the engine stopped after a fault and takes no more requests
   IntegrityError               our own bug: a bookkeeping invariant is broken
 """
@@ -69,6 +70,10 @@ class OverloadedError(HeadwayError):
     def __init__(self, message: str, *, retry_after_s: float, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.retry_after_s = retry_after_s
+
+
+class ServerError(HeadwayError):
+    """Another process, which was asked over HTTP, gave no answer or an error."""
 
 
 class EngineDeadError(HeadwayError):

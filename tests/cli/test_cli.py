@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -90,6 +91,12 @@ def test_advanced_flags_are_listed_on_demand() -> None:
         (["generate", "x", "--temperature", "3"], "temperature must be a number in [0, 2]"),
         (["generate", "x", "--temperature", "nan"], "temperature must be"),
         (["generate", "x", "--max-num-seqs", "0"], "--max-num-seqs"),
+        (["generate", "x", "--structured-outputs", "[a-z]"], "is not JSON"),
+        (["generate", "x", "--structured-outputs", "[1]"], "is not a JSON object"),
+        (["generate", "x", "--allowed-token-ids", "a"], "--allowed-token-ids"),
+        (["chat", "--url", "localhost:8000"], "--url must be such as"),
+        (["chat", "--url", "http://localhost:8000", "--dtype", "float32"], "cannot go with --url"),
+        (["chat", "--model-name", "x"], "--model-name goes with --url"),
         (["generate", "x", "--max_num_seqs", "many"], "--max-num-seqs"),
         (["generate", ""], "prompt must be"),
         (["bench", "--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
@@ -129,6 +136,15 @@ def test_generate_prints_text_on_stdout_and_speed_on_stderr() -> None:
     assert echoed.stderr == ""
     assert "tokens/s" in argument.stderr
     assert len(argument.stderr.splitlines()) == 1
+
+
+def test_generate_keeps_to_a_form_and_to_tokens() -> None:
+    pytest.importorskip("llguidance")
+    words = ("generate", "x", *SMALL, "--quiet", "--max-tokens", "20")
+    formed = headway(*words, "--structured-outputs", '{"regex": "[a-c]{4}"}')
+    assert re.fullmatch("[a-c]{4}\n", formed.stdout), formed.stderr
+    among = headway(*words, "--allowed-token-ids", "5", "--allowed-token-ids", "6", "--ignore-eos")
+    assert set(among.stdout) == {"!", '"', "\n"}, among.stderr
 
 
 def test_generate_repeats_with_its_seed() -> None:

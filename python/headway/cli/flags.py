@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 from headway.config import EngineConfig
 from headway.fields import FieldSpec, flag, specs
 from headway.request import SamplingParams
 
+API_KEY_VARIABLE = "OPENAI_API_KEY"  # of the environment, for commands that ask a server
 _SUFFIXES = {"": 1, "k": 1000, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 # One completion of plain text is all a terminal shows, and its seed is drawn from the engine's --seed.
-_NOT_FLAGS = frozenset({"n", "seed", "logprobs", "logit_bias", "detokenize", "stop_token_ids"})
+_NOT_FLAGS = frozenset(
+    {
+        "n",
+        "seed",
+        "logprobs",
+        "prompt_logprobs",
+        "logit_bias",
+        "detokenize",
+        "stop_token_ids",
+        "output_kind",
+    }
+)
 
 
 def add_engine_flags(parser: argparse.ArgumentParser, *, shows_all: bool) -> None:
@@ -60,6 +73,20 @@ def parse_size(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 4096, 32k or 4GiB") from error
 
 
+def _parse_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return value
+
+
+_TYPES = {"float": float, "bytes": parse_size, "tokens": parse_size, "int": int, "dict": _parse_object}
+_LISTS_OF_IDS = frozenset({"allowed_token_ids"})
+
+
 def _add(group: argparse._ArgumentGroup, listed: dict[str, FieldSpec], shows_all: bool) -> None:
     """SUPPRESS as default keeps what was not given out of the namespace: defaults live in the dataclass alone."""
     for name, spec in listed.items():
@@ -69,10 +96,8 @@ def _add(group: argparse._ArgumentGroup, listed: dict[str, FieldSpec], shows_all
         if spec.kind == "bool":
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options["metavar"] = _metavar(spec)
-            options["type"] = {"float": float, "bytes": parse_size, "tokens": parse_size, "int": int}.get(
-                spec.kind, str
-            )
+            options["metavar"] = "ID" if name in _LISTS_OF_IDS else _metavar(spec)
+            options["type"] = int if name in _LISTS_OF_IDS else _TYPES.get(spec.kind, str)
         if spec.kind == "list":
             options["action"] = "append"
         group.add_argument(flag(name), **options)
@@ -81,4 +106,5 @@ def _add(group: argparse._ArgumentGroup, listed: dict[str, FieldSpec], shows_all
 def _metavar(spec: FieldSpec) -> str:
     if spec.choices:
         return "{" + ",".join(spec.choices) + "}"
-    return {"int": "N", "tokens": "N", "bytes": "SIZE", "float": "X", "list": "TEXT"}.get(spec.kind, "PATH")
+    kinds = {"int": "N", "tokens": "N", "bytes": "SIZE", "float": "X", "list": "TEXT", "dict": "JSON"}
+    return kinds.get(spec.kind, "PATH")

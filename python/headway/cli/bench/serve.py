@@ -30,13 +30,13 @@ from headway.cli.bench.serve_flags import (
     arrivals,
     goodput_limits,
 )
+from headway.cli.flags import API_KEY_VARIABLE
 from headway.errors import BuildError, ConfigError, HeadwayError
 
 if TYPE_CHECKING:
     import httpx
 
 ENDPOINTS = {"openai": "/v1/completions", "vllm": "/v1/completions", "openai-chat": "/v1/chat/completions"}
-KEY_VARIABLE = "OPENAI_API_KEY"
 SAFE_VOCAB_SIZE = 1000  # where a server does not say how many tokens it has
 RETRY_S = 0.5
 Ask = Callable[[], Awaitable[Answer]]
@@ -47,7 +47,7 @@ def add_to(kinds: Any, *, shows_all: bool) -> None:
         "serve",
         help="a running server",
         description="Sends streamed requests to a running server and measures their answers. "
-        f"{KEY_VARIABLE} in the environment is sent as the API key.",
+        f"{API_KEY_VARIABLE} in the environment is sent as the API key.",
     )
     group = parser.add_argument_group("server")
     group.add_argument("--backend", choices=tuple(ENDPOINTS), default="openai", help="protocol (openai)")
@@ -117,7 +117,7 @@ def _client(args: argparse.Namespace) -> httpx.AsyncClient:
         import httpx
     except ModuleNotFoundError as error:
         raise BuildError(f"{error.name} is not installed", hint="pip install 'headway[bench]'") from error
-    key = os.environ.get(KEY_VARIABLE)
+    key = os.environ.get(API_KEY_VARIABLE)
     return httpx.AsyncClient(
         base_url=args.base_url or f"http://{args.host}:{args.port}",
         headers={"authorization": f"Bearer {key}"} if key else {},
