@@ -10,27 +10,21 @@ event: its inverse is what one core of theirs carries, whatever else the machine
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.http_load import HealthWatch, short_requests, streams
 from headway import __version__
 from tests.remote.serving import Serving, serving
 
 RESULTS = Path(__file__).parent / "results"
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-HEAD = (
-    "POST /v1/completions HTTP/1.1\r\n"
-    "host: localhost\r\n"
-    "content-type: application/json\r\n"
-    "content-length: {}\r\n\r\n"
-)
 NUM_SHORT_TOKENS = 4
 
 
@@ -57,80 +51,12 @@ def processor_s(pid: int) -> float:
     return (int(words[11]) + int(words[12])) / TICKS_PER_S
 
 
-def request_bytes(body: dict[str, Any]) -> bytes:
-    data = json.dumps(body).encode()
-    return HEAD.format(len(data)).encode() + data
-
-
-async def measured(server: Serving, work: Callable[[], Awaitable[int]]) -> Cost:
+def measured(server: Serving, work: Callable[[], int]) -> Cost:
     pids = server.process.pid, server.engine_pid
     begin_s, before = time.perf_counter(), [processor_s(pid) for pid in pids]
-    count = await work()
+    count = work()
     after = [processor_s(pid) for pid in pids]
     return Cost(count, time.perf_counter() - begin_s, after[0] - before[0], after[1] - before[1])
-
-
-async def short_requests(port: int, num_connections: int, seconds: float) -> int:
-    """Each connection asks again as soon as it is answered. Returns how often."""
-    data = request_bytes({"prompt": "def f(x):", "max_tokens": NUM_SHORT_TOKENS})
-    end_s = time.perf_counter() + seconds
-
-    async def one() -> int:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        count = 0
-        while time.perf_counter() < end_s:
-            writer.write(data)
-            head = await reader.readuntil(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 200"), head
-            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-            await reader.readexactly(length)
-            count += 1
-        writer.close()
-        return count
-
-    return sum(await asyncio.gather(*(one() for _ in range(num_connections))))
-
-
-async def streams(port: int, num_streams: int, num_tokens: int) -> int:
-    """All streams from their begin to their end. Returns the number of events."""
-    data = request_bytes({"prompt": "def f(x):", "max_tokens": num_tokens, "stream": True})
-
-    async def one() -> int:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
-        writer.write(data)
-        count, tail = 0, b""
-        while not tail.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"):
-            piece = await reader.read(1 << 18)
-            assert piece, tail
-            count += piece.count(b"data: {")
-            tail = (tail + piece)[-64:]
-        writer.close()
-        return count
-
-    return sum(await asyncio.gather(*(one() for _ in range(num_streams))))
-
-
-async def health_ms(port: int, is_over: asyncio.Event) -> list[float]:
-    """Twenty times a second, on a connection of its own."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    times = []
-    while not is_over.is_set():
-        begin_s = time.perf_counter()
-        writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
-        head = await reader.readuntil(b"\r\n\r\n")
-        times.append(1e3 * (time.perf_counter() - begin_s))
-        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
-        await asyncio.sleep(0.05)
-    writer.close()
-    return times
-
-
-async def streams_and_health(port: int, num_streams: int, num_tokens: int) -> tuple[int, list[float]]:
-    is_over = asyncio.Event()
-    watcher = asyncio.ensure_future(health_ms(port, is_over))
-    count = await streams(port, num_streams, num_tokens)
-    is_over.set()
-    return count, await watcher
 
 
 def main() -> None:
@@ -153,25 +79,19 @@ def main() -> None:
 
 
 def short_report(args: argparse.Namespace) -> dict[str, Any]:
+    body = {"prompt": "def f(x):", "max_tokens": NUM_SHORT_TOKENS}
     with serving({}) as server:
-        asyncio.run(short_requests(server.port, args.connections, 0.5))
-        cost = asyncio.run(
-            measured(server, lambda: short_requests(server.port, args.connections, args.seconds))
-        )
+        short_requests(server.port, args.connections, body, 0.5)
+        cost = measured(server, lambda: short_requests(server.port, args.connections, body, args.seconds))
     return {"short": cost.report("requests")}
 
 
 def stream_report(args: argparse.Namespace) -> dict[str, Any]:
-    times: list[float] = []
+    body = {"prompt": "def f(x):", "max_tokens": args.tokens}
     with serving({"step_s": args.step_ms / 1e3}) as server:
-
-        async def work() -> int:
-            count, found = await streams_and_health(server.port, args.streams, args.tokens)
-            times.extend(found)
-            return count
-
-        cost = asyncio.run(measured(server, work))
-    times.sort()
+        watch = HealthWatch(server.port)
+        cost = measured(server, lambda: streams(server.port, args.streams, body))
+        times = watch.end()
     health = {
         "median": statistics.median(times),
         "p99": times[int(0.99 * (len(times) - 1))],

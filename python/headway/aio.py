@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import os
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, Self
@@ -106,7 +106,7 @@ class AsyncLLM(ChatRenderer):
         finally:
             self._desk.leave(ticket)
 
-    async def stream(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """See `EngineClient.stream`. FINAL_ONLY gives each completion whole, any other kind what is new."""
         await self.prepare(request.params)
         ticket = self.open(request)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
 import logging
@@ -16,7 +15,7 @@ from typing import Any
 
 from headway.cli.console import show_log
 from headway.remote.client import RemoteEngine
-from headway.server.serve import bind, serve
+from headway.server.serve import bind, run_server
 from headway.server.settings import ServerSettings
 
 _PATH = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); "
@@ -40,7 +39,7 @@ def main() -> int:
             heartbeat_timeout_s=settings.heartbeat_timeout_s,
             **options,
         )
-        return asyncio.run(serve(client, settings, sock))
+        return run_server(client, settings, sock)
 
 
 class Serving:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from headway.errors import EngineDeadError, OverloadedError, RequestError
@@ -72,7 +72,7 @@ class FakeEngine:
             default_params=SamplingParams(),
         )
 
-    async def stream(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         if self.has_died:
             raise EngineDeadError("it has died")
         if self.max_live is not None and len(self.live) >= self.max_live:

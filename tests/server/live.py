@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headway.server.client import EngineClient
+from headway.server.loop import new_loop
 from headway.server.serve import HeadwayServer, bind
 from headway.server.settings import ServerSettings
 from headway.server.state import ServerState
@@ -68,7 +69,8 @@ class Live:
             await self.server.serve([self._socket])
             await self.client.close()
 
-        asyncio.run(main())
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(main())
 
     def start(self) -> None:
         self._thread.start()

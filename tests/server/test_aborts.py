@@ -241,9 +241,7 @@ def test_a_client_can_go_anywhere(name: str, count: int) -> None:
 
 
 def test_a_client_whose_leaving_goes_unnoticed_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def ignore(receive: object, call: object) -> None: ...
-
-    monkeypatch.setattr("headway.server.calls._cancel_when_gone", ignore)
+    monkeypatch.setattr("headway.server.state.OpenCall.leave", lambda call: None)
     monkeypatch.setattr("tests.server.live.WAIT_S", 1.0)
     with serving() as (server, engine):
         with pytest.raises(AssertionError, match="never came true"):

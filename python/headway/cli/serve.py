@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import sys
 from typing import Any
@@ -38,13 +37,13 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("two models are given: MODEL and --model")
     EngineConfig(**keywords)
     settings.all_keys()
-    bind, serve = _serving()
+    bind, run_server = _serving()
     if settings.otlp_traces_endpoint is not None:
         from headway.server.tracing import require_packages
 
         require_packages()
     with bind(settings) as sock:
-        return int(asyncio.run(serve(_start(settings, keywords), settings, sock)))
+        return int(run_server(_start(settings, keywords), settings, sock))
 
 
 def _start(settings: ServerSettings, keywords: dict[str, Any]) -> Any:
@@ -68,9 +67,9 @@ def _serving() -> tuple[Any, Any]:
     try:
         import zmq  # noqa: F401  # the engine's process is spoken to through it
 
-        from headway.server.serve import bind, serve
+        from headway.server.serve import bind, run_server
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "headway":
             raise
         raise BuildError(f"{error.name} is not installed", hint="pip install 'headway[serve]'") from error
-    return bind, serve
+    return bind, run_server

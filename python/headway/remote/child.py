@@ -6,7 +6,6 @@ kills the process, a stopped one too.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import logging
@@ -37,6 +36,7 @@ from headway.remote.messages import (
     to_frames,
 )
 from headway.remote.watchdog import Watchdog
+from headway.server.loop import run
 
 logger = logging.getLogger("headway")
 
@@ -85,7 +85,7 @@ def _run(link: Link, start: Start, make: Make[T]) -> int:
         template_tokens={} if template is None else template.special_tokens,
     )
     _say(link, ready)
-    return asyncio.run(_host(engine, link, start.watchdog_timeout_s))
+    return run(_host(engine, link, start.watchdog_timeout_s))
 
 
 async def _host(engine: HostedEngine[T], link: Link, watchdog_timeout_s: float) -> int:

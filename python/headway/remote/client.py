@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, TypeVar
 
 import tokenizers
@@ -124,7 +124,7 @@ class RemoteEngine:
 
     # --- requests -------------------------------------------------------------------------------------------------
 
-    async def stream(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """See `EngineClient.stream`."""
         reading = self._open(request)
         try:

@@ -29,7 +29,7 @@ class Reading:
         self._num_open = num_completions
         self._error: HeadwayError | None = None
         self._parts: dict[int, list[Output]] = {}  # by completion
-        self._has_news = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None  # of the reader, where it waits
 
     def add(self, output: Output) -> None:
         parts = self._parts.setdefault(output.index, [])
@@ -39,23 +39,27 @@ class Reading:
         if output.finish_reason is not None:
             self._num_open -= 1
             self.has_ended = self._num_open == 0
-        self._has_news.set()
+        self._wake()
 
     def fail(self, error: HeadwayError) -> None:
         """Its reader gets what has come and then the error, unless all had come."""
         if not self.has_ended:
             self.has_ended = True
             self._error = error
-            self._has_news.set()
+            self._wake()
 
     async def take(self) -> list[EngineOutput]:
         """Waits for news. Sets `is_over` with the last of them; raises what ended the request early."""
-        if not self._has_news.is_set():
-            await self._has_news.wait()
-        if not self._parts and self._error is not None:
-            raise self._error
+        if not self._parts:
+            if self._error is None:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+            if not self._parts and self._error is not None:
+                raise self._error
         parts, self._parts = self._parts, {}
-        if self._error is None:
-            self._has_news.clear()
-            self.is_over = self.has_ended
+        self.is_over = self.has_ended and self._error is None
         return [to_engine_output(self.request_id, joined(found)) for found in parts.values()]
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -10,12 +12,27 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from headway.server.calls import EndpointApp
+from headway.server.calls import EndpointApp, Receive, Scope, Send
 from headway.server.edge import Edge, KeyCheck
 from headway.server.endpoints import Endpoint, offered
 from headway.server.errors import ApiError, from_exception
 from headway.server.openapi import openapi_document
 from headway.server.state import ServerState
+
+
+class Shortcut:
+    """What runs the model goes straight to its endpoint: each layer of Starlette's would cost every event of a stream.
+
+    All else, other methods and spellings among it, goes to `app`.
+    """
+
+    def __init__(self, app: Starlette, endpoints: dict[tuple[str, str], EndpointApp]) -> None:
+        self._app = app
+        self._endpoints = endpoints
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        endpoint = self._endpoints.get((scope.get("method", ""), scope["path"]), self._app)
+        return endpoint(scope, receive, send)
 
 
 def build_app(state: ServerState) -> Edge:
@@ -27,7 +44,11 @@ def build_app(state: ServerState) -> Edge:
     )
     app.router.redirect_slashes = False  # /v1/models/ is another path, and one that needs a key
     app.state.openapi = msgspec.json.encode(openapi_document(endpoints))
-    checked = KeyCheck(app, state, frozenset(endpoint.path for endpoint in endpoints if endpoint.is_open))
+    direct = {
+        ("POST", endpoint.path): _endpoint_app(state, endpoint) for endpoint in endpoints if endpoint.chunk
+    }
+    open_paths = frozenset(endpoint.path for endpoint in endpoints if endpoint.is_open)
+    checked = KeyCheck(Shortcut(app, direct), state, open_paths)
     return Edge(_for_browsers(checked, origins) if origins else checked, state)
 
 
@@ -42,8 +63,12 @@ def _for_browsers(app: KeyCheck, origins: list[str]) -> CORSMiddleware:
 
 
 def _route(state: ServerState, endpoint: Endpoint) -> Route:
-    app = EndpointApp(state, endpoint.handler, endpoint.body_kind, is_generation=endpoint.chunk is not None)
-    return Route(endpoint.path, app, methods=list(endpoint.methods))
+    return Route(endpoint.path, _endpoint_app(state, endpoint), methods=list(endpoint.methods))
+
+
+def _endpoint_app(state: ServerState, endpoint: Endpoint) -> EndpointApp:
+    is_generation = endpoint.chunk is not None
+    return EndpointApp(state, endpoint.handler, endpoint.body_kind, is_generation=is_generation)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -10,9 +10,10 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -29,6 +30,19 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 MAX_ID_CHARS = 200
+
+
+class Connection(Protocol):
+    """What carries the exchange: `scope["headway.connection"]`. `on_gone` is called when it is lost."""
+
+    on_gone: Callable[[], None] | None
+
+    @property
+    def is_lost(self) -> bool: ...
+
+    def cut(self) -> None:
+        """Closes it at once; what was not sent yet is dropped."""
+        ...
 
 
 @dataclass(slots=True)
@@ -62,9 +76,10 @@ class Reply:
 
 @dataclass(slots=True)
 class Stream:
-    """Events as bytes. An error raised by the iterator becomes the last event before [DONE]."""
+    """Events as bytes, `first` in hand. An error raised by the others becomes the last event before [DONE]."""
 
-    events: AsyncIterator[bytes]
+    first: bytes
+    events: AsyncGenerator[bytes, None]
 
 
 Handler = Callable[[Call, Any], Awaitable[Reply | Stream]]
@@ -99,11 +114,11 @@ class EndpointApp:
         call = Call(self._state, scope)
         try:
             record = await self._read(scope, receive)
-        except ApiError as error:
-            await send_reply(send, error_reply(error))
+        except Exception as error:
+            await send_reply(send, error_reply(from_exception(error)))
             return
         if self._is_generation:
-            await self._answer_while_heard(call, record, receive, send)
+            await self._answer_while_heard(call, record, send)
         else:
             await self._answer(call, record, send)
 
@@ -114,13 +129,16 @@ class EndpointApp:
         kind = self._body_kind if isinstance(self._body_kind, type) else self._body_kind(body)
         return decode_body(kind, body)
 
-    async def _answer_while_heard(self, call: Call, record: Any, receive: Receive, send: Send) -> None:
+    async def _answer_while_heard(self, call: Call, record: Any, send: Send) -> None:
         """Ends the handler, and with it what it asked of the engine, as soon as the client has gone."""
         task = asyncio.current_task()
         assert task is not None
-        call.open_call = open_call = OpenCall(task, call.scope.get("headway.cut", task.cancel))
+        connection: Connection = call.scope["headway.connection"]
+        call.open_call = open_call = OpenCall(task, connection.cut)
         self._state.open_calls.add(open_call)
-        watcher = asyncio.ensure_future(_cancel_when_gone(receive, open_call))
+        connection.on_gone = open_call.leave
+        if connection.is_lost:
+            open_call.leave()
         try:
             await self._answer(call, record, send)
         except asyncio.CancelledError:
@@ -128,8 +146,8 @@ class EndpointApp:
                 raise
             task.uncancel()
         finally:
+            connection.on_gone = None
             self._state.open_calls.discard(open_call)
-            watcher.cancel()
 
     async def _answer(self, call: Call, record: Any, send: Send) -> None:
         try:
@@ -184,13 +202,6 @@ def _too_large(limit: int) -> ApiError:
     return ApiError("too_large", f"the body is larger than {limit} bytes", headers={"connection": "close"})
 
 
-async def _cancel_when_gone(receive: Receive, call: OpenCall) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    call.is_gone = True
-    call.task.cancel()
-
-
 def error_reply(error: ApiError) -> Reply:
     return Reply(error.body(), error.status, dict(error.headers))
 
@@ -210,19 +221,13 @@ async def send_stream(send: Send, stream: Stream, call: OpenCall) -> None:
     headers: Headers = [(b"content-type", CONTENT_TYPE), (b"cache-control", b"no-cache")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     try:
-        async for events in stream.events:
-            await _send_noting(send, events, call)
+        async with aclosing(stream.events) as events:
+            await _send_noting(send, stream.first, call)
+            async for piece in events:
+                await _send_noting(send, piece, call)
     except Exception as error:
         await _send_noting(send, error_event(from_exception(error)), call)
-    finally:
-        await _close(stream.events)
     await send({"type": "http.response.body", "body": DONE})
-
-
-async def _close(events: AsyncIterator[bytes]) -> None:
-    close = getattr(events, "aclose", None)
-    if close is not None:
-        await close()
 
 
 async def _send_noting(send: Send, body: bytes, call: OpenCall) -> None:

@@ -43,7 +43,7 @@ async def chat_completions(call: Call, fields: ChatRequest) -> Reply | Stream:
         prompt = PromptTokens(prompt.text, prompt.token_ids[-num_kept:])
     job = _Job(call, fields, model, prompt, plan)
     if fields.stream:
-        return Stream(await begun(job.stream()))
+        return await begun(job.stream())
     return json_reply(await job.whole())
 
 

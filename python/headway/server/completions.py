@@ -30,7 +30,7 @@ async def completions(call: Call, fields: CompletionRequest) -> Reply | Stream:
     model = call.state.check_model(fields.model)
     job = _Job(call, fields, model, await _prompts(call, fields))
     if fields.stream:
-        return Stream(await begun(job.stream()))
+        return await begun(job.stream())
     return json_reply(await job.whole())
 
 

@@ -33,19 +33,17 @@ class Edge:
         self._hosts = state.settings.hosts
         self.settings = state.settings  # for the protocol below
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         headers = dict(scope["headers"])
         scope["headway.request_id"] = request_id = _request_id(headers.get(b"x-request-id"))
         send = self._named(scope, send, request_id)
         try:
             self._check_host(headers.get(b"host"), scope["http_version"])
         except ApiError as error:
-            await send_reply(send, error_reply(error))
-            return
-        await self._app(scope, receive, send)
+            return send_reply(send, error_reply(error))
+        return self._app(scope, receive, send)
 
     def _named(self, scope: Scope, send: Send, request_id: str) -> Send:
         """`send`, with X-Request-Id on every reply, and a log line where that is asked for."""
@@ -81,15 +79,14 @@ class KeyCheck:
         self._digests = state.key_digests
         self._open_paths = open_paths
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http":
             authorization = dict(scope["headers"]).get(b"authorization", b"")
             try:
                 scope["headway.key_id"] = self._check(scope["path"], authorization)
             except ApiError as error:
-                await send_reply(send, error_reply(error))
-                return
-        await self._app(scope, receive, send)
+                return send_reply(send, error_reply(error))
+        return self._app(scope, receive, send)
 
     def _check(self, path: str, authorization: bytes) -> str:
         """Who asks: a digest that is no key. Compares with every key, in a time that tells nothing of them."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from headway.request import SamplingParams
-from headway.server.calls import Call
+from headway.server.calls import Call, Stream
 from headway.server.client import EngineClient, EngineOutput, EngineRequest, Usage
 from headway.server.errors import ApiError, bad_request, unavailable
 from headway.server.schemas.common import (
@@ -28,8 +29,7 @@ class PromptTokens:
     token_ids: list[int]
 
 
-@dataclass(frozen=True, slots=True)
-class PromptOutput:
+class PromptOutput(NamedTuple):
     """What a completion of one of several prompts gained."""
 
     prompt_index: int
@@ -102,13 +102,22 @@ async def run(call: Call, requests: Sequence[EngineRequest]) -> AsyncGenerator[P
         if call.open_call is not None:
             call.open_call.request_ids = [request.request_id for request in requests]
         with state.meter.watch(requests) as watch, spans_of(call, requests) as spans:
-            async with aclosing(_merged(state.client, requests)) as outputs:
-                async for found in outputs:
-                    admission.started()
-                    watch.note(found.prompt_index, found.output)
-                    spans.note(found.prompt_index, found.output)
-                    check_end(found.output.finish_reason, state.is_draining)
-                    yield found
+
+            def noted(prompt_index: int, output: EngineOutput) -> PromptOutput:
+                admission.started()
+                watch.note(prompt_index, output)
+                spans.note(prompt_index, output)
+                check_end(output.finish_reason, state.is_draining)
+                return PromptOutput(prompt_index, output)
+
+            if len(requests) == 1:
+                async with aclosing(state.client.stream(requests[0])) as outputs:
+                    async for output in outputs:
+                        yield noted(0, output)
+            else:
+                async with aclosing(_race(state.client, requests)) as founds:
+                    async for found in founds:
+                        yield noted(found.prompt_index, found.output)
 
 
 def spans_of(call: Call, requests: Sequence[EngineRequest]) -> Watch:
@@ -128,19 +137,6 @@ def check_end(reason: str | None, is_draining: bool) -> None:
         )
 
 
-async def _merged(
-    client: EngineClient, requests: Sequence[EngineRequest]
-) -> AsyncGenerator[PromptOutput, None]:
-    if len(requests) > 1:
-        async with aclosing(_race(client, requests)) as founds:
-            async for found in founds:
-                yield found
-        return
-    async with aclosing(_closable(client.stream(requests[0]))) as outputs:
-        async for output in outputs:
-            yield PromptOutput(0, output)
-
-
 async def _race(
     client: EngineClient, requests: Sequence[EngineRequest]
 ) -> AsyncGenerator[PromptOutput, None]:
@@ -149,7 +145,7 @@ async def _race(
 
     async def pump(index: int, request: EngineRequest) -> None:
         try:
-            async with aclosing(_closable(client.stream(request))) as outputs:
+            async with aclosing(client.stream(request)) as outputs:
                 async for output in outputs:
                     await queue.put(PromptOutput(index, output))
             await queue.put(None)
@@ -173,28 +169,6 @@ async def _race(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _closable(outputs: AsyncIterator[EngineOutput]) -> AsyncGenerator[EngineOutput, None]:
-    """An iterator that ends with its reader, whatever kind the engine returned."""
-    try:
-        async for output in outputs:
-            yield output
-    finally:
-        close = getattr(outputs, "aclose", None)
-        if close is not None:
-            await close()
-
-
-async def begun(events: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
-    """`events` with the first one in hand, so that what is refused is refused with a status of its own."""
-    try:
-        first = await anext(events)
-    except StopAsyncIteration:
-        first = b""
-
-    async def go_on() -> AsyncGenerator[bytes, None]:
-        async with aclosing(events):
-            yield first
-            async for piece in events:
-                yield piece
-
-    return go_on()
+async def begun(events: AsyncGenerator[bytes, None]) -> Stream:
+    """With the first event in hand, so that what is refused is refused with a status of its own."""
+    return Stream(await anext(events, b""), events)

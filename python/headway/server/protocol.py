@@ -6,6 +6,7 @@ What does not get as far as the application is answered here, in the same envelo
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -25,6 +26,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self._num_headers = 0
         self._header_timer: asyncio.TimerHandle | None = None
         self._is_refused = False
+        self.on_gone: Callable[[], None] | None = None
+        self.is_lost = False
+
+    def cut(self) -> None:
+        self.transport.abort()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -36,6 +42,9 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_header_timer()
         super().connection_lost(exc)
+        self.is_lost = True
+        if self.on_gone is not None:
+            self.on_gone()
 
     def data_received(self, data: bytes) -> None:
         if not self._is_refused:
@@ -43,7 +52,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["headway.cut"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+        self.scope["headway.connection"] = self  # type: ignore[typeddict-unknown-key]
         self._num_header_bytes = self._num_headers = 0
         self._start_header_timer()
 

@@ -13,6 +13,7 @@ import uvicorn
 from headway.errors import ConfigError
 from headway.server.app import build_app
 from headway.server.client import EngineClient
+from headway.server.loop import run
 from headway.server.protocol import LimitedProtocol
 from headway.server.settings import ServerSettings
 from headway.server.state import ServerState
@@ -113,6 +114,11 @@ class HeadwayServer(uvicorn.Server):
         while self.state.open_calls and asyncio.get_running_loop().time() < deadline_s:
             await asyncio.sleep(0.02)
         self.should_exit = True
+
+
+def run_server(client: EngineClient, settings: ServerSettings, sock: socket.socket) -> int:
+    """`serve` as all that its process does."""
+    return run(serve(client, settings, sock))
 
 
 async def serve(client: EngineClient, settings: ServerSettings, sock: socket.socket) -> int:

@@ -44,6 +44,11 @@ class OpenCall:
     sending_since_s: float | None = None
     is_gone: bool = False  # nobody reads the answer any more
 
+    def leave(self) -> None:
+        """The client has gone: ends the handler, and with it what it asked of the engine."""
+        self.is_gone = True
+        self.task.cancel()
+
 
 class ServerState:
     """One server around one engine. Raises ConfigError for settings that contradict the model."""
