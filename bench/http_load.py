@@ -1,6 +1,6 @@
 """Load for a server at little cost to the cores that it shares: plain sockets, one thread, no client library.
 
-Knows as much HTTP as Headway's own replies need: a Content-Length, or chunks that end with [DONE].
+Knows as much HTTP as Headway's own replies need: a Content-Length, or a stream of events that ends with [DONE].
 """
 
 from __future__ import annotations
@@ -9,95 +9,111 @@ import json
 import selectors
 import socket
 import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
-HEAD = "{} {} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n{}\r\n"
+HEAD = "{} {} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n"
 MAX_READ_BYTES = 1 << 18
 STREAM_END = b"data: [DONE]\n\n\r\n0\r\n\r\n"
 HEALTH_INTERVAL_S = 0.05
 
 
-def request_bytes(body: dict[str, Any] | None, path: str = "/v1/completions", headers: str = "") -> bytes:
-    """`headers`: further lines, each with its line break."""
+def request_bytes(body: dict[str, Any] | None, path: str = "/v1/completions") -> bytes:
+    """A POST of the body; without one, a GET."""
     data = b"" if body is None else json.dumps(body).encode()
-    return HEAD.format("GET" if body is None else "POST", path, len(data), headers).encode() + data
+    return HEAD.format("GET" if body is None else "POST", path, len(data)).encode() + data
 
 
-def connect(port: int) -> socket.socket:
-    found = socket.create_connection(("127.0.0.1", port))
-    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return found
+def for_seconds(request: bytes, seconds: float) -> Iterator[bytes]:
+    """The same request again and again."""
+    end_s = time.perf_counter() + seconds
+    while time.perf_counter() < end_s:
+        yield request
+
+
+@dataclass(slots=True)
+class Answered:
+    """What came back: how long each reply took from its request to its end, by status, and events with a choice."""
+
+    times_s: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    num_events: int = 0
+
+    @property
+    def num_replies(self) -> int:
+        return sum(map(len, self.times_s.values()))
+
+
+class _Client:
+    """One connection that asks again as soon as it is answered."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._got = b""
+        self._length: int | None = None  # of the reply; 0: a stream
+        self._begin_s = 0.0
+
+    def ask(self, request: bytes) -> None:
+        self._got, self._length, self._begin_s = b"", None, time.perf_counter()
+        self.socket.sendall(request)
+
+    def read(self, answered: Answered) -> bool:
+        """Takes what has come. True when that ended the reply."""
+        piece = self.socket.recv(MAX_READ_BYTES)
+        assert piece, "the server closed the connection"
+        if self._length is None:
+            self._got += piece
+            self._length = reply_length(self._got)
+        elif self._length:
+            self._got += piece
+        else:
+            self._got = self._got[:12] + (self._got[12:] + piece)[-len(STREAM_END) :]
+        if self._length == 0:
+            answered.num_events += piece.count(b"data: {")
+        if self._length is None or not self._is_whole():
+            return False
+        answered.times_s[int(self._got[9:12])].append(time.perf_counter() - self._begin_s)
+        return True
+
+    def _is_whole(self) -> bool:
+        return len(self._got) == self._length or (self._length == 0 and self._got.endswith(STREAM_END))
 
 
 def reply_length(data: bytes) -> int | None:
-    """Of the first reply in data, head and body; None while its head is not complete."""
+    """Of a reply, head and body; 0 for a stream, None while the head is not complete."""
     head, end, _ = data.partition(b"\r\n\r\n")
     if not end:
         return None
     length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-    return len(head) + len(end) + int(length)
+    return len(head) + len(end) + int(length) if length else 0
 
 
-def short_requests(port: int, num_connections: int, body: dict[str, Any], seconds: float) -> int:
-    """Each connection asks again as soon as it is answered. Returns how often that was."""
-    data, count = request_bytes(body), 0
-    pieces: dict[socket.socket, bytes] = {}
+def send_all(port: int, num_connections: int, requests: Iterable[bytes]) -> Answered:
+    """Each connection takes the next request as soon as its last one is answered, until there are no more."""
+    answered, left = Answered(), iter(requests)
     with selectors.DefaultSelector() as selector:
-        for _ in range(num_connections):
-            connection = connect(port)
-            selector.register(connection, selectors.EVENT_READ)
-            pieces[connection] = b""
-            connection.sendall(data)
-        end_s = time.perf_counter() + seconds
-        while pieces:
-            is_over = time.perf_counter() >= end_s
+        for _, request in zip(range(num_connections), left, strict=False):
+            client = _Client(port)
+            selector.register(client.socket, selectors.EVENT_READ, client)
+            client.ask(request)
+        while selector.get_map():
             for key, _ in selector.select():
-                connection = key.fileobj  # type: ignore[assignment]
-                got = pieces[connection] + connection.recv(MAX_READ_BYTES)
-                assert got.startswith(b"HTTP/1.1 200"), got
-                length = reply_length(got)
-                if length is None or len(got) < length:
-                    pieces[connection] = got
+                if not key.data.read(answered):
                     continue
-                count += 1
-                pieces[connection] = b""
-                if is_over:
-                    selector.unregister(connection)
-                    del pieces[connection]
-                    connection.close()
+                if (next_one := next(left, None)) is not None:
+                    key.data.ask(next_one)
                 else:
-                    connection.sendall(data)
-    return count
-
-
-def streams(port: int, num_streams: int, body: dict[str, Any]) -> int:
-    """All streams from their begin to their end. Returns the number of events with a choice."""
-    data, count = request_bytes({**body, "stream": True}), 0
-    tails: dict[socket.socket, bytes] = {}
-    with selectors.DefaultSelector() as selector:
-        for _ in range(num_streams):
-            connection = connect(port)
-            selector.register(connection, selectors.EVENT_READ)
-            tails[connection] = b""
-            connection.sendall(data)
-        while tails:
-            for key, _ in selector.select():
-                connection = key.fileobj  # type: ignore[assignment]
-                piece = connection.recv(MAX_READ_BYTES)
-                assert piece, tails[connection]
-                count += piece.count(b"data: {")
-                tails[connection] = tail = (tails[connection] + piece)[-len(STREAM_END) :]
-                if tail == STREAM_END:
-                    selector.unregister(connection)
-                    del tails[connection]
-                    connection.close()
-    return count
+                    selector.unregister(key.fileobj)
+                    key.data.socket.close()
+    return answered
 
 
 class HealthWatch:
-    """Asks for /health twenty times a second, in a process of its own. `end` returns the times in milliseconds."""
+    """Asks for /health twenty times a second, in a process of its own. `end` returns the times in ms, sorted."""
 
     def __init__(self, port: int) -> None:
         context = get_context("spawn")
@@ -110,18 +126,14 @@ class HealthWatch:
         self._pipe.send(None)
         times: list[float] = self._pipe.recv()
         self._process.join()
-        return sorted(times)
+        return times
 
 
-def _watch_health(port: int, pipe: Connection) -> None:
-    data, times = request_bytes(None, "/health"), list[float]()
-    with connect(port) as connection:
-        pipe.send(None)
-        while not pipe.poll(HEALTH_INTERVAL_S):
-            begin_s = time.perf_counter()
-            connection.sendall(data)
-            got = connection.recv(MAX_READ_BYTES)
-            while (length := reply_length(got)) is None or len(got) < length:
-                got += connection.recv(MAX_READ_BYTES)
-            times.append(1e3 * (time.perf_counter() - begin_s))
-    pipe.send(times)
+def _watch_health(port: int, pipe: Pipe) -> None:
+    client, answered, request = _Client(port), Answered(), request_bytes(None, "/health")
+    pipe.send(None)
+    while not pipe.poll(HEALTH_INTERVAL_S):
+        client.ask(request)
+        while not client.read(answered):
+            pass
+    pipe.send(sorted(1e3 * taken_s for taken_s in answered.times_s[200]))

@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.http_load import HealthWatch, short_requests, streams
+from bench.http_load import HealthWatch, for_seconds, request_bytes, send_all
 from headway import __version__
 from tests.remote.serving import Serving, serving
 
 RESULTS = Path(__file__).parent / "results"
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 NUM_SHORT_TOKENS = 4
+PROMPT = "def f(x):"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=400, help="of each stream")
-    parser.add_argument("--step-ms", type=float, default=5.0, help="of the engine, while streams run")
+    parser.add_argument("--step-ms", type=float, default=2.0, help="of the engine, while streams run")
     parser.add_argument("--output-json", default=str(RESULTS / "server.json"))
     args = parser.parse_args()
     report = {**short_report(args), **stream_report(args), "load_average": os.getloadavg()[0]}
@@ -79,18 +80,25 @@ def main() -> None:
 
 
 def short_report(args: argparse.Namespace) -> dict[str, Any]:
-    body = {"prompt": "def f(x):", "max_tokens": NUM_SHORT_TOKENS}
+    request = request_bytes({"prompt": PROMPT, "max_tokens": NUM_SHORT_TOKENS})
+
+    def work(seconds: float) -> int:
+        answered = send_all(server.port, args.connections, for_seconds(request, seconds))
+        assert set(answered.times_s) == {200}, answered.times_s.keys()
+        return answered.num_replies
+
     with serving({}) as server:
-        short_requests(server.port, args.connections, body, 0.5)
-        cost = measured(server, lambda: short_requests(server.port, args.connections, body, args.seconds))
+        work(0.5)
+        cost = measured(server, lambda: work(args.seconds))
     return {"short": cost.report("requests")}
 
 
 def stream_report(args: argparse.Namespace) -> dict[str, Any]:
-    body = {"prompt": "def f(x):", "max_tokens": args.tokens}
+    request = request_bytes({"prompt": PROMPT, "max_tokens": args.tokens, "stream": True})
+    requests = [request] * args.streams
     with serving({"step_s": args.step_ms / 1e3}) as server:
         watch = HealthWatch(server.port)
-        cost = measured(server, lambda: streams(server.port, args.streams, body))
+        cost = measured(server, lambda: send_all(server.port, args.streams, requests).num_events)
         times = watch.end()
     health = {
         "median": statistics.median(times),

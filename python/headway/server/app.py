@@ -31,7 +31,7 @@ class Shortcut:
         self._endpoints = endpoints
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        endpoint = self._endpoints.get((scope.get("method", ""), scope["path"]), self._app)
+        endpoint = self._endpoints.get((scope.get("method", ""), scope.get("path", "")), self._app)
         return endpoint(scope, receive, send)
 
 

@@ -10,10 +10,34 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from headway.server.errors import ApiError
 from headway.server.settings import ServerSettings
+
+
+class OneWrite:
+    """A cycle's transport until its reply has begun: head and first part of the body leave in one write."""
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._transport = cycle.transport
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if not self._cycle.response_started:  # 100 Continue
+            self._transport.write(data)
+        elif not self._head:
+            self._head = data
+        else:
+            self._transport.write(self._head + data)
+            self._cycle.transport = self._transport
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -69,6 +93,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stop_header_timer()
         if not self._is_refused:
             super().on_headers_complete()
+            if self.scope["method"] != "HEAD":  # which has no body to wait for
+                self.cycle.transport = OneWrite(self.cycle)  # type: ignore[assignment]  # as much as a cycle uses
 
     def on_body(self, body: bytes) -> None:
         if not self._is_refused:
