@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from headway.loop import new_loop
 from headway.server.client import EngineClient
-from headway.server.loop import new_loop
 from headway.server.serve import HeadwayServer, bind
 from headway.server.settings import ServerSettings
 from headway.server.state import ServerState

@@ -286,3 +286,22 @@ def test_pipelined_requests_are_answered_in_order(fake_server: Live) -> None:
     two = b"GET /nowhere HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
     reply = fake_server.raw(one * 3 + two)
     assert [part[:3] for part in reply.split(b"HTTP/1.1 ")[1:]] == [b"200"] * 3 + [b"404"]
+
+
+def test_head_gets_the_head_alone_and_keeps_its_connection(guarded: Live) -> None:
+    with guarded.connect(1.0) as sock:
+        for _ in range(2):
+            sock.sendall(b"HEAD /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            got = sock.recv(65536)
+            assert got.startswith(b"HTTP/1.1 200")
+            assert got.endswith(b"\r\n\r\n")
+
+
+def test_whoever_asks_before_sending_a_body_is_told_to_go_on(strict: Live) -> None:
+    body = json.dumps(FINE).encode()
+    head = b"content-type: application/json\r\nexpect: 100-continue\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with strict.connect(2.0) as sock:
+        sock.sendall(POST + head)
+        assert sock.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        sock.sendall(body)
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200")

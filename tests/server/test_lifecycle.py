@@ -8,12 +8,16 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from headway.server.calls import EndpointApp
+from headway.server.completions import completions
+from headway.server.schemas.completions import CompletionRequest
 from headway.server.settings import ServerSettings
+from headway.server.state import ServerState
 from tests.server.fake_engine import FakeEngine
 from tests.server.live import Answer, Live, live, wait_until
 
@@ -286,3 +290,33 @@ def test_a_long_prompt_does_not_hold_the_loop_up(model_server: Live) -> None:
     task.cancel()
     assert answer.status == 200
     assert len(ticks) - num_before > 10
+
+
+class LostConnection:
+    """Its client left while its request was on the way from the socket to the application."""
+
+    on_gone: Callable[[], None] | None = None
+    is_lost = True
+
+    def cut(self) -> None: ...
+
+
+def test_a_client_that_left_before_its_request_began_is_noticed() -> None:
+    state, body = ServerState(FakeEngine(step_s=0.01), settings()), posted(LONG).split(b"\r\n\r\n")[1]
+    scope = {
+        "headers": [(b"content-type", b"application/json")],
+        "headway.connection": LostConnection(),
+        "headway.request_id": "left",
+    }
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: object) -> None:
+        raise AssertionError(f"nobody reads {message}")
+
+    app = EndpointApp(state, completions, CompletionRequest, is_generation=True)
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), 5))
+    assert not state.open_calls
+    assert state.gate.num_requests == 0
+    state.close()

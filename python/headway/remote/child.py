@@ -20,6 +20,7 @@ import msgspec
 import zmq
 
 from headway.errors import HeadwayError
+from headway.loop import run
 from headway.remote.faults import to_fault
 from headway.remote.host import LAST_WORDS_S, EngineHost, HostedEngine, T
 from headway.remote.link import Link
@@ -36,7 +37,6 @@ from headway.remote.messages import (
     to_frames,
 )
 from headway.remote.watchdog import Watchdog
-from headway.server.loop import run
 
 logger = logging.getLogger("headway")
 

@@ -11,9 +11,9 @@ from types import FrameType
 import uvicorn
 
 from headway.errors import ConfigError
+from headway.loop import run
 from headway.server.app import build_app
 from headway.server.client import EngineClient
-from headway.server.loop import run
 from headway.server.protocol import LimitedProtocol
 from headway.server.settings import ServerSettings
 from headway.server.state import ServerState
