@@ -38,6 +38,7 @@ PrefixCache::PrefixCache(const LedgerConfig& config, const StepClock& clock, Blo
       rows_(rows),
       has_states_(config.num_slots > 0),
       unit_(config.prefix_unit_tokens()),
+      min_computed_(config.caches_outputs ? 1 : config.min_last_chunk_tokens),
       tree_(config, clock, blocks),
       prefixes_(config.max_rows + 1),
       notes_(config.max_in_flight()) {
@@ -86,8 +87,7 @@ bool PrefixCache::is_duplicate(int32_t row, int32_t node) const {
 
 const PrefixMatch& PrefixCache::find(Request& request) {
   if (request.root == 0 || request.match_version == tree_.version()) return request.match;
-  // At least one token is computed: the one whose logits are sampled.
-  request.match = tree_.match(request.root, std::span<const int32_t>(request.tokens).first(request.num_tokens() - 1));
+  request.match = tree_.match(request.root, usable(request));
   request.match_version = tree_.version();
   return request.match;
 }
@@ -111,8 +111,7 @@ int32_t PrefixCache::longest_pending(const Request& request) const {
     if (leader->is_held_at(rows_.bound_len(row))) continue;
     if (!prefixes_[row].publishes || !RunsBefore{}(leader, &request)) continue;
     const auto known = std::span<const int32_t>(leader->tokens).first(prefixes_[row].prompt_len);
-    const auto usable = std::span<const int32_t>(request.tokens).first(request.num_tokens() - 1);
-    longest = std::max(longest, pending_start(row, num_common_tokens(known, usable)));
+    longest = std::max(longest, pending_start(row, num_common_tokens(known, usable(request))));
   }
   return longest;
 }
@@ -215,19 +214,19 @@ void PrefixCache::collect_start_blocks(int32_t path, const PrefixMatch& match) {
 void PrefixCache::count_lookup(Request& request, const PrefixMatch& match) {
   if (request.root == 0 || request.num_evictions > 0) return;
   request.num_cached_tokens = match.start;
-  const auto usable = std::span<const int32_t>(request.tokens).first(request.num_tokens() - 1);
+  const auto reusable = usable(request);
   ++stats_.num_lookups;
   stats_.num_prompt_tokens += request.num_tokens();
   stats_.num_cached_tokens += match.start;
   if (match.start > 0) {
     ++stats_.num_hits;
-  } else if (static_cast<int64_t>(usable.size()) < unit_) {
+  } else if (std::ssize(reusable) < unit_) {
     ++stats_.num_too_short;
   } else if (longest_pending(request) > 0) {
     ++stats_.num_pending;
   } else if (match.num_tokens > 0) {
     ++stats_.num_without_snapshot;
-  } else if (tree_.is_known_elsewhere(request.root, usable)) {
+  } else if (tree_.is_known_elsewhere(request.root, reusable)) {
     ++stats_.num_other_salt;
   } else {
     ++stats_.num_without_kv;

@@ -8,6 +8,7 @@
 // to leave lets others pass until that is committed.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <string_view>
@@ -116,6 +117,10 @@ class PrefixCache {
     int64_t last_step;
   };
 
+  // Of the request's tokens, those that it may find.
+  std::span<const int32_t> usable(const Request& request) const {
+    return std::span<const int32_t>(request.tokens).first(std::max(0, request.num_tokens() - min_computed_));
+  }
   StepNotes& notes(int64_t step) { return notes_[step % notes_.size()]; }
   bool takes_leaf(const PrefixMatch& match) const;
   int32_t num_shared_blocks(const PrefixMatch& match) const;
@@ -154,6 +159,7 @@ class PrefixCache {
   RowTable& rows_;
   const bool has_states_;
   const int64_t unit_;  // prompts are matched and snapshots are taken at multiples of it
+  const int32_t min_computed_;  // of each prompt: at least the token whose logits are sampled
   PrefixTree tree_;
   std::vector<RowPrefix> prefixes_;  // [max_rows + 1]
   std::vector<int32_t> prompts_;  // rows whose prompt is not committed

@@ -59,11 +59,10 @@ void PrefixCache::collect_positions(const Chunk& chunk, const WaitingQueue& wait
   for (const Request* other : waiting.requests()) {
     if (++num_seen > kNumWaitingSeen) break;
     if (other->root != chunk.request->root) continue;
-    const auto usable = std::span<const int32_t>(other->tokens).first(other->num_tokens() - 1);
-    want(chunk, align_down(num_common_tokens(prompt, usable)), SnapshotKind::kAnchor);
+    want(chunk, align_down(num_common_tokens(prompt, usable(*other))), SnapshotKind::kAnchor);
   }
   want(chunk, align_down(prefix.match_len), SnapshotKind::kAnchor);
-  want(chunk, align_down(prefix.prompt_len - 1), SnapshotKind::kAnchor);
+  want(chunk, align_down(prefix.prompt_len - min_computed_), SnapshotKind::kAnchor);
   if (config_.snapshot_stride_tokens > 0 && config_.max_waypoints > 0) collect_waypoints(chunk);
 }
 
@@ -79,7 +78,7 @@ void PrefixCache::want(const Chunk& chunk, int32_t position, SnapshotKind kind) 
 // or about what follows in this one: whichever is least.
 void PrefixCache::collect_waypoints(const Chunk& chunk) {
   const RowPrefix& prefix = prefixes_[chunk.row];
-  const int64_t last = align_down(prefix.prompt_len - 1);
+  const int64_t last = align_down(prefix.prompt_len - min_computed_);
   const int64_t unscaled = std::max(unit_, config_.snapshot_stride_tokens / unit_ * unit_);
   const int64_t share = std::max(1, config_.max_waypoints / kPromptsOfWaypoints);
   int64_t stride = unscaled;

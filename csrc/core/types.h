@@ -31,7 +31,9 @@ struct LedgerConfig {
   int32_t snapshot_stride_tokens = 0;  // between a prompt's waypoints, which lie closer near its ends; 0: none
   int32_t decode_snapshot_stride_tokens = 0;  // between an output's; 0: none
   bool weighs_snapshot_cost = false;   // evict, of the oldest snapshots, the one that spares the fewest tokens
-  bool caches_outputs = true;          // what a request leaves at its end includes what it generated
+  // What a request leaves at its end includes what it generated. Without, a cached prompt has the bits of a computed
+  // one: it holds nothing that decode kernels have written, and its rest is no shorter than a chunk behind a cut.
+  bool caches_outputs = true;
   StateWindow state_window = {};   // how far states lag behind their rows
 
   void validate() const;  // throws RequestError

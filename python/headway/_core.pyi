@@ -53,7 +53,7 @@ class LedgerConfig:
         snapshot_stride_tokens: int = 0,  # between a prompt's waypoints, which lie closer near its ends; 0: none
         decode_snapshot_stride_tokens: int = 0,  # between an output's; 0: none
         weighs_snapshot_cost: bool = False,  # evict, of the oldest snapshots, the one that spares the fewest tokens
-        caches_outputs: bool = True,  # what a request leaves at its end includes what it generated
+        caches_outputs: bool = True,  # False: a cached prompt has the bits of a computed one
         state_window: int = 0,  # tokens between rewrites of a Mamba state; 0: kept in place
         max_rewind: int = 0,  # positions that a row may go back; at least 1 with a window
     ) -> None: ...

@@ -171,7 +171,7 @@ class EngineConfig:
         kind="bool",
         tier="advanced",
         help="a request's tokens and logprobs do not depend on the requests beside it: long prompts take several times "
-        "as long; refused with prefix caching",
+        "as long, and the prefix cache keeps prompts alone",
     )
     seed: int = setting(
         0, kind="int", low=0, high=2**63 - 1, help="of the requests that bring none, and of dummy weights"
@@ -235,9 +235,6 @@ class EngineConfig:
         refuse_values(self, config_error)
         if self.state_window not in (None, 0, 16):
             raise config_error("state_window", self.state_window, "0 or 16")
-        if self.batch_invariant and self.enable_prefix_caching:
-            limit = "False with batch_invariant: a cached prefix was not computed as this request would have"
-            raise config_error("enable_prefix_caching", True, limit)
         tokens, seqs = self.max_num_batched_tokens, self.max_num_seqs
         if tokens is not None and seqs is not None and tokens < seqs:
             raise config_error("max_num_batched_tokens", tokens, f"at least max_num_seqs ({seqs})")

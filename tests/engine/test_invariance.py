@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from headway.config import EngineConfig
 from headway.errors import ConfigError
 from headway.llm import LLM
 from headway.models.invariance import why_variant
@@ -67,8 +66,3 @@ def test_what_has_no_kernel_is_known(
 def test_what_has_no_kernel_is_refused(tiny_model_dir: Path) -> None:
     with pytest.raises(ConfigError, match=r"batch_invariant .* no invariant kernel for bfloat16 on cpu"):
         LLM(tiny_model_dir, device="cpu", dtype="bfloat16", **INVARIANT)
-
-
-def test_cached_prefixes_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"enable_prefix_caching .* must be False with batch_invariant"):
-        EngineConfig(batch_invariant=True)

@@ -146,7 +146,8 @@ void Device::check_inputs(const Plan& plan) {
       const bool is_restored = config_.use_prefix_cache && is_first;
       expect(is_restored || inputs_.row_start[i] % config_.prompt_grid_tokens == 0, "a chunk starts off the grid");
       expect(is_final || inputs_.kv_lens[i] % config_.prompt_grid_tokens == 0, "a chunk is cut off the grid");
-      const bool is_short = !is_first && num_tokens < config_.min_last_chunk_tokens;
+      const bool may_be_short = is_first && (inputs_.row_start[i] == 0 || config_.caches_outputs);
+      const bool is_short = !may_be_short && num_tokens < config_.min_last_chunk_tokens;
       expect(!is_final || !is_short, "the last chunk is too short");
     }
   }

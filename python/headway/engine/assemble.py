@@ -269,6 +269,11 @@ def ledger_settings(
             f"at least {cuts.min_step_tokens}: the kernels on this device take no shorter pieces of a prompt"
         )
         raise config_error("max_num_batched_tokens", memory.max_step_tokens, limit)
+    is_exact = config.batch_invariant and config.enable_prefix_caching
+    # With Mamba layers a prefix ends where a state is, and states are kept on the grid; else at any block's end.
+    if is_exact and not model.mamba and memory.block_size % cuts.grid_tokens:
+        limit = f"a multiple of {cuts.grid_tokens}, where cached prefixes may end with batch_invariant"
+        raise config_error("block_size", memory.block_size, limit)
     return core.LedgerConfig(
         max_rows=memory.max_rows,
         num_blocks=memory.num_blocks,
@@ -288,6 +293,7 @@ def ledger_settings(
         snapshot_stride_tokens=config.snapshot_stride_tokens,
         decode_snapshot_stride_tokens=config.decode_snapshot_stride_tokens,
         weighs_snapshot_cost=config.snapshot_eviction == "cost",
+        caches_outputs=not config.batch_invariant,
         state_window=window.num_tokens,
         max_rewind=window.max_rewind,
     )
