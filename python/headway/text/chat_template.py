@@ -10,7 +10,8 @@ import jinja2.meta
 
 from headway.errors import ModelLoadError, RequestError
 from headway.files import read_json_object, read_text
-from headway.text.sandbox import RenderLimitError, SandboxEnvironment, render_within_limits
+from headway.text.render_budget import RenderLimitError
+from headway.text.sandbox import SandboxEnvironment, render_within_limits
 from headway.text.special_tokens import read_special_tokens
 
 Message = Mapping[str, object]
@@ -85,7 +86,7 @@ class ChatTemplate:
         variables = {**self.special_tokens, **template_kwargs, "messages": [dict(m) for m in messages]}
         variables |= {"tools": tools, "documents": documents, "add_generation_prompt": add_generation_prompt}
         try:
-            text = render_within_limits(self._template, variables)
+            text = render_within_limits(self._template, variables, len(messages))
         except (jinja2.TemplateError, RenderLimitError, RecursionError) as error:
             raise _refusal(messages, f"{type(error).__name__}: {error}") from error
         except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:

@@ -1,16 +1,15 @@
 """A Jinja environment for templates nobody vouches for: no attribute tricks, no unbounded loops, no huge results.
 
-Jinja's immutable sandbox keeps a template away from Python's internals. What it leaves open is work without end, so
-the operators and helpers that make much out of little in one go are bounded here as well. It is no limit on memory: a
-template that doubles a string step by step is only stopped by the size of the result.
+Jinja's immutable sandbox keeps a template away from Python's internals. What it leaves open is work without end: here
+time is looked at in every turn of a loop and every call, and what operators, filters and methods would make of little
+is counted before it is made (`headway.text.render_budget`).
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
+from functools import wraps
 from typing import Any
 
 import jinja2
@@ -21,14 +20,22 @@ import jinja2.runtime
 import jinja2.sandbox
 import jinja2.utils
 
-MAX_RENDERED_CHARS = 16 * 1024 * 1024
-MAX_RANGE = 10_000  # items of one range(), and the total of all in one rendering is bounded by MAX_LOOP_ITEMS
-MAX_LOOP_ITEMS = 1_000_000
-_MAX_REPEATED = 1024 * 1024  # characters or items that one `*`, padding or format may make
+from headway.text.bounded_filters import (
+    BOUNDED_FILTERS,
+    bounded_join,
+    bounded_range,
+    bounded_replace,
+    check_pattern,
+    check_power,
+    check_repeat,
+    check_sum,
+    check_width,
+)
+from headway.text.render_budget import MAX_RENDERED_CHARS, RenderBudget, RenderLimitError, num_chars_of
+from headway.text.template_code import CountingCodeGenerator
 
-
-class RenderLimitError(jinja2.TemplateRuntimeError):
-    """A template asked for more text or more work than a prompt can need."""
+_PADDING_METHODS = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs"})
+_BYTE_METHODS = frozenset({"encode", "to_bytes"})  # what bytes can do is bounded by nothing here
 
 
 class _Namespace(jinja2.utils.Namespace):
@@ -50,138 +57,121 @@ class _GenerationTag(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+@jinja2.pass_context
+def counted_output(context: jinja2.runtime.Context, value: object) -> object:
+    """What `{{ value }}` writes, be it to the prompt or into a macro's result."""
+    RenderBudget.of(context).build(num_chars_of(value))
+    return value
+
+
 class SandboxEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """What chat templates expect (tojson, raise_exception, strftime_now, break and continue) and no more."""
 
-    intercepted_binops = frozenset({"*", "**", "%"})
+    intercepted_binops = frozenset({"*", "**", "%", "+"})
+    code_generator_class = CountingCodeGenerator
 
     def __init__(self) -> None:
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_GenerationTag, jinja2.ext.loopcontrols],
+            finalize=counted_output,
         )
-        self.filters.update(
-            tojson=_tojson, center=_bounded_center, indent=_bounded_indent, format=_bounded_format
-        )
+        self.filters.update(BOUNDED_FILTERS)
         self.globals = {
             "dict": _new_dict,
             "namespace": _Namespace,
             "raise_exception": _raise_exception,
+            "range": bounded_range,
             "strftime_now": _strftime_now,
         }
+
+    def call(__self, __context: jinja2.runtime.Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        """Every call of a template, its own macros among them."""
+        budget = RenderBudget.of(__context)
+        budget.check_time()
+        if isinstance(__obj, jinja2.runtime.Macro) and (__obj.catch_varargs or __obj.catch_kwargs):
+            num_chars_of((args, kwargs))  # which become a new tuple or dictionary
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, str) and __obj.__name__ in ("join", "replace"):
+            bounded = bounded_join if __obj.__name__ == "join" else bounded_replace
+            text = (*args, owner) if __obj.__name__ == "join" else (owner, *args)
+            return bounded(__context, *text, **kwargs)
+        return super().call(__context, __obj, *args, **kwargs)
 
     def call_binop(
         self, context: jinja2.runtime.Context, operator: str, left: object, right: object
     ) -> object:
         if operator == "*":
-            _check_repeat(left, right)
+            check_repeat(context, left, right)
         elif operator == "**":
-            _check_power(left, right)
+            check_power(left, right)
+        elif operator == "+":
+            check_sum(context, left, right)
         elif isinstance(left, str):
-            _check_pattern(left)
+            check_pattern(context, left, (right,))
         return super().call_binop(context, operator, left, right)
 
+    # --- called by the code of templates: headway.text.template_code
+
+    @staticmethod
+    @jinja2.pass_context
+    def counted_items(context: jinja2.runtime.Context, iterable: Iterable[object]) -> Iterator[object]:
+        """What a loop runs over; an undefined value is empty."""
+        return RenderBudget.of(context).items(iterable)
+
+    @staticmethod
+    def counted_text(context: jinja2.runtime.Context, parts: tuple[object, ...]) -> str:
+        """What `~` joins."""
+        RenderBudget.of(context).build(sum(map(num_chars_of, parts)))
+        return "".join(map(str, parts))
+
+    @staticmethod
+    def counted_container(container: object) -> object:
+        num_chars_of(container)
+        return container
+
+    @staticmethod
+    def count_text(context: jinja2.runtime.Context, num_chars: int) -> None:
+        """Text of the template's own that goes into a macro's result."""
+        RenderBudget.of(context).build(num_chars)
+
+    # ---
+
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Also bars the string methods that pad to a width of the template's choice."""
-        if isinstance(obj, str) and attr in {"center", "ljust", "rjust", "zfill", "expandtabs"}:
+        """Also bars the methods that pad to a width of the template's choice, and those that make bytes."""
+        if isinstance(obj, (str, int)) and attr in _PADDING_METHODS | _BYTE_METHODS:
             return False
         return super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """str.format, as Jinja guards it, of patterns without wide fields."""
         wrapped = super().wrap_str_format(value)
-        if wrapped is not None:
-            _check_pattern(value.__self__)
-        return wrapped
+        if wrapped is None:
+            return None
+
+        @jinja2.pass_context
+        @wraps(wrapped)
+        def bounded(context: jinja2.runtime.Context, *args: object, **kwargs: object) -> str:
+            check_pattern(context, value.__self__, (*args, kwargs))
+            return wrapped(*args, **kwargs)
+
+        return bounded
 
 
-def render_within_limits(template: jinja2.Template, variables: Mapping[str, object]) -> str:
-    """Renders piece by piece and stops at MAX_RENDERED_CHARS. Raises RenderLimitError or a jinja2.TemplateError."""
+def render_within_limits(
+    template: jinja2.Template, variables: Mapping[str, object], num_messages: int
+) -> str:
+    """Raises RenderLimitError or a jinja2.TemplateError."""
+    budget = RenderBudget(num_messages)
     pieces: list[str] = []
     num_chars = 0
-    for piece in template.generate({**variables, "range": _LoopBudget().range}):
+    for piece in template.generate({**variables, **budget.variables()}):
         num_chars += len(piece)
         if num_chars > MAX_RENDERED_CHARS:
             raise RenderLimitError(f"the rendered prompt exceeds {MAX_RENDERED_CHARS} characters")
         pieces.append(piece)
     return "".join(pieces)
-
-
-class _LoopBudget:
-    """range() of one rendering: nested loops share a total."""
-
-    def __init__(self) -> None:
-        self._num_left = MAX_LOOP_ITEMS
-
-    def range(self, *bounds: int) -> range:
-        items = range(*bounds)
-        self._num_left -= len(items) if len(items) <= MAX_RANGE else MAX_LOOP_ITEMS + 1
-        if self._num_left < 0:
-            raise RenderLimitError(f"range() gives at most {MAX_RANGE} items, {MAX_LOOP_ITEMS} in all")
-        return items
-
-
-def _check_repeat(left: object, right: object) -> None:
-    for sequence, count in ((left, right), (right, left)):
-        if not isinstance(sequence, (str, list, tuple)) or not isinstance(count, int):
-            continue
-        if len(sequence) * count > _MAX_REPEATED:
-            raise RenderLimitError(f"a repetition exceeds {_MAX_REPEATED} items")
-
-
-def _check_power(left: object, right: object) -> None:
-    is_small = isinstance(right, (int, float)) and abs(right) <= 64
-    if not (is_small and isinstance(left, (int, float)) and abs(left) <= 2**64):
-        raise RenderLimitError("a power takes numbers up to 2**64 and exponents up to 64")
-
-
-def _check_width(width: int) -> int:
-    if width > 1024:
-        raise RenderLimitError(f"a width of {width} exceeds 1024")
-    return width
-
-
-def _bounded_center(value: object, width: int = 80) -> str:
-    return str(value).center(_check_width(width))
-
-
-def _check_pattern(pattern: str) -> None:
-    """Refuses widths of five digits and widths that arguments set: "%*d", "{:{}}"."""
-    if re.search(r"\d{5}|%[^a-zA-Z%]*\*|\{[^}]*\{", pattern):
-        raise RenderLimitError(f"the format {pattern[:80]!r} may make a field too wide")
-
-
-def _bounded_format(value: object, *args: object, **kwargs: object) -> str:
-    pattern = str(value)
-    _check_pattern(pattern)
-    return pattern % (kwargs or args)
-
-
-def _bounded_indent(value: object, width: int = 4, first: bool = False, blank: bool = False) -> str:
-    pad = " " * _check_width(width)
-    lines = str(value).split("\n")
-    if len(lines) * len(pad) > _MAX_REPEATED:
-        raise RenderLimitError(f"an indentation exceeds {_MAX_REPEATED} characters")
-    return "\n".join(_indented(lines, pad, first, blank))
-
-
-def _indented(lines: list[str], pad: str, first: bool, blank: bool) -> Iterator[str]:
-    for i, line in enumerate(lines):
-        yield pad + line if (i > 0 or first) and (line or blank) else line
-
-
-def _tojson(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Jinja's own filter escapes HTML, which a model never saw."""
-    if indent is not None:
-        _check_width(indent)
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
 
 
 def _new_dict(*args: object, **kwargs: object) -> dict[object, object]:
@@ -195,5 +185,5 @@ def _raise_exception(message: str) -> None:
 
 def _strftime_now(pattern: str) -> str:
     """Templates date their system prompt with it."""
-    _check_width(len(pattern))
+    check_width(len(pattern))
     return datetime.now().strftime(pattern)
