@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -220,6 +221,25 @@ def test_a_snapshot_that_is_freed_too_early_is_seen(poisoned: LLM) -> None:
     assert output.outputs[0].finish_reason == "error"
     poisoned.reset_prefix_cache()
     assert poisoned.generate(prompt, GREEDY)[0].outputs[0].token_ids == expected
+
+
+@pytest.mark.parametrize("snapshot_memory_bytes", [None, 0])
+def test_a_start_says_what_can_be_cached(
+    tiny_model_dir: Path, caplog: pytest.LogCaptureFixture, snapshot_memory_bytes: int | None
+) -> None:
+    """Without room for a single state nothing is: neither looked up nor held."""
+    with (
+        caplog.at_level(logging.INFO, logger="headway"),
+        LLM(tiny_model_dir, snapshot_memory_bytes=snapshot_memory_bytes, **SETTINGS) as llm,
+    ):
+        said = conversation(llm, 2)
+        stats = llm.prefix_cache_stats()
+    if snapshot_memory_bytes is None:
+        assert "prefixes of 16 tokens and more are cached" in caplog.text
+        assert said[1][2]
+    else:
+        assert "no prefix is cached: not one state of " in caplog.text
+        assert set(stats.values()) == {0}
 
 
 def test_a_salt_shares_with_its_equals_alone(cached: LLM) -> None:

@@ -83,8 +83,7 @@ def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly
     ledger_config = ledger_settings(config, memory, model_config, device.type, dtype, window)
     blocks, slots = memory.num_blocks + 1, ledger_config.num_slots + 1
     caches = ModelCaches.allocate(model_config, blocks, memory.block_size, slots, dtype, device, window)
-    if ledger_config.use_prefix_cache:
-        logger.info("prefixes of %d tokens and more are cached", ledger_config.prefix_unit_tokens)
+    log_prefix_cache(config, ledger_config, sizes.per_slot)
     runner = make_runner(config, model, caches, ledger_config, device)
     limits = request_limits(config, memory, model_config, defaults, tokenizer)
     engine = make_engine(config, runner, ledger_config, limits, tokenizer)
@@ -99,6 +98,15 @@ def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly
         dtype=dtype,
         launch_depth=ledger_config.max_launch_depth,
     )
+
+
+def log_prefix_cache(config: EngineConfig, ledger_config: core.LedgerConfig, state_bytes: int) -> None:
+    if ledger_config.use_prefix_cache:
+        logger.info("prefixes of %d tokens and more are cached", ledger_config.prefix_unit_tokens)
+    elif config.enable_prefix_caching:
+        logger.warning(
+            "no prefix is cached: not one state of %d bytes fits snapshot_memory_bytes", state_bytes
+        )
 
 
 def load_weights(
@@ -287,7 +295,8 @@ def ledger_settings(
         prompt_grid_tokens=cuts.grid_tokens,
         min_last_chunk_tokens=cuts.min_last_tokens,
         max_scored_tokens=max(cuts.min_step_tokens, min(MAX_SCORED_TOKENS, memory.max_step_tokens)),
-        use_prefix_cache=config.enable_prefix_caching,
+        # Keys and values alone, without a state to go on from, are of no use.
+        use_prefix_cache=config.enable_prefix_caching and (not model.mamba or memory.num_snapshots > 0),
         max_snapshots=memory.num_snapshots,
         max_waypoints=_num_waypoints(config, memory.num_snapshots),
         snapshot_stride_tokens=config.snapshot_stride_tokens,
