@@ -120,6 +120,28 @@ def test_echo_gives_the_prompt_back(model_server: Live) -> None:
     assert reply["usage"]["completion_tokens"] == 0
 
 
+@pytest.mark.parametrize("prompt", ["é数😀 = x", "<|im_end|> y", [1, 6, 2, 7], "(ids)"], ids=str)
+@pytest.mark.parametrize("as_ids", [False, True])
+def test_offsets_are_places_in_the_text(model_server: Live, prompt: Any, as_ids: bool) -> None:
+    """Where characters are cut into tokens, and where special tokens are not part of the text, too."""
+    if prompt == "(ids)":
+        prompt = model_server.post("/tokenize", {"prompt": "ß😀 "}).json["tokens"]
+    extra = {"return_tokens_as_token_ids": True} if as_ids else {}
+    fields = {"echo": True, "logprobs": 0, "max_tokens": 6, "ignore_eos": True, "prompt": prompt, **extra}
+    (choice,) = ask(model_server, **fields)["choices"]
+    text, offsets = choice["text"], choice["logprobs"]["text_offset"]
+    names = ask(model_server, **{**fields, "return_tokens_as_token_ids": False})["choices"][0]["logprobs"][
+        "tokens"
+    ]
+    assert offsets[0] == 0
+    assert offsets == sorted(offsets)
+    assert offsets[-1] <= len(text)
+    for name, begin, end in zip(names, offsets, [*offsets[1:], len(text)], strict=True):
+        assert text[begin:end] in (name, "") or "\ufffd" in name, (name, text[begin:end])
+    tail = "".join(names[-6:])
+    assert "\ufffd" in tail or (text.endswith(tail) and offsets[-6] == len(text) - len(tail))
+
+
 def test_ids_are_returned_when_asked(model_server: Live) -> None:
     (choice,) = ask(model_server, return_token_ids=True, logprobs=0, return_tokens_as_token_ids=True)[
         "choices"

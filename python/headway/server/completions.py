@@ -12,7 +12,7 @@ from headway.server.calls import Call, Reply, Stream, json_reply
 from headway.server.client import EngineOutput
 from headway.server.errors import bad_request
 from headway.server.generation import PromptOutput, PromptTokens, UsageCount, begun, engine_requests, run
-from headway.server.logprobs import CompletionLogprobsWriter, TokenNames, prompt_logprobs_json
+from headway.server.logprobs import CompletionLogprobsWriter, TextOffsets, TokenNames, prompt_logprobs_json
 from headway.server.sampling import check_length, num_kept_tokens, sampling_params
 from headway.server.schemas.common import FinishReason
 from headway.server.schemas.completions import (
@@ -111,7 +111,11 @@ class _Job:
         self._names = TokenNames(call.state.tokenizer, as_ids=bool(fields.return_tokens_as_token_ids))
         self._usage = UsageCount(without_output=self._is_echo_alone)
         self._prompt_logprobs: dict[int, PromptLogprobs] = {}
-        self._choices = [_Choice(self._writer()) for _ in range(len(prompts) * params.n)]
+        self._choices = [
+            _Choice(self._writer(prompt, params.skip_special_tokens))
+            for prompt in prompts
+            for _ in range(params.n)
+        ]
 
     def _refuse(self) -> None:
         fields = self._fields
@@ -134,13 +138,16 @@ class _Job:
                 changes["prompt_logprobs"] = _wider(fields.logprobs, fields.prompt_logprobs)
         return changes
 
-    def _writer(self) -> CompletionLogprobsWriter | None:
+    def _writer(self, prompt: PromptTokens, skips_special: bool) -> CompletionLogprobsWriter | None:
         num_top = self._fields.logprobs
         if num_top is None:
             return None
         if num_top < 0:  # the whole vocabulary
             num_top = self._call.state.info.vocab_size
-        return CompletionLogprobsWriter(self._names, num_top)
+        echoed = (prompt.text or "") if self._echo else None
+        tokenizer = self._call.state.tokenizer
+        offsets = TextOffsets(tokenizer, prompt.token_ids, echoed, skips_special=skips_special)
+        return CompletionLogprobsWriter(self._names, num_top, offsets)
 
     async def whole(self) -> CompletionResponse:
         async with aclosing(run(self._call, self._requests)) as outputs:

@@ -8,7 +8,7 @@ from typing import Any
 from headway.outputs import Logprob, PromptLogprobs, TokenLogprobs
 from headway.server.schemas.chat import ChatLogprobs, TokenLogprob, TopLogprob
 from headway.server.schemas.completions import CompletionLogprobs
-from headway.text import Tokenizer
+from headway.text import IncrementalDetokenizer, Tokenizer
 
 LOWEST = -9999.0  # stands for minus infinity, which JSON does not have
 
@@ -36,13 +36,59 @@ class TokenNames:
         return list(name.encode())
 
 
-class CompletionLogprobsWriter:
-    """Of one choice; counts characters from one piece of a stream to the next."""
+class TextOffsets:
+    """Where the tokens of a choice begin in its text. A token within a character begins where the character does.
 
-    def __init__(self, names: TokenNames, num_top: int) -> None:
+    Args:
+        echoed_text: the prompt, where it is part of the text; its tokens come first then.
+        skips_special: of the output; special tokens that are not in the text take no place in it.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        prompt_ids: Sequence[int],
+        echoed_text: str | None,
+        *,
+        skips_special: bool,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._offset = 0
+        self._echoed_text = echoed_text or ""
+        self._num_echoed_left = 0 if echoed_text is None else len(prompt_ids)
+        if tokenizer is not None:
+            self._echoed = IncrementalDetokenizer(tokenizer)
+            self._output = IncrementalDetokenizer(tokenizer, prompt_ids, skips_special)
+
+    def place(self, token_id: int) -> int:
+        """Of the next token. Without a tokenizer there is no text."""
+        offset = self._offset
+        if self._tokenizer is None:
+            return offset
+        if not self._num_echoed_left:
+            self._offset += len(self._output.append(token_id))
+            return offset
+        self._num_echoed_left -= 1
+        self._offset += self._num_echoed_chars(self._tokenizer, token_id)
+        if not self._num_echoed_left:
+            self._offset = len(self._echoed_text)
+        return offset
+
+    def _num_echoed_chars(self, tokenizer: Tokenizer, token_id: int) -> int:
+        """A special token was spelled out in the prompt, or added to it: then it is not in the text."""
+        if token_id not in tokenizer.special_ids:
+            return len(self._echoed.append(token_id))
+        spelling = tokenizer.id_to_token(token_id) or ""
+        return len(spelling) if self._echoed_text.startswith(spelling, self._offset) else 0
+
+
+class CompletionLogprobsWriter:
+    """Of one choice, from one piece of a stream to the next."""
+
+    def __init__(self, names: TokenNames, num_top: int, offsets: TextOffsets) -> None:
         self._names = names
         self._num_top = num_top
-        self._offset = 0
+        self._offsets = offsets
 
     def write(self, token_ids: Sequence[int], entries: Sequence[TokenLogprobs | None]) -> CompletionLogprobs:
         reply = CompletionLogprobs([], [], [], [])
@@ -52,8 +98,7 @@ class CompletionLogprobsWriter:
             reply.tokens.append(name)
             reply.token_logprobs.append(finite(chosen.logprob) if chosen else None)
             reply.top_logprobs.append(self._top(token_id, entry) if entry else None)
-            reply.text_offset.append(self._offset)
-            self._offset += len(name)
+            reply.text_offset.append(self._offsets.place(token_id))
         return reply
 
     def _top(self, token_id: int, entry: TokenLogprobs) -> dict[str, float]:
