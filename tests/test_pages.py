@@ -118,16 +118,41 @@ SLOW = {("headway", "bench")}
     ],
 )
 def test_a_command_line_runs(words: list[str], tmp_path: Path) -> None:
-    """As it stands, but for shapes as large as a GPU and for `serve`, which need another machine."""
-    if "--nvtx" in words or words[1:3] == ["bench", "serve"] or any("9b" in word for word in words):
+    """As it stands, but for shapes as large as a GPU, which need another machine."""
+    if "--nvtx" in words or any("9b" in word for word in words):
         assert parse(build_parser(), words[1:]).run
         return
+    if words[1:3] == ["bench", "serve"]:
+        run_beside_a_server(words, tmp_path)
+    else:
+        run_headway(words, tmp_path)
+
+
+def run_headway(words: list[str], folder: Path) -> None:
     words = [str(ROOT / word) if word.startswith("bench/") else word for word in words[1:]]
-    done = subprocess.run(
-        [sys.executable, "-m", "headway", *words], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "headway", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def run_beside_a_server(words: list[str], folder: Path) -> None:
+    """On its port, with fewer and shorter prompts."""
+    pytest.importorskip("starlette")
+    from tests.server.fake_engine import FakeEngine
+    from tests.server.live import live
+
+    with live(FakeEngine()) as server:
+        size = ["--num-prompts", "5", "--random-input-len", "16", "--random-output-len", "4"]
+        run_headway([*words, "--port", str(server.port), *size], folder)
+
+
+def test_what_a_scraper_is_told_is_yaml() -> None:
+    yaml = pytest.importorskip("yaml")
+    (block,) = all_blocks("yaml")
+    (job,) = yaml.safe_load(block.text)["scrape_configs"]
+    assert set(job) == {"job_name", "authorization", "static_configs"}
+    assert job["static_configs"][0]["targets"] == ["127.0.0.1:8000"]
 
 
 def all_pages() -> str:
