@@ -8,6 +8,7 @@ import json
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from headway.cli.bench.common import Lengths, random_prompts
+from headway.cli.bench.datasets import PrefixRepetition, RandomPrompts
 from headway.cli.bench.load import Arrivals, latencies_ms, num_within, send_all, totals
 from headway.cli.bench.openai_stream import Answer, _events
 from headway.cli.main import build_parser, main
@@ -106,10 +107,10 @@ def test_a_start_that_fails_says_why(tmp_path: Path, capfd: pytest.CaptureFixtur
 
 
 def test_prompts_are_as_long_as_asked_for_and_the_same_for_a_seed() -> None:
-    lengths = Lengths(input_len=100, output_len=20, range_ratio=0.5, prefix_len=4)
-    prompts = random_prompts(lengths, 300, vocab_size=50, seed=3)
-    assert prompts == random_prompts(lengths, 300, vocab_size=50, seed=3)
-    assert prompts != random_prompts(lengths, 300, vocab_size=50, seed=4)
+    lengths = RandomPrompts(input_len=100, output_len=20, range_ratio=0.5, prefix_len=4)
+    prompts = lengths.draw(300, vocab_size=50, seed=3)
+    assert prompts == lengths.draw(300, vocab_size=50, seed=3)
+    assert prompts != lengths.draw(300, vocab_size=50, seed=4)
     assert len({tuple(prompt.token_ids[:4]) for prompt in prompts}) == 1
     sizes = {len(prompt.token_ids) - 4 for prompt in prompts}
     assert (min(sizes), max(sizes)) >= (50, 140)
@@ -117,6 +118,16 @@ def test_prompts_are_as_long_as_asked_for_and_the_same_for_a_seed() -> None:
     assert {prompt.output_len for prompt in prompts} <= set(range(10, 31))
     assert max(max(prompt.token_ids) for prompt in prompts) == 49
     assert lengths.longest == 4 + 150 + 30
+
+
+def test_prompts_share_as_many_beginnings_as_asked_for() -> None:
+    dataset = PrefixRepetition(prefix_len=6, suffix_len=3, num_prefixes=4, output_len=5)
+    prompts = dataset.draw(40, vocab_size=1000, seed=3)
+    assert prompts == dataset.draw(40, vocab_size=1000, seed=3)
+    uses = Counter(tuple(prompt.token_ids[:6]) for prompt in prompts)
+    assert list(uses.values()) == [10] * 4
+    assert {(len(prompt.token_ids), prompt.output_len) for prompt in prompts} == {(9, 5)}
+    assert dataset.longest == 14
 
 
 @pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
@@ -224,6 +235,22 @@ def test_a_server_is_measured(
         for kind in ("mean", "median", "std", "p99"):
             assert f"{kind}_{name}_ms" in report
     assert report["mean_ttft_ms"] <= report["mean_e2el_ms"]
+
+
+@NEEDS_SERVER
+def test_a_profile_is_recorded_meanwhile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.server.fake_engine import FakeEngine
+    from tests.server.live import live
+
+    words = ["--num-prompts", "3", "--profile", "--result-dir", str(tmp_path), "--random-input-len", "8"]
+    with live(FakeEngine(), enable_dev_endpoints=True) as server:
+        assert main(["bench", "serve", "--port", str(server.port), *words]) == 0
+        path = Path(json.loads(capsys.readouterr().out)["profile"])
+        assert path.parent == tmp_path
+        assert json.loads(path.read_text())
+    with live(FakeEngine()) as server:
+        assert main(["bench", "serve", "--port", str(server.port), *words]) == 1
+        assert "--enable-dev-endpoints" in capsys.readouterr().err
 
 
 @NEEDS_SERVER

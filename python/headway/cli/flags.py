@@ -73,7 +73,8 @@ def parse_size(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 4096, 32k or 4GiB") from error
 
 
-def _parse_object(text: str) -> dict[str, Any]:
+def parse_object(text: str) -> dict[str, Any]:
+    """An argparse type: a JSON object."""
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -83,7 +84,7 @@ def _parse_object(text: str) -> dict[str, Any]:
     return value
 
 
-_TYPES = {"float": float, "bytes": parse_size, "tokens": parse_size, "int": int, "dict": _parse_object}
+_TYPES = {"float": float, "bytes": parse_size, "tokens": parse_size, "int": int, "dict": parse_object}
 _LISTS_OF_IDS = frozenset({"allowed_token_ids"})
 
 

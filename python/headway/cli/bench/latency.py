@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 from headway.cli.bench.common import (
     CountFlag,
     add_counts,
-    check_fits,
     percentiles,
-    random_tokens,
     write_report,
 )
+from headway.cli.bench.datasets import check_fits, random_tokens
 from headway.cli.console import open_llm
 from headway.cli.flags import add_engine_flags
 from headway.errors import ConfigError

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from headway.cli.bench.common import BenchPrompt
+from headway.cli.bench.datasets import BenchPrompt
 
 if TYPE_CHECKING:
     import httpx

@@ -14,13 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headway.cli.bench.common import (
-    add_dataset_flags,
-    between,
-    given_lengths,
-    random_prompts,
-    write_report,
-)
+from headway.cli.bench.common import between, write_report
+from headway.cli.bench.datasets import add_dataset_flags, given_dataset
 from headway.cli.bench.load import METRICS, Arrivals, latencies_ms, num_within, send_all, totals
 from headway.cli.bench.openai_stream import Answer, Target, ask
 from headway.cli.bench.serve_flags import (
@@ -31,7 +26,7 @@ from headway.cli.bench.serve_flags import (
     goodput_limits,
 )
 from headway.cli.flags import API_KEY_VARIABLE
-from headway.errors import BuildError, ConfigError, HeadwayError
+from headway.errors import BuildError, ConfigError, HeadwayError, ServerError
 
 if TYPE_CHECKING:
     import httpx
@@ -84,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 async def measure(args: argparse.Namespace, when: Arrivals, limits_ms: dict[str, float]) -> dict[str, Any]:
     """The whole benchmark against the server that the flags name. Raises ConfigError where none answers."""
-    prompts_of = partial(random_prompts, given_lengths(args), args.num_prompts, seed=args.seed)
+    prompts_of = partial(given_dataset(args).draw, args.num_prompts, seed=args.seed)
     async with _client(args) as http:
         model = await _model(args, http)
         prompts = prompts_of(vocab_size=await _vocab_size(http))
@@ -93,17 +88,39 @@ async def measure(args: argparse.Namespace, when: Arrivals, limits_ms: dict[str,
             partial(ask, http, target, prompt, f"bench-{args.seed}-{i}") for i, prompt in enumerate(prompts)
         ]
         await _warm_up(args, asks)
+        if args.profile:
+            await _control(http, "/start_profile")
         begin_s = time.perf_counter()
         answers = await send_all(asks, when.offsets_s(len(asks), args.seed), args.max_concurrency)
         duration_s = time.perf_counter() - begin_s
+        about = _about(args, model)
+        if args.profile:
+            about["profile"] = _kept(args, about, await _control(http, "/stop_profile"))
     return {
-        **_about(args, model),
+        **about,
         **totals(answers, duration_s),
         **({"request_goodput": num_within(answers, limits_ms) / duration_s} if limits_ms else {}),
         **latencies_ms(answers, args.percentile_metrics, args.metric_percentiles),
         "first_error": next((answer.error for answer in answers if not answer.is_ok), ""),
         **(_details(answers) if args.save_detailed else {}),
     }
+
+
+async def _control(http: httpx.AsyncClient, path: str) -> bytes:
+    reply = await http.post(path)
+    if reply.status_code != 200:
+        hint = "headway serve offers it with --enable-dev-endpoints"
+        raise ServerError(f"the server answers {reply.status_code} to {path}", hint=hint)
+    return reply.content
+
+
+def _kept(args: argparse.Namespace, about: dict[str, Any], profile: bytes) -> str:
+    """Where the profile lies; other servers keep theirs."""
+    if not profile:
+        return ""
+    path = _result_path(args, about).with_suffix(".profile.json")
+    path.write_bytes(profile)
+    return str(path)
 
 
 async def _warm_up(args: argparse.Namespace, asks: list[Ask]) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-from typing import Any
 
 from headway.cli.bench.common import at_least, between
 from headway.cli.bench.load import METRICS, Arrivals
+from headway.cli.flags import parse_object
 from headway.errors import ConfigError
 
 
@@ -44,7 +43,7 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="ask for exactly as many tokens; OpenAI's own servers refuse it",
     )
-    group.add_argument("--extra-body", type=_json_object, default={}, metavar="JSON", help="further fields")
+    group.add_argument("--extra-body", type=parse_object, default={}, metavar="JSON", help="further fields")
 
 
 def add_report_flags(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +63,12 @@ def add_report_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--result-dir", metavar="DIR", help="where to; unset: here")
     group.add_argument("--result-filename", metavar="FILE", help="unset: named after rate, model and time")
+    group.add_argument(
+        "--profile",
+        action="store_true",
+        help="record the server's steps meanwhile, into a file beside the report; "
+        "headway serve needs --enable-dev-endpoints",
+    )
     group.add_argument("--label", help="goes into the report")
 
 
@@ -109,10 +114,3 @@ def _metric_names(text: str) -> tuple[str, ...]:
 
 def _percents(text: str) -> tuple[float, ...]:
     return tuple(between(0, 100)(word) for word in text.split(","))
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"must be a JSON object, got {text!r}")
-    return value

@@ -8,16 +8,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from headway.cli.bench.common import (
-    BenchPrompt,
-    CountFlag,
-    add_counts,
-    add_dataset_flags,
-    check_fits,
-    given_lengths,
-    random_prompts,
-    write_report,
-)
+from headway.cli.bench.common import CountFlag, add_counts, write_report
+from headway.cli.bench.datasets import BenchPrompt, add_dataset_flags, check_fits, given_dataset
 from headway.cli.console import open_llm, prepared_settings
 from headway.cli.flags import add_engine_flags
 from headway.request import SamplingParams
@@ -82,9 +74,9 @@ async def _measure_async(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _prompts(args: argparse.Namespace, vocab_size: int, max_model_len: int) -> list[BenchPrompt]:
-    lengths = given_lengths(args)
-    check_fits(lengths.longest, max_model_len)
-    return random_prompts(lengths, args.num_prompts, vocab_size, getattr(args, "seed", 0))
+    dataset = given_dataset(args)
+    check_fits(dataset.longest, max_model_len)
+    return dataset.draw(args.num_prompts, vocab_size, getattr(args, "seed", 0))
 
 
 def _params(args: argparse.Namespace, prompt: BenchPrompt) -> SamplingParams:
