@@ -21,6 +21,8 @@ _ROPE_KINDS: dict[str, tuple[str, ...]] = {
     "yarn": ("factor",),
     "longrope": ("short_factor", "long_factor"),
 }
+# As transformers 5 writes them: {"__float__": "Infinity"}.
+_NAMED_NUMBERS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 _ROPE_DIVISORS = ("short_factor", "long_factor")
 _ROPE_CONSTANTS = (
     *("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor"),
@@ -177,10 +179,12 @@ def _positive(key: str, value: object) -> float:
 
 
 def _as_number(key: str, value: object) -> float:
-    if isinstance(value, dict) and set(value) == {"__float__"}:  # how transformers 5 writes infinity
-        value = float(str(value["__float__"]))
+    if isinstance(value, dict) and set(value) == {"__float__"}:
+        value = _NAMED_NUMBERS.get(str(value["__float__"]), value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
         raise _wrong(key, value, "a number")
+    if isinstance(value, int) and value.bit_length() > 64:  # may be more than a float can hold
+        raise _wrong(key, str(value)[:40], "a number of at most 64 bits")
     return float(value)
 
 
