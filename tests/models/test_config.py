@@ -197,7 +197,10 @@ WRONG_VALUES: list[Any] = [
     ["mamba"],
     {},
     {"a": {}},
+    {"__float__": "x"},
     math.nan,
+    2**31,  # of layers or experts, which are looked at one by one
+    10**400,  # more than a float holds
 ]
 
 

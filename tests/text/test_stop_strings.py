@@ -29,7 +29,8 @@ ATOMS = [
     "<s>",
     FAMILY,
 ]
-TEXTS = st.lists(st.sampled_from(ATOMS) | st.characters(exclude_categories=["Cs"]), max_size=20).map("".join)
+PARTS = st.sampled_from(ATOMS) | st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd")
+TEXTS = st.lists(PARTS, max_size=20).map("".join)
 KINDS = ["byte_level", "byte_fallback", "metaspace"]
 
 
@@ -42,13 +43,18 @@ class Case:
     stops: list[str]
 
 
+def any_ids(tokenizer: Tokenizer) -> list[int]:
+    """But for byte tokens: where a run of them is no UTF-8, their decoder takes back characters that it began with."""
+    return [i for i in range(tokenizer.vocab_size) if not (tokenizer.id_to_token(i) or "").startswith("<0x")]
+
+
 @st.composite
 def cases(draw: st.DrawFn, tokenizer: Tokenizer) -> Case:
     ids = tokenizer.encode(draw(TEXTS), add_special_tokens=False)
     if draw(st.booleans()):  # tokens that no tokenizer would choose: characters in pieces
         ids = [i for n in ids for i in tokenizer.encode_literally(tokenizer.decode([n]) or "é")]
     if draw(st.booleans()):
-        ids += draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=8))
+        ids += draw(st.lists(st.sampled_from(any_ids(tokenizer)), max_size=8))
     text = tokenizer.decode(ids)
     stops = draw(st.lists(TEXTS.filter(bool), max_size=2))
     for _ in range(draw(st.integers(0, 3)) if text else 0):

@@ -13,6 +13,7 @@ Activation = Literal["silu", "relu2", "gelu"]
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "relu2": "relu2", "gelu": "gelu"}
 
 # Scaling kinds of rotary embedding and the constants each cannot do without.
+MAX_COUNT = 4096
 _ROPE_KINDS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -48,6 +49,15 @@ class HfConfig:
         value = self._value(keys, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise _wrong(keys[0], value, "a non-negative integer")
+        if value >= 2**63:
+            raise _wrong(keys[0], str(value)[:40], "below 2**63")
+        return value
+
+    def count(self, *keys: str, default: int | None = None) -> int:
+        """How many layers or experts: a loader looks at each of them."""
+        value = self.integer(*keys, default=default)
+        if value > MAX_COUNT:
+            raise _wrong(keys[0], value, f"at most {MAX_COUNT}")
         return value
 
     def size(self, *keys: str, default: int | None = None) -> int:
@@ -181,10 +191,10 @@ def _positive(key: str, value: object) -> float:
 def _as_number(key: str, value: object) -> float:
     if isinstance(value, dict) and set(value) == {"__float__"}:
         value = _NAMED_NUMBERS.get(str(value["__float__"]), value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-        raise _wrong(key, value, "a number")
     if isinstance(value, int) and value.bit_length() > 64:  # may be more than a float can hold
         raise _wrong(key, str(value)[:40], "a number of at most 64 bits")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        raise _wrong(key, value, "a number")
     return float(value)
 
 

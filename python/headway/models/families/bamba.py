@@ -43,7 +43,7 @@ def _read_config(hf: HfConfig) -> ModelConfig:
 
 def _mixers(hf: HfConfig) -> list[LayerKind]:
     indices = hf.values.get("attn_layer_indices") or []
-    num_layers = hf.integer("num_hidden_layers")
+    num_layers = hf.count("num_hidden_layers")
     if not isinstance(indices, list) or any(index not in range(num_layers) for index in indices):
         raise ModelLoadError(
             f"config.json: attn_layer_indices must list layers below {num_layers}, got {indices!r}"

@@ -33,10 +33,10 @@ _NAMES = BlockNames(
 
 def _read_config(hf: HfConfig) -> ModelConfig:
     hf.accept_only("position_embedding_type", "rope", "nope")
-    num_blocks = hf.integer("num_hidden_layers")
+    num_blocks = hf.count("num_hidden_layers")
     all_mamba: list[LayerKind] = ["mamba"] * num_blocks
     mixers = mixer_kinds(hf, num_blocks) or all_mamba
-    feed_forward: LayerKind = "moe" if hf.integer("num_local_experts", default=8) else "mlp"
+    feed_forward: LayerKind = "moe" if hf.count("num_local_experts", default=8) else "mlp"
     return ModelConfig(
         family="granitemoehybrid",
         layers=two_layer_blocks(mixers, [feed_forward] * num_blocks),
@@ -67,7 +67,7 @@ def _read_mlp(hf: HfConfig) -> MlpConfig:
 
 def _read_moe(hf: HfConfig) -> MoeConfig:
     return MoeConfig(
-        num_experts=hf.integer("num_local_experts", default=8),
+        num_experts=hf.count("num_local_experts", default=8),
         top_k=hf.integer("num_experts_per_tok", default=2),
         intermediate_size=hf.integer("intermediate_size"),
         activation=hf.activation("hidden_act"),

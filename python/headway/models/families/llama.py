@@ -12,7 +12,7 @@ from headway.models.pieces import Piece
 
 
 def _read_config(hf: HfConfig) -> ModelConfig:
-    num_blocks = hf.integer("num_hidden_layers")
+    num_blocks = hf.count("num_hidden_layers")
     return ModelConfig(
         family="llama",
         layers=two_layer_blocks(["attention"] * num_blocks, ["mlp"] * num_blocks),

@@ -24,7 +24,7 @@ def _read_config(hf: HfConfig) -> ModelConfig:
     dt_min, dt_max = hf.limits("time_step_limit")
     return ModelConfig(
         family="mamba2",
-        layers=all_mamba * hf.integer("num_hidden_layers"),
+        layers=all_mamba * hf.count("num_hidden_layers"),
         norm_eps=hf.number("layer_norm_epsilon", default=1e-5),
         max_position=hf.integer("max_position_embeddings", default=_MAX_POSITION),
         mamba=MambaConfig(

@@ -22,7 +22,7 @@ _NAMES = BlockNames(
 def _read_config(hf: HfConfig) -> ModelConfig:
     max_position = hf.integer("max_position_embeddings", default=131072)
     hf.refuse_sliding_window(max_position=max_position)
-    num_blocks = hf.integer("num_hidden_layers")
+    num_blocks = hf.count("num_hidden_layers")
     return ModelConfig(
         family="mixtral",
         layers=two_layer_blocks(["attention"] * num_blocks, ["moe"] * num_blocks),
@@ -30,7 +30,7 @@ def _read_config(hf: HfConfig) -> ModelConfig:
         max_position=max_position,
         attention=read_attention(hf, rope_theta=1e6),
         moe=MoeConfig(
-            num_experts=hf.integer("num_local_experts", "num_experts", default=8),
+            num_experts=hf.count("num_local_experts", "num_experts", default=8),
             top_k=hf.integer("num_experts_per_tok", default=2),
             intermediate_size=hf.integer("intermediate_size"),
             activation=hf.activation("hidden_act"),

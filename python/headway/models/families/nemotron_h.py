@@ -63,7 +63,7 @@ def _read_layers(hf: HfConfig) -> tuple[LayerKind, ...]:
         raise ModelLoadError(
             f"config.json: hybrid_override_pattern may hold M, *, - and E, got {unknown[0]!r}"
         )
-    num_layers = hf.integer("num_hidden_layers", default=len(pattern))
+    num_layers = hf.count("num_hidden_layers", default=len(pattern))
     if len(pattern) != num_layers:
         raise ModelLoadError(
             f"config.json: hybrid_override_pattern has {len(pattern)} layers, num_hidden_layers is {num_layers}"
@@ -102,7 +102,7 @@ def _read_moe(hf: HfConfig) -> MoeConfig:
     hf.accept_only("mlp_bias", False, why="experts with biases are not supported")
     num_shared = hf.integer("n_shared_experts", default=1)
     return MoeConfig(
-        num_experts=hf.integer("n_routed_experts", "num_local_experts"),
+        num_experts=hf.count("n_routed_experts", "num_local_experts"),
         top_k=hf.integer("num_experts_per_tok"),
         intermediate_size=hf.integer("moe_intermediate_size"),
         activation=hf.activation("mlp_hidden_act", "relu2"),

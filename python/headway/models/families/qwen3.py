@@ -21,7 +21,7 @@ _MOE_NAMES = BlockNames(
 
 
 def _read_dense(hf: HfConfig) -> ModelConfig:
-    num_blocks = hf.integer("num_hidden_layers")
+    num_blocks = hf.count("num_hidden_layers")
     return _read_config(hf, "qwen3", ["mlp"] * num_blocks)
 
 
@@ -31,7 +31,7 @@ def _read_moe(hf: HfConfig) -> ModelConfig:
     dense = hf.values.get("mlp_only_layers") or []
     if step == 0 or not isinstance(dense, list):
         raise ModelLoadError("config.json: decoder_sparse_step must be at least 1 and mlp_only_layers a list")
-    num_blocks = hf.integer("num_hidden_layers")
+    num_blocks = hf.count("num_hidden_layers")
     kinds: list[LayerKind] = [
         "mlp" if block in dense or (block + 1) % step else "moe" for block in range(num_blocks)
     ]
@@ -65,7 +65,7 @@ def _mlp_config(hf: HfConfig) -> MlpConfig:
 
 def _moe_config(hf: HfConfig) -> MoeConfig:
     return MoeConfig(
-        num_experts=hf.integer("num_local_experts", "num_experts", default=128),
+        num_experts=hf.count("num_local_experts", "num_experts", default=128),
         top_k=hf.integer("num_experts_per_tok", default=8),
         intermediate_size=hf.integer("moe_intermediate_size", default=768),
         activation=hf.activation("hidden_act"),
