@@ -25,32 +25,41 @@ async def render_conversation(
     add_special_tokens: bool = False,
 ) -> PromptTokens:
     """kwargs: template arguments beside those of the request. Raises ApiError or RequestError."""
-    template = need_template(state)
-    if fields.documents and "documents" not in template.variables:
-        raise bad_request("documents", "this model's chat template takes no documents")
+    template = _template_for(state, fields)
     literals = Literals(state.need_tokenizer("messages"))
     messages = [
         _hidden(literals, state, _template_message(message, i)) for i, message in enumerate(fields.messages)
     ]
-    continues = bool(fields.continue_final_message)
-    opens = not continues if fields.add_generation_prompt is None else fields.add_generation_prompt
-    arguments = {**(fields.chat_template_kwargs or {}), **(kwargs or {})}
+    arguments = {
+        **(fields.chat_template_kwargs or {}),
+        **(kwargs or {}),
+        **_opening(fields),
+        "tools": literals.hide(tools),
+        "documents": literals.hide(fields.documents),
+    }
 
     def render() -> PromptTokens:
-        text = template.render(
-            messages,
-            tools=literals.hide(tools),  # type: ignore[arg-type]  # a list stays a list
-            documents=literals.hide(fields.documents),  # type: ignore[arg-type]  # likewise
-            add_generation_prompt=opens,
-            continue_final_message=continues,
-            **arguments,
-        )
+        text = template.render(messages, **arguments)
         encoded = literals.encode(text, add_special_tokens=add_special_tokens)
         return PromptTokens(encoded.text, encoded.token_ids)
 
     num_chars = sum(len(message["content"]) for message in messages)
     num_chars += 200 * len(tools or ()) + 2000 * len(fields.documents or ())
     return await state.on_thread(num_chars, render)
+
+
+def _template_for(state: ServerState, fields: Conversation) -> ChatTemplate:
+    template = need_template(state)
+    if fields.documents and "documents" not in template.variables:
+        raise bad_request("documents", "this model's chat template takes no documents")
+    return template
+
+
+def _opening(fields: Conversation) -> dict[str, bool]:
+    """Whether the model begins a message or goes on with the last one."""
+    continues = bool(fields.continue_final_message)
+    opens = not continues if fields.add_generation_prompt is None else fields.add_generation_prompt
+    return {"add_generation_prompt": opens, "continue_final_message": continues}
 
 
 def _hidden(literals: Literals, state: ServerState, message: dict[str, Any]) -> dict[str, Any]:
