@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ModelLoadError,
         OverloadedError,
         RequestError,
+        ServerError,
     )
     from headway.llm import LLM
     from headway.outputs import CompletionOutput, Delta, Logprob, RequestMetrics, RequestOutput
@@ -37,6 +38,7 @@ _ERRORS = (
     "ModelLoadError",
     "OverloadedError",
     "RequestError",
+    "ServerError",
 )
 _HOMES = {
     "LLM": "headway.llm",
@@ -75,6 +77,7 @@ __all__ = [
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "ServerError",
     "TextPrompt",
     "TokensPrompt",
     "__version__",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
@@ -117,19 +117,17 @@ class LLM(ChatRenderer):
         messages: Sequence[ChatMessage] | Sequence[Sequence[ChatMessage]],
         sampling_params: ParamsArgument = None,
         *,
-        add_generation_prompt: bool = True,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
         cache_salt: str | None = None,
         use_prefix_cache: bool = True,
+        **rendering: Any,
     ) -> list[RequestOutput]:
-        """`generate` for one conversation or a list of them, rendered with the checkpoint's chat template."""
+        """`generate` for one conversation or a list of them, rendered with the checkpoint's chat template.
+
+        **rendering: keywords of `render_chat`, such as tools and chat_template_kwargs.
+        """
         conversations = [messages] if is_conversation(messages) else messages
         prompts = [
-            self.render_chat(
-                cast("Sequence[ChatMessage]", conversation),
-                add_generation_prompt=add_generation_prompt,
-                chat_template_kwargs=chat_template_kwargs,
-            )
+            self.render_chat(cast("Sequence[ChatMessage]", conversation), **rendering)
             for conversation in conversations
         ]
         return self.generate(

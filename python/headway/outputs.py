@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """Log-probability of one token before temperature, penalties and bias."""
+    """Log-probability of one token, by the model's logits or as logprobs_mode has it."""
 
     logprob: float
     rank: int | None  # 1 = most likely; vocabulary rank

@@ -9,6 +9,8 @@ from typing import Any, cast
 from headway.errors import RequestError
 from headway.request import ChatMessage, Prompt, prompt_parts
 from headway.text import ChatTemplate, Tokenizer
+from headway.text.parsers import detect_format
+from headway.text.rendering import render_conversation
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,17 @@ class ChatRenderer:
         self,
         messages: Sequence[ChatMessage],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Prompt:
-        """The prompt of a conversation, as token ids beside its text.
+        """The prompt of a conversation, as token ids beside its text. Special tokens typed into it stay text.
+
+        Args:
+            tools, documents: as the template expects them; refused where it reads none.
+            continue_final_message: the model goes on with the last message; add_generation_prompt is False then.
 
         Raises RequestError for messages that the checkpoint's template refuses, and where it has none.
         """
@@ -55,7 +64,18 @@ class ChatRenderer:
             raise RequestError(
                 "messages", len(messages), "given to a model with a chat template", hint="use generate()"
             )
-        kwargs = chat_template_kwargs or {}
-        text = template.render(messages, add_generation_prompt=add_generation_prompt, **kwargs)
-        token_ids = self._prompts.tokenizer.encode(text, add_special_tokens=False)
-        return cast(Prompt, {"prompt": text, "prompt_token_ids": token_ids})
+        for name, given in (("tools", tools), ("documents", documents)):
+            if given and name not in template.variables:
+                raise RequestError(name, len(given), f"unset: this model's chat template takes no {name}")
+        found = render_conversation(
+            template,
+            self._prompts.tokenizer,
+            messages,
+            tags=detect_format(template.source).tags,
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **(chat_template_kwargs or {}),
+        )
+        return cast(Prompt, {"prompt": found.text, "prompt_token_ids": found.token_ids})

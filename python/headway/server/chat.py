@@ -10,7 +10,7 @@ from typing import Any
 from headway.outputs import PromptLogprobs
 from headway.server.answers import Answer, delta_of, message_of
 from headway.server.calls import Call, Reply, Stream, json_reply
-from headway.server.conversation import check_template_kwargs, render_conversation
+from headway.server.conversation import check_template_kwargs, conversation_prompt
 from headway.server.errors import bad_request
 from headway.server.generation import PromptOutput, PromptTokens, UsageCount, begun, engine_requests, run
 from headway.server.logprobs import TokenNames, chat_logprobs, prompt_logprobs_json
@@ -37,7 +37,7 @@ async def chat_completions(call: Call, fields: ChatRequest) -> Reply | Stream:
     model = state.check_model(fields.model)
     plan = plan_tools(state, fields)
     kwargs = _check(state, fields)
-    prompt = await render_conversation(state, fields, plan.shown, kwargs=kwargs)
+    prompt = await conversation_prompt(state, fields, plan.shown, kwargs=kwargs)
     num_kept = num_kept_tokens(fields, _asked_tokens(fields), state.info.max_model_len)
     if num_kept is not None:
         prompt = PromptTokens(prompt.text, prompt.token_ids[-num_kept:])

@@ -12,11 +12,12 @@ from headway.server.errors import bad_request
 from headway.server.generation import PromptTokens
 from headway.server.schemas.chat import ContentPart, Conversation, Message, Tool, ToolCall
 from headway.server.state import ServerState
-from headway.text import ChatTemplate, Literals
+from headway.text import ChatTemplate
 from headway.text.chat_template import RESERVED_NAMES
+from headway.text.rendering import render_conversation
 
 
-async def render_conversation(
+async def conversation_prompt(
     state: ServerState,
     fields: Conversation,
     tools: list[dict[str, Any]] | None,
@@ -25,23 +26,22 @@ async def render_conversation(
     add_special_tokens: bool = False,
 ) -> PromptTokens:
     """kwargs: template arguments beside those of the request. Raises ApiError or RequestError."""
-    template = _template_for(state, fields)
-    literals = Literals(state.need_tokenizer("messages"))
-    messages = [
-        _hidden(literals, state, _template_message(message, i)) for i, message in enumerate(fields.messages)
-    ]
-    arguments = {
-        **(fields.chat_template_kwargs or {}),
-        **(kwargs or {}),
-        **_opening(fields),
-        "tools": literals.hide(tools),
-        "documents": literals.hide(fields.documents),
-    }
+    template, tokenizer = _template_for(state, fields), state.need_tokenizer("messages")
+    messages = [_template_message(message, i) for i, message in enumerate(fields.messages)]
+    arguments = {**(fields.chat_template_kwargs or {}), **(kwargs or {}), **_opening(fields)}
 
     def render() -> PromptTokens:
-        text = template.render(messages, **arguments)
-        encoded = literals.encode(text, add_special_tokens=add_special_tokens)
-        return PromptTokens(encoded.text, encoded.token_ids)
+        found = render_conversation(
+            template,
+            tokenizer,
+            messages,
+            tags=state.output_format.tags,
+            add_special_tokens=add_special_tokens,
+            tools=tools,
+            documents=fields.documents,
+            **arguments,
+        )
+        return PromptTokens(found.text, found.token_ids)
 
     num_chars = sum(len(message["content"]) for message in messages)
     num_chars += 200 * len(tools or ()) + 2000 * len(fields.documents or ())
@@ -60,12 +60,6 @@ def _opening(fields: Conversation) -> dict[str, bool]:
     continues = bool(fields.continue_final_message)
     opens = not continues if fields.add_generation_prompt is None else fields.add_generation_prompt
     return {"add_generation_prompt": opens, "continue_final_message": continues}
-
-
-def _hidden(literals: Literals, state: ServerState, message: dict[str, Any]) -> dict[str, Any]:
-    """Tags that the model itself writes stay what they are in its own turns: templates look for them."""
-    kept = state.output_format.tags if message["role"] == "assistant" else ()
-    return {key: literals.hide(value, kept) for key, value in message.items()}
 
 
 def need_template(state: ServerState) -> ChatTemplate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from headway.server.calls import Call, Reply, json_reply
-from headway.server.conversation import check_template_kwargs, render_conversation, template_tools
+from headway.server.conversation import check_template_kwargs, conversation_prompt, template_tools
 from headway.server.errors import bad_request
 from headway.server.schemas.tokens import (
     DetokenizeRequest,
@@ -42,7 +42,7 @@ async def tokenize(call: Call, fields: TokenizeTextRequest | TokenizeChatRequest
     else:
         check_template_kwargs(fields)
         tools = template_tools(fields.tools)
-        prompt = await render_conversation(
+        prompt = await conversation_prompt(
             state, fields, tools, add_special_tokens=bool(fields.add_special_tokens)
         )
         token_ids = prompt.token_ids
