@@ -1,6 +1,7 @@
 // The router of a small batch in one launch: a block computes one expert's logits for all tokens, and the block that is
 // done last chooses, a warp a token. A logit is summed in an order fixed by the hidden size, so it does not depend on
 // the batch.
+#include "cuda/common/chained.cuh"
 #include "cuda/common/dtype.cuh"
 #include "cuda/common/vector.cuh"
 #include "cuda/ops.h"
@@ -16,7 +17,8 @@ constexpr int kTokens = 8;  // of a pass over the expert's weights
 constexpr int kColumns = 4;  // of a thread's step: 16 bytes of fp32 weights
 constexpr int kUnroll = 6;  // steps whose weights are in flight together
 
-// Adds to sums[t], t < num_tokens, the thread's part of <weight, token t>; tokens are x_stride elements apart.
+// Adds to sums[t], t < num_tokens, the thread's part of <weight, token t>; tokens are x_stride elements apart. The
+// weights are on their way before the previous kernel is over.
 template <typename T>
 __device__ void accumulate(const float* weight, const T* x, int64_t x_stride, int hidden, int num_tokens,
                            float (&sums)[kTokens]) {
@@ -27,19 +29,23 @@ __device__ void accumulate(const float* weight, const T* x, int64_t x_stride, in
     for (int u = 0; u < kUnroll; ++u) {
       if (begin + u * kStep < hidden) load_floats(weight + begin + u * kStep, weights[u]);
     }
+    wait_for_previous_kernel();
 #pragma unroll
-    for (int t = 0; t < kTokens; ++t) {
-      if (t >= num_tokens) break;
+    for (int u = 0; u < kUnroll; ++u) {
+      const bool is_inside = begin + u * kStep < hidden;
+      float inputs[kTokens][kColumns] = {};
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        if (begin + u * kStep >= hidden) break;
-        float inputs[kColumns];
-        load_floats(x + t * x_stride + begin + u * kStep, inputs);
+      for (int t = 0; t < kTokens; ++t) {
+        if (is_inside && t < num_tokens) load_floats(x + t * x_stride + begin + u * kStep, inputs[t]);
+      }
 #pragma unroll
-        for (int i = 0; i < kColumns; ++i) sums[t] = fmaf(weights[u][i], inputs[i], sums[t]);
+      for (int t = 0; t < kTokens; ++t) {
+#pragma unroll
+        for (int i = 0; i < kColumns; ++i) sums[t] = fmaf(weights[u][i], inputs[t][i], sums[t]);
       }
     }
   }
+  wait_for_previous_kernel();  // threads without columns
 }
 
 // Whether this block is the last of the grid to get here; what the others wrote before is then visible to it.
@@ -56,6 +62,7 @@ __device__ bool is_last_block(int32_t* num_done) {
 template <typename T, int kItems>
 __global__ void __launch_bounds__(kThreads) route_hidden_kernel(const __grid_constant__ RouteHiddenParams params) {
   __shared__ float parts[kTokens][kWarps];
+  allow_next_kernel();
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int num_tokens = static_cast<int>(params.choice.num_tokens);
@@ -99,11 +106,11 @@ void route_hidden(const RouteHiddenParams& params, Stream stream) {
   require(is_aligned, kOp, "hidden and x's stride must be multiples of 4, pointers 16-byte aligned");
   dispatch_dtype(params.dtype, kOp, [&](auto dtype) {
     dispatch_experts(params.choice, kOp, [&](auto items) {
-      route_hidden_kernel<typename decltype(dtype)::Type, decltype(items)::kItems>
-          <<<params.choice.num_experts, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(params);
+      launch_chained(kOp, route_hidden_kernel<typename decltype(dtype)::Type, decltype(items)::kItems>,
+                     dim3(static_cast<unsigned>(params.choice.num_experts)), kThreads,
+                     static_cast<cudaStream_t>(stream), params);
     });
   });
-  check_launch(kOp);
 }
 
 }  // namespace headway::cuda
