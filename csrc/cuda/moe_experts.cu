@@ -21,6 +21,7 @@ constexpr int kMaxTokens = 256;
 constexpr int kMaxPairs = 8192;
 constexpr int kFewTokens = 64;  // up to here, experts rarely get more than 8 pairs
 constexpr int kWantedBlocks = 512;
+constexpr int kResidentInBlocks = 2;  // of the in-projection, on a multiprocessor
 constexpr int kMaxStaticSharedBytes = 28 * 1024;  // of an out-projection's block
 
 template <int kTokenTiles>
@@ -110,8 +111,10 @@ __device__ void run_items(Stream& stream, const PairTable& table, int first_rank
   }
 }
 
+// A block makes tile_features features of its experts: at most 16 with their gates, or 32.
 template <typename T, int kTokenTiles>
-__global__ void __launch_bounds__(kMoeThreads) in_kernel(const __grid_constant__ MoeExpertsParams params) {
+__global__ void __launch_bounds__(kMoeThreads)
+    in_kernel(const __grid_constant__ MoeExpertsParams params, int tile_features) {
   extern __shared__ __align__(16) unsigned char queues[];
   __shared__ Partials<kInFragments, kTokenTiles> partials;
   const PairTable table(queues + kMoeWarps * kMoeHalfQueueBytes, params.num_experts);
@@ -119,21 +122,25 @@ __global__ void __launch_bounds__(kMoeThreads) in_kernel(const __grid_constant__
   allow_next_kernel();  // not before: the out-projection takes it that the routing is there when it starts
   build_pairs(table, params.expert_ids, static_cast<int>(params.num_tokens) * params.top_k, params.num_experts);
 
-  // Rows of the block: 16 features with their gates, or 32 features.
-  const int features = params.is_gated ? kFragmentRows : 2 * kFragmentRows;
-  const int first_feature = static_cast<int>(blockIdx.x) * features;
-  const int second = params.is_gated ? params.width + first_feature : first_feature + kFragmentRows;
-  const int64_t rows = params.is_gated ? 2 * static_cast<int64_t>(params.width) : params.width;
-  const ExpertProduct product{
-      params.w_in, rows,         params.hidden,  {first_feature, second}, {params.width, static_cast<int>(rows)},
-      params.x,    params.top_k, params.x_stride};
+  const int first_feature = static_cast<int>(blockIdx.x) * tile_features;
+  const int end_feature = min(first_feature + tile_features, params.width);
+  const int num_features = end_feature - first_feature;
+  const int gates = params.is_gated ? params.width : 0;
+  const int second = params.is_gated ? gates + first_feature : first_feature + kFragmentRows;
+  const ExpertProduct product{params.w_in,
+                              int64_t{params.width} + gates,
+                              params.hidden,
+                              {first_feature, second},
+                              {end_feature, gates + end_feature},
+                              params.x,
+                              params.top_k,
+                              params.x_stride};
 
   auto* inner = static_cast<T*>(params.inner);
   const auto finish = [&](int turn, const ItemPairs& item, int) {
-    for (int i = static_cast<int>(threadIdx.x); i < features * item.count; i += kMoeThreads) {
-      const int row = i % features;
-      const int place = i / features;
-      if (first_feature + row >= params.width) continue;
+    for (int i = static_cast<int>(threadIdx.x); i < num_features * item.count; i += kMoeThreads) {
+      const int row = i % num_features;
+      const int place = i / num_features;
       float value = partials.total(turn, row, place);
       value = activate(params.activation, value);
       if (params.is_gated) value *= partials.total(turn, kFragmentRows + row, place);
@@ -203,20 +210,28 @@ __global__ void __launch_bounds__(kMoeThreads)
   }
 }
 
+int divide_up(int a, int b) {
+  return (a + b - 1) / b;
+}
+
 int shared_bytes(const MoeExpertsParams& params, int queue_bytes) {
   return static_cast<int>(kMoeWarps * queue_bytes +
                           PairTable::bytes(params.num_experts, params.num_tokens * params.top_k));
 }
 
+// Features are dealt out so that the blocks just fill the multiprocessors, some times over.
 template <typename T, int kTokenTiles>
 void launch_in(const MoeExpertsParams& params, cudaStream_t stream) {
-  const int features = params.is_gated ? kFragmentRows : 2 * kFragmentRows;
-  const int num_tiles = (params.width + features - 1) / features;
+  const int most_features = params.is_gated ? kFragmentRows : kInFragments * kFragmentRows;
+  const int fewest_tiles = divide_up(params.width, most_features);
   const int64_t max_touched = std::min<int64_t>(params.num_experts, params.num_tokens * params.top_k);
-  const int64_t num_parts = std::clamp<int64_t>(kWantedBlocks / num_tiles, 1, max_touched);
-  const dim3 grid(static_cast<unsigned>(num_tiles), static_cast<unsigned>(num_parts));
+  const auto num_parts = static_cast<int>(std::clamp<int64_t>(kWantedBlocks / fewest_tiles, 1, max_touched));
+  const int wave_blocks = kResidentInBlocks * device_attribute(cudaDevAttrMultiProcessorCount, kOp);
+  const int num_waves = divide_up(fewest_tiles * num_parts, wave_blocks);
+  const int tile_features = divide_up(params.width, num_waves * wave_blocks / num_parts);
+  const dim3 grid(static_cast<unsigned>(divide_up(params.width, tile_features)), static_cast<unsigned>(num_parts));
   launch_chained_wide(kOp, in_kernel<T, kTokenTiles>, grid, kMoeThreads, shared_bytes(params, kMoeHalfQueueBytes),
-                      stream, params);
+                      stream, params, tile_features);
 }
 
 template <typename T, int kFragments, int kTokenTiles, int kQueueBytes>

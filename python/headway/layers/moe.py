@@ -84,16 +84,22 @@ class Moe:
         scratch: MoeScratch,
         out: torch.Tensor,
     ) -> torch.Tensor:
-        """hidden [T, C] -> [T, C], in memory that the expert op allocates; keeps nothing between steps."""
-        mixed = self._routed_experts(hidden, scratch)
+        """hidden [T, C] -> [T, C], in memory that the expert op allocates; keeps nothing between steps.
+
+        The shared expert's first half comes between the choice and the experts: its matrix is on its way while the
+        few threads of the choice run.
+        """
+        routing = self.router(hidden, scratch.router_logits)
         if self.shared_in is None or self.shared_out is None:
-            return mixed
+            return self._routed_experts(hidden, routing, scratch)
         projected = self.shared_in(hidden, scratch.shared_projected)
         ops.activation(projected, self.moe.activation, self.moe.is_gated, out=scratch.shared_activated)
+        mixed = self._routed_experts(hidden, routing, scratch)
         return self.shared_out.onto(scratch.shared_activated, mixed)
 
-    def _routed_experts(self, hidden: torch.Tensor, scratch: MoeScratch) -> torch.Tensor:
-        routing = self.router(hidden, scratch.router_logits)
+    def _routed_experts(
+        self, hidden: torch.Tensor, routing: ops.Routing, scratch: MoeScratch
+    ) -> torch.Tensor:
         if self.latent_in is None or self.latent_out is None:
             return self._experts(hidden, routing)
         latent = self._experts(self.latent_in(hidden, scratch.latent), routing)

@@ -16,7 +16,7 @@ from headway.ops.checks import (
 )
 from headway.ops.records import SCORE_CODES, Routing, ScoreKind
 
-MAX_FUSED_TOKENS = 4  # at 8, product and choice in two launches take as long
+MAX_FUSED_TOKENS = 8  # beyond, product and choice in launches of their own are quicker
 
 
 def route(
