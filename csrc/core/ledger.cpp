@@ -271,9 +271,10 @@ bool Ledger::finish(int64_t request_id, int32_t num_output_tokens) {
   }
   const int32_t num_kept = request->prompt_len + num_output_tokens;
   const int32_t num_computed = std::min(num_kept, cache_.committed_len(*request));
-  const bool has_exact_state = request->row != kDummyRow && rows_.launched_len(request->row) == num_computed;
+  // Of a row that was launched further the state can go back where a rewind could.
+  const bool has_state = request->row != kDummyRow && num_computed + 1 >= rows_.min_rewound_len(request->row);
   cut(*request, num_output_tokens);
-  cache_.donate(*request, num_computed, has_exact_state);
+  cache_.donate(*request, num_computed, has_state);
   end(*request, FinishReason::kStop);
   return true;
 }

@@ -63,8 +63,8 @@ class PrefixCache {
   // The step's results are there and valid but for requests that are over or were retracted.
   void publish(int64_t step);
   void retract(Request& request);  // its logits went bad: nothing that it wrote can be found any more
-  // Of a request that ends well: its blocks of the first num_tokens, and its slot where the state is exactly there.
-  void donate(Request& request, int32_t num_tokens, bool has_exact_state);
+  // Of a request that ends well: its blocks of the first num_tokens, and its slot where the state of those is to be had.
+  void donate(Request& request, int32_t num_tokens, bool has_state);
   // Prompt and output tokens of the request that retired steps have computed.
   int32_t committed_len(const Request& request) const;
   // Whether the row, set back to num_tokens, would write to blocks that are or will be in the tree: of what it was

@@ -91,12 +91,12 @@ bool PrefixCache::is_cached_beyond(const Request& request, int32_t num_tokens) c
   return num_tokens <= cached_len && rows_.launched_len(request.row) >= num_tokens;
 }
 
-void PrefixCache::donate(Request& request, int32_t num_tokens, bool has_exact_state) {
+void PrefixCache::donate(Request& request, int32_t num_tokens, bool has_state) {
   if (!is_on() || request.row == kDummyRow || !prefixes_[request.row].publishes) return;
   if (!config_.caches_outputs) return;
   const Chunk chunk{&request, request.row, 0, num_tokens};
   advance(chunk, nullptr);
-  if (has_states_ && has_exact_state) donate_slot(chunk);
+  if (has_states_ && has_state) donate_slot(chunk);
 }
 
 // The row's slot becomes the snapshot of its last computed position, in a leaf of its own where that is within a block.
@@ -119,7 +119,9 @@ void PrefixCache::donate_slot(const Chunk& chunk) {
     if (node == 0) return;
     prefix.node = node;
   }
-  stats_.num_snapshots_taken += tree_.attach_snapshot(node, rows_.slot_ticket(chunk.row), SnapshotKind::kAnchor, true);
+  if (!tree_.attach_snapshot(node, rows_.slot_ticket(chunk.row), SnapshotKind::kAnchor, true)) return;
+  tree_.hold_snapshot(node, rows_.last_step(chunk.row));  // steps in flight may still add to its log
+  ++stats_.num_snapshots_taken;
 }
 
 // After the clock: what is dropped here is free at once.

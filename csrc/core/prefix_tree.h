@@ -57,7 +57,7 @@ class PrefixTree {
     int32_t newer = 0;
     SnapshotKind kind = SnapshotKind::kAnchor;
     bool has_log = false;  // the slot holds an older state and the inputs since: fold them before it is read
-    int64_t last_step = 0;  // the last step that reads it
+    int64_t last_step = 0;  // the last step that reads or writes it
   };
 
   // tag_mask: fewer bits make hash values collide, which must not matter.
@@ -105,6 +105,8 @@ class PrefixTree {
   void make_anchor(int32_t node);  // of its waypoint
   // The slot to read in `step`; counts as a use.
   int32_t read_snapshot(int32_t node, int64_t step);
+  // Until `step` has retired, the slot goes to nobody who has not read it.
+  void hold_snapshot(int32_t node, int64_t step) { snapshots_[nodes_[node].snapshot].last_step = step; }
   void clear_log(int32_t node) { snapshots_[nodes_[node].snapshot].has_log = false; }
   SlotTicket take_snapshot(int32_t node);
   // Removes an unpinned leaf and hands out its block, which the tree then no longer holds. Take its snapshot first.

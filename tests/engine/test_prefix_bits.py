@@ -151,6 +151,27 @@ def test_what_decoding_left_is_close_to_what_a_prompt_computes(plain_gpu_llm: LL
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("gpu")
+def test_ends_by_stop_strings_are_close_to_what_a_prompt_computes(plain_gpu_llm: LLM) -> None:
+    """A step beyond each is in flight by then: its state goes back over the log."""
+    worst = 0.0
+    free = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+    for seed in range(12):
+        prompt = list(prompt_of(100 + seed, seed))
+        tokens = {"prompt_token_ids": prompt}
+        text = plain_gpu_llm.generate(tokens, free, use_prefix_cache=False)[0].outputs[0].text
+        stopped = replace(free, stop=[text[len(text) // 2 :][:3]])
+        answer = plain_gpu_llm.generate(tokens, stopped)[0].outputs[0]
+        assert answer.finish_reason == "stop"
+        said = [*prompt, *answer.token_ids]
+        kl, num_cached = divergence(plain_gpu_llm, [*said, *prompt_of(20, 90 + seed)])
+        assert num_cached == len(said) - 1
+        worst = max(worst, kl)
+    print(f"largest KL divergence {worst:.2e} nats")
+    assert worst < MAX_KL
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("gpu")
 def test_shared_prefixes_are_close_to_what_a_prompt_computes(plain_gpu_llm: LLM) -> None:
     """Random prompts of three families, with rests of 1 to 90 tokens behind what they share."""
     outcomes = [divergence(plain_gpu_llm, family_prompt(17 * seed, seed)) for seed in range(48)]

@@ -6,6 +6,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,26 @@ def test_random_requests_of_the_shipped_model_are_the_same(cached: LLM, plain: L
     expected = play(plain._engine, trace)
     for _ in range(2):
         check_same(expected, play(cached._engine, trace))
+
+
+@pytest.mark.parametrize("launch_depth", [0, 1, 3])
+def test_an_answer_that_a_stop_string_ended_is_there_for_the_next_turn(
+    tiny_model_dir: Path, plain: LLM, launch_depth: int
+) -> None:
+    """Steps beyond it are in flight by then: over a window the state goes back to where the answer ends."""
+    prompt = list(prompt_of(70, 7))
+    text = plain.generate({"prompt_token_ids": prompt}, GREEDY)[0].outputs[0].text
+    stopped = replace(GREEDY, stop=[text[len(text) // 2 :][:3]])
+    with LLM(
+        tiny_model_dir, launch_depth=launch_depth, state_window=16, check_mirror=True, **SETTINGS
+    ) as llm:
+        answer = llm.generate({"prompt_token_ids": prompt}, stopped)[0].outputs[0]
+        assert answer.finish_reason == "stop"
+        said = [*prompt, *answer.token_ids]
+        turn = {"prompt_token_ids": [*said, *prompt_of(9)]}
+        found, expected = (each.generate(turn, GREEDY)[0] for each in (llm, plain))
+    assert found.num_cached_tokens == len(said) - 1
+    assert found.outputs[0].token_ids == expected.outputs[0].token_ids
 
 
 def test_free_slots_full_of_nan_change_nothing(poisoned: LLM, plain: LLM) -> None:
