@@ -122,7 +122,7 @@ void Planner::admit_waiting() {
     if (held_prompt_ != nullptr && RunsBefore{}(held_prompt_, &request)) return;
     if (!rows_.has_room() && draft_.num_tokens > 0) return;
     const PrefixMatch& match = cache_.find(request);
-    const bool is_passed = cache_.awaits_running(request, match);
+    const bool is_passed = cache_.awaits_prefix(request, match);
     num_passed += is_passed;
     if (is_passed) continue;
     const int32_t num_wanted = limit_to_scores(request, match.start, tokens_left());

@@ -92,10 +92,10 @@ const PrefixMatch& PrefixCache::find(Request& request) {
   return request.match;
 }
 
-bool PrefixCache::awaits_running(Request& request, const PrefixMatch& match) {
+bool PrefixCache::awaits_prefix(Request& request, const PrefixMatch& match) {
   request.awaits_prefix = false;
   if (request.root == 0) return false;
-  const int64_t num_spared = longest_pending(request) - match.start;
+  const int64_t num_spared = std::max(longest_pending(request), match.held_start) - match.start;
   if (num_spared <= 0 || num_spared * kPartsPerWait < request.num_tokens() - match.start) return false;
   request.awaits_prefix = true;
   stats_.num_waits += !std::exchange(request.has_awaited_prefix, true);

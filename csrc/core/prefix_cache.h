@@ -41,8 +41,9 @@ class PrefixCache {
 
   // What the request could start from now. Valid until the tree changes.
   const PrefixMatch& find(Request& request);
-  // Whether a running prompt will soon leave so much more of the request's prefix that waiting pays.
-  bool awaits_running(Request& request, const PrefixMatch& match);
+  // Whether a running prompt, or an answer that is over but for steps in flight, will soon leave so much more of the
+  // request's prefix that waiting pays.
+  bool awaits_prefix(Request& request, const PrefixMatch& match);
   // Of the free and evictable blocks, how many the whole prompt takes.
   int32_t num_blocks_to_admit(const Request& request, const PrefixMatch& match) const;
   bool has_slot(const PrefixMatch& match, int64_t step) const;
@@ -63,7 +64,7 @@ class PrefixCache {
   // The step's results are there and valid but for requests that are over or were retracted.
   void publish(int64_t step);
   void retract(Request& request);  // its logits went bad: nothing that it wrote can be found any more
-  // Of a request that ends well: its blocks of the first num_tokens, and its slot where the state of those is to be had.
+  // Of a request that ends well: its blocks of the first num_tokens, and its slot where their state is to be had.
   void donate(Request& request, int32_t num_tokens, bool has_state);
   // Prompt and output tokens of the request that retired steps have computed.
   int32_t committed_len(const Request& request) const;

@@ -120,12 +120,17 @@ int32_t PrefixTree::find_child(const Key& wanted) const {
   });
 }
 
-// The longest that has a snapshot. Its block can be written by one row only, so it must be free to be taken.
+// The longest that has a snapshot. Its block can be written by one row only, so it must be free to be taken: until the
+// last step of the row that has left it has retired, it is not.
 void PrefixTree::match_short_child(std::span<const int32_t> tokens, PrefixMatch& found) const {
   if (num_short_children(found.node) == 0) return;
   for (size_t length = std::min<size_t>(tokens.size(), block_size_ - 1); length > 0; --length) {
     const int32_t child = find_child(key(found.node, tokens.first(length)));
-    if (child == 0 || nodes_[child].snapshot == 0 || (has_blocks_ && nodes_[child].num_pins > 0)) continue;
+    if (child == 0 || nodes_[child].snapshot == 0) continue;
+    if (has_blocks_ && nodes_[child].num_pins > 0) {
+      found.held_start = std::max(found.held_start, nodes_[child].end);
+      continue;
+    }
     found.start_node = child;
     found.start = nodes_[child].end;
     return;

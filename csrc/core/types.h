@@ -138,6 +138,7 @@ struct PrefixMatch {
   int32_t num_tokens = 0;  // to that node's end: KV is there for so many
   int32_t start_node = 0;  // where computing can begin: at this node's end; 0: at the sequence's beginning
   int32_t start = 0;  // tokens before that point
+  int32_t held_start = 0;  // a later such point that is had when steps in flight have retired; 0: there is none
 };
 
 // What the prefix cache holds and did. Requests are counted at their first admission, unless they opted out.

@@ -199,16 +199,20 @@ def test_random_requests_of_the_shipped_model_are_the_same(cached: LLM, plain: L
         check_same(expected, play(cached._engine, trace))
 
 
+@pytest.mark.parametrize("check_mirror", [False, True])
 @pytest.mark.parametrize("launch_depth", [0, 1, 3])
 def test_an_answer_that_a_stop_string_ended_is_there_for_the_next_turn(
-    tiny_model_dir: Path, plain: LLM, launch_depth: int
+    tiny_model_dir: Path, plain: LLM, launch_depth: int, check_mirror: bool
 ) -> None:
-    """Steps beyond it are in flight by then: over a window the state goes back to where the answer ends."""
+    """Steps beyond it are in flight by then, and still are when that turn comes, unless each step is checked.
+
+    Over a window the state goes back to where the answer ends, and the turn waits for those steps.
+    """
     prompt = list(prompt_of(70, 7))
     text = plain.generate({"prompt_token_ids": prompt}, GREEDY)[0].outputs[0].text
     stopped = replace(GREEDY, stop=[text[len(text) // 2 :][:3]])
     with LLM(
-        tiny_model_dir, launch_depth=launch_depth, state_window=16, check_mirror=True, **SETTINGS
+        tiny_model_dir, launch_depth=launch_depth, state_window=16, check_mirror=check_mirror, **SETTINGS
     ) as llm:
         answer = llm.generate({"prompt_token_ids": prompt}, stopped)[0].outputs[0]
         assert answer.finish_reason == "stop"
