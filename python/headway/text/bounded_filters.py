@@ -11,7 +11,7 @@ import jinja2
 import jinja2.filters
 import jinja2.runtime
 
-from headway.text.render_budget import MAX_REPEATS, RenderBudget, RenderLimitError, num_chars_of
+from headway.text.render_budget import MAX_REPEATS, SMALL_CHARS, RenderBudget, RenderLimitError, num_chars_of
 
 MAX_PARTS = 10_000  # of one range(), batch() or slice()
 MAX_INT_BITS = 4096
@@ -47,6 +47,8 @@ def check_power(left: object, right: object) -> None:
 
 
 def check_sum(context: jinja2.runtime.Context, left: object, right: object) -> None:
+    if isinstance(left, str) and isinstance(right, str) and len(left) + len(right) <= SMALL_CHARS:
+        return
     if isinstance(left, (str, list, tuple)):
         RenderBudget.of(context).build(num_chars_of(left) + num_chars_of(right))
 

@@ -31,7 +31,13 @@ from headway.text.bounded_filters import (
     check_sum,
     check_width,
 )
-from headway.text.render_budget import MAX_RENDERED_CHARS, RenderBudget, RenderLimitError, num_chars_of
+from headway.text.render_budget import (
+    MAX_RENDERED_CHARS,
+    SMALL_CHARS,
+    RenderBudget,
+    RenderLimitError,
+    num_chars_of,
+)
 from headway.text.template_code import CountingCodeGenerator
 
 _PADDING_METHODS = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs"})
@@ -60,7 +66,8 @@ class _GenerationTag(jinja2.ext.Extension):
 @jinja2.pass_context
 def counted_output(context: jinja2.runtime.Context, value: object) -> object:
     """What `{{ value }}` writes, be it to the prompt or into a macro's result."""
-    RenderBudget.of(context).build(num_chars_of(value))
+    if not isinstance(value, str) or len(value) > SMALL_CHARS:
+        RenderBudget.of(context).build(num_chars_of(value))
     return value
 
 
