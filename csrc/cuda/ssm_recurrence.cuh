@@ -156,15 +156,17 @@ struct StateRows {
   }
 };
 
+// The y of `num_rows` state rows, by the warp that made them: those of tile.y from tile_row on, channels from first_p
+// on.
 template <typename T, int kN>
-__device__ __forceinline__ void store_scan_tile(const SsmScanParams& params, const ScanTile<kN>& tile, int64_t token,
-                                                int count, int head, int first_p, int num_p) {
+__device__ __forceinline__ void store_warp_rows(const SsmScanParams& params, const ScanTile<kN>& tile, int64_t token,
+                                                int count, int head, int first_p, int tile_row, int num_rows) {
   const int64_t out_stride = static_cast<int64_t>(params.num_heads) * params.head_dim;
   T* out = static_cast<T*>(params.out) + token * out_stride + head * params.head_dim + first_p;
-  for (int i = static_cast<int>(threadIdx.x); i < count * num_p; i += static_cast<int>(blockDim.x)) {
-    const int t = i / num_p;
-    const int p = i - t * num_p;
-    out[t * out_stride + p] = from_float<T>(tile.y[t][p]);
+  for (int i = static_cast<int>(threadIdx.x) % kWarpSize; i < count * num_rows; i += kWarpSize) {
+    const int t = i / num_rows;
+    const int p = i - t * num_rows;
+    out[t * out_stride + p] = from_float<T>(tile.y[t][tile_row + p]);
   }
 }
 
@@ -201,7 +203,7 @@ __device__ __forceinline__ int64_t snapshot_token(const SsmScanParams& params, c
 }
 
 // Scans the span for channels [first_p, first_p + num_p) of one head. The whole block calls it; `tile` is free again
-// when it returns only after a barrier.
+// when it returns.
 template <typename T, int kN, bool kIsExact>
 __device__ __forceinline__ void scan_recurrently(const SsmScanParams& params, const RecurrentSpan& span, int head,
                                                  int first_p, int num_p, ScanTile<kN>& tile) {
@@ -229,8 +231,9 @@ __device__ __forceinline__ void scan_recurrently(const SsmScanParams& params, co
         state.step(tile.B[t], tile.C[t], &tile.x[t][warp_row], tile.dt[t], tile.decay[t], params.D[head], warp_rows,
                    &tile.y[t][warp_row]);
       }
+      __syncwarp();  // y stays within the warp
+      store_warp_rows<T, kN>(params, tile, token, count, head, p + warp_row, warp_row, warp_rows);
       __syncthreads();
-      store_scan_tile<T, kN>(params, tile, token, count, head, p, block_p);
       if (tile_end == next_snapshot) {
         float* slot = params.state + params.snapshots.slots[snapshot++] * params.state_stride;
         state.store(slot + offset, warp_rows, params.state_size);
