@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.ops.peer_mamba import recorded_us
 from bench.ops.report import Report
 
 
@@ -50,3 +51,14 @@ def test_one_command_times_and_writes(tmp_path: Path, only: list[str], num_entri
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == (0 if num_entries else 1), ran.stderr
     assert len(json.loads(out.read_text()).keys() - {"device", "torch", "copy_gb_per_s"}) == num_entries
+
+
+def test_recorded_times_stand_in_for_a_peer_that_is_not_installed():
+    """Of the same kind of GPU only; a decode chain's time is its kernels' sum."""
+    parts = ("conv_step/nano9b/b8", "ssm_step/nano9b/b8/fp32", "gated_norm/nano9b/b8")
+    times = [recorded_us(name, "NVIDIA H200") for name in parts]
+    assert all(times)
+    assert recorded_us("decode_window/nano9b/b8/fp32", "NVIDIA H200") == sum(time for time in times if time)
+    assert recorded_us("ssd/nano30b/8x2048", "NVIDIA H200")
+    assert recorded_us("chain/nano30b/8x2048", "NVIDIA H200") is None
+    assert recorded_us("ssd/nano30b/8x2048", "another GPU") is None

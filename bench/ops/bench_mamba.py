@@ -4,7 +4,7 @@ usage: python -m bench.ops.bench_mamba [--out FILE] [--only NAME ...]
 
 us is the median over replays of a graph of calls on rotating buffers. floor_us is the fewest bytes (each input read
 once, each output written once) over the copy bandwidth measured in the same run. Where vLLM is installed, its kernels
-run in the same process (peer_mamba.py).
+run in the same process; else times of theirs that were recorded stand beside ours (peer_mamba.py).
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from functools import partial
 
 import torch
 
-from bench.ops import peer_mamba
 from bench.ops.command import run_alone
-from bench.ops.peers import is_vllm_installed
+from bench.ops.peer_mamba import peers_of
 from bench.ops.report import Report
 from bench.ops.timing import time_us
 from headway import ops
@@ -219,7 +218,7 @@ def run_windows(report: Report, shape: Shape, name: str, batch: int) -> None:
             partial(mixers[i % copies].decode, i // copies if copies % num_phases == 0 else i)
             for i in range(copies * num_phases)
         ]
-        peers = peers_of(first, "decode_chain") if query_len == 1 else {}
+        peers = peers_of(first, entry) if query_len == 1 else {}
         report.add(entry, time_us(calls), 8.0 * batch * shape.state_elements, peers=peers)
 
 
@@ -232,11 +231,7 @@ def run_load(report: Report, shape: Shape, lengths: list[int], start: int, entri
     mixers = [first, *(Mixer(shape, lengths, start) for _ in range(copies - 1))]
     for entry in entries:
         us = time_us([partial(entry.call, mixer) for mixer in mixers])
-        report.add(entry.name, us, entry.num_bytes, peers=peers_of(first, entry.name.split("/")[0]))
-
-
-def peers_of(mixer: Mixer, kind: str) -> dict[str, Callable[[], float]]:
-    return {"vllm": partial(peer_mamba.peer_us, mixer, kind)} if is_vllm_installed() else {}
+        report.add(entry.name, us, entry.num_bytes, peers=peers_of(first, entry.name))
 
 
 def run(report: Report) -> None:

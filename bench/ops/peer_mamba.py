@@ -1,26 +1,63 @@
 """The same layer on vLLM's Triton kernels, where vLLM is installed: the figures that ours are compared with.
 
 The kernels see the tensors of a bench_mamba.Mixer. Their time is the sum of their own durations by the profiler: some
-synchronise, so they cannot be captured in a graph.
+synchronise, so they cannot be captured in a graph. Where vLLM is not installed, times that were recorded on the same
+kind of GPU stand in for it, under another name.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.ops.peers import kernel_us, vllm_configured
+from bench.ops.peers import is_vllm_installed, kernel_us, vllm_configured
+from bench.ops.report import device_name
 
 if TYPE_CHECKING:
     from bench.ops.bench_mamba import Mixer
+
+
+RECORDED = Path(__file__).with_name("recorded_vllm_h200.json")
+DECODE_KERNELS = ("conv_step", "ssm_step", "gated_norm")
+DECODE_CHAINS = ("decode_chain", "decode_window")
+
+
+def peers_of(mixer: Mixer, entry: str) -> dict[str, Callable[[], float]]:
+    """What measures the peer's time for a bench_mamba entry, by the peer's name; none where there is no such time."""
+    kind = entry.split("/")[0]
+    if is_vllm_installed():
+        return {"vllm": partial(peer_us, mixer, "decode_chain" if kind in DECODE_CHAINS else kind)}
+    us = recorded_us(entry, device_name())
+    return {} if us is None else {"vllm, another sitting": lambda: us}
 
 
 def peer_us(mixer: Mixer, kind: str) -> float:
     """Time of the calls that do what bench_mamba's entry of this kind does."""
     with vllm_configured():
         return kernel_us(PeerMixer(mixer).calls()[kind])
+
+
+def recorded_us(entry: str, gpu: str) -> float | None:
+    """The peer's recorded time, if there is one and it was taken on this kind of GPU; a decode chain's is its sum."""
+    recorded = _recorded()
+    if recorded["gpu"] != gpu:
+        return None
+    kind, shape, load = entry.split("/")[:3]
+    kinds = DECODE_KERNELS if kind in DECODE_CHAINS else (kind,)
+    names = [f"{part}/{shape}/{load}" + ("/fp32" if part == "ssm_step" else "") for part in kinds]
+    times = [recorded["us"].get(name) for name in names]
+    return None if None in times else sum(times)
+
+
+@cache
+def _recorded() -> dict[str, Any]:
+    recorded: dict[str, Any] = json.loads(RECORDED.read_text())
+    return recorded
 
 
 class PeerMixer:
