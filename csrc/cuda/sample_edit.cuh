@@ -42,18 +42,18 @@ __device__ inline void drop_masked(const Slice& slice, const uint32_t* mask) {
   }
 }
 
-// A bad word's last token cannot follow the others of it.
-__device__ inline void drop_bad_words(const Slice& slice, const RowSampling& sampling, const int32_t* ends,
-                                      const RowText& text) {
+// A bad word's last token cannot follow the others of it. drop: of a token.
+template <typename Drop>
+__device__ void drop_bad_words(const RowSampling& sampling, const int32_t* ends, const RowText& text, Drop drop) {
   const int32_t* tokens = ends + sampling.num_bad_words;
-  for (int i = static_cast<int>(threadIdx.x); i < sampling.num_bad_words; i += kSampleThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < sampling.num_bad_words; i += static_cast<int>(blockDim.x)) {
     const int begin = i == 0 ? 0 : ends[i - 1];
     const int num_before = ends[i] - begin - 1;
     bool is_match = num_before <= text.kv_len;
     for (int j = 0; is_match && j < num_before; ++j) {
       is_match = tokens[begin + j] == text.history[text.kv_len - num_before + j];
     }
-    if (is_match) drop_token(slice, tokens[begin + num_before]);
+    if (is_match) drop(tokens[begin + num_before]);
   }
 }
 
@@ -103,7 +103,8 @@ __device__ inline void edit_logits(const Slice& slice, const DeviceMirror& mirro
   if ((sampling.flags & kHasTokenMask) != 0) {
     drop_masked(slice, mirror.token_masks + static_cast<int64_t>(row) * mirror.mask_words);
   }
-  drop_bad_words(slice, sampling, mirror.bad_words + static_cast<int64_t>(row) * kMaxBadWordEntries, text);
+  drop_bad_words(sampling, mirror.bad_words + static_cast<int64_t>(row) * kMaxBadWordEntries, text,
+                 [&](int token) { drop_token(slice, token); });
   if (masks_stop_ids(sampling, kv_len)) {
     const int32_t* stop_ids = mirror.stop_ids + static_cast<int64_t>(row) * kMaxStopIds;
     for (int i = thread; i < sampling.num_stop_ids; i += kSampleThreads) drop_token(slice, stop_ids[i]);

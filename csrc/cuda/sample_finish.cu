@@ -3,8 +3,8 @@
 
 #include "cuda/common/chained.cuh"
 #include "cuda/sample_few.cuh"
+#include "cuda/sample_logprobs.cuh"
 #include "cuda/sample_mass_row.cuh"
-#include "cuda/sample_report.cuh"
 #include "cuda/sample_result.cuh"
 #include "cuda/sample_scan.cuh"
 
@@ -25,7 +25,9 @@ struct FinishMemory {
   union {
     FewMemory few;
     MassMemory mass;
+    LogprobMemory logprobs;  // once the token is known
   };
+  EditTables tables;
 };
 
 // The largest of the row, by one warp; every thread gets it.
@@ -58,45 +60,65 @@ __device__ Peak find_peak(const PieceSummary* pieces, int count, FinishMemory& m
 
 constexpr int kIncomplete = -2;
 
-// The row's token, kUnusableRow or kIncomplete.
-__device__ int pick_token(const SampleParams& params, int index, ScanKind kind, const RowSampling& sampling, int kv_len,
-                          FinishMemory& memory) {
+// By the scan's logits; kUnusableRow or kIncomplete where there is no token.
+__device__ int pick_token(const SampleParams& params, const ScannedRow& row, FinishMemory& memory) {
   const int count = num_pieces(params.vocab_size);
-  const PieceSummary* pieces = ScanSpace(params).pieces + static_cast<int64_t>(index) * count;
-  const Peak peak = find_peak(pieces, count, memory);
-  if (!(peak.largest < infinity())) return kUnusableRow;
-  if (kind == ScanKind::kGreedy) return peak.best_id;
+  const Peak peak = find_peak(row.pieces, count, memory);
+  if (isnan(peak.largest)) return kUnusableRow;
+  if (peak.largest == infinity()) return kIncomplete;
   if (peak.largest == -infinity()) return 0;
+  if (row.kind == ScanKind::kGreedy) return peak.best_id;
   if (!peak.is_complete) return kIncomplete;
   int token = -1;
-  if (kind == ScanKind::kFew) {
-    if (!(fabsf(peak.largest / sampling.temperature) < infinity())) return kIncomplete;
-    token = FewRow(pieces, count, sampling, peak.largest, peak.floor, memory.few).draw(kv_len);
+  if (row.kind == ScanKind::kFew) {
+    if (!(fabsf(peak.largest / row.sampling.temperature) < infinity())) return kIncomplete;
+    token = FewRow(row.pieces, count, row.sampling, peak.largest, peak.floor, memory.few).draw(row.kv_len);
   } else {
-    if (!(peak.largest * mass_scale(sampling.temperature) > -kMaxPower / 2)) return kIncomplete;
-    token = MassRow(params, index, pieces, sampling, peak.largest, memory.mass).draw(sampling, kv_len);
+    if (!(peak.largest * mass_scale(row.sampling.temperature) > -kMaxPower / 2)) return kIncomplete;
+    token = MassRow(params, row, peak.largest, memory.mass, memory.tables).draw();
   }
   return token < 0 ? kIncomplete : token;
+}
+
+// Whether the row has its result now.
+__device__ bool finish_row(const SampleParams& params, const ScannedRow& row, FinishMemory& memory) {
+  if (row.row == kDummyRow) {
+    clear_alternatives(params, row.index);
+    if (threadIdx.x == 0) params.results[row.index] = ResultRow{};
+    return true;
+  }
+  if (row.kind == ScanKind::kNone) return false;
+  const int token = pick_token(params, row, memory);
+  if (token == kIncomplete) return false;
+  const bool is_reported = row.has_logprobs && token != kUnusableRow;
+  if (is_reported && !gather_logprobs(row, num_pieces(params.vocab_size), memory.logprobs)) return false;
+  clear_alternatives(params, row.index);
+  ResultRow result{row.row, 0, 0.0f, 0, 0, 0};
+  if (is_reported) {
+    __syncthreads();  // alternatives are cleared before they are written
+    report_logprobs(params, row, token, memory.logprobs, result);
+  }
+  write_result(params, row.index, row.kv_len, token, result);
+  return true;
+}
+
+// Brings near the ids that a token will be compared with.
+__device__ __forceinline__ void touch_stop_ids(const SampleParams& params, const ScannedRow& row) {
+  const auto lane = static_cast<int>(threadIdx.x);
+  if (lane >= kWarpSize || lane >= row.sampling.num_stop_ids) return;
+  const int32_t* stop_ids = params.mirror.stop_ids + static_cast<int64_t>(row.row) * kMaxStopIds;
+  asm volatile("" ::"r"(stop_ids[lane]));
 }
 
 __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_constant__ SampleParams params) {
   __shared__ FinishMemory memory;
   allow_next_kernel();
+  // The scan's blocks have seen the end of the kernels before it: what those wrote can be read early.
+  const ScannedRow row(params, static_cast<int>(blockIdx.x));
+  touch_stop_ids(params, row);
   wait_for_previous_kernel();
-  const auto index = static_cast<int>(blockIdx.x);
-  const int row = params.rows[index];
-  const int kv_len = params.kv_lens[index];
-  const RowSampling& sampling = params.mirror.sampling[row];
-  const ScanKind kind = scan_kind(sampling, kv_len, params.vocab_size);
-  const bool is_dummy = row == kDummyRow;
-  int token = kIncomplete;
-  if (!is_dummy && kind != ScanKind::kNone) token = pick_token(params, index, kind, sampling, kv_len, memory);
-  const bool is_done = is_dummy || token != kIncomplete;
-  if (threadIdx.x == 0) ScanSpace(params).is_done[index] = is_done ? 1 : 0;
-  if (!is_done) return;
-  clear_alternatives(params, index);
-  if (!is_dummy) return write_result(params, index, kv_len, token, ResultRow{row, 0, 0.0f, 0, 0, 0});
-  if (threadIdx.x == 0) params.results[index] = ResultRow{};
+  const bool is_done = finish_row(params, row, memory);
+  if (threadIdx.x == 0) ScanSpace(params).is_done[row.index] = is_done ? 1 : 0;
 }
 
 }  // namespace

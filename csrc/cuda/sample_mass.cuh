@@ -15,6 +15,11 @@ inline constexpr float kMaxFactor = 1e30f;  // of a logit, so that products with
 inline constexpr float kMaxShift = 63.0f;
 static_assert(kMaxShift * kBinsPerOctave >= kMassBins, "pieces without mass have no bin in the row's range");
 
+// By top_p or min_p.
+__device__ __forceinline__ bool is_cut(const RowSampling& sampling) {
+  return sampling.top_p < 1.0f || sampling.min_p > 0.0f;
+}
+
 // weight(logit) = 2^(logit * scale + offset).
 struct MassScale {
   float scale;

@@ -39,19 +39,20 @@ struct MassMemory {
 // All threads of a block call all of it.
 class MassRow {
  public:
-  __device__ MassRow(const SampleParams& params, int index, const PieceSummary* pieces, const RowSampling& sampling,
-                     float largest, MassMemory& memory)
-      : pieces_(pieces),
-        logits_(params.logits + index * params.logits_stride),
-        vocab_size_(params.vocab_size),
+  __device__ MassRow(const SampleParams& params, const ScannedRow& row, float largest, MassMemory& memory,
+                     EditTables& tables)
+      : params_(params),
+        row_(row),
+        logits_(params.logits + row.index * params.logits_stride),
         count_(num_pieces(params.vocab_size)),
-        scale_(mass_scale(sampling.temperature)),
+        scale_(mass_scale(row.sampling.temperature)),
         exponent_(mass_exponent(largest, scale_)),
-        least_(sampling.min_p * MassScale{scale_, 31.0f - exponent_}.weight(largest)),
-        memory_(memory) {
+        least_(row.sampling.min_p * MassScale{scale_, 31.0f - exponent_}.weight(largest)),
+        memory_(memory),
+        tables_(tables) {
     for (int piece = thread(); piece < count_; piece += kFinishThreads) {
-      memory.shifts[piece] = static_cast<int>(fminf(exponent_ - pieces[piece].exponent, kMaxShift));
-      memory.kept[piece] = pieces[piece].mass;
+      memory.shifts[piece] = static_cast<int>(fminf(exponent_ - row.pieces[piece].exponent, kMaxShift));
+      memory.kept[piece] = row.pieces[piece].mass;
     }
     if (thread() == 0) {
       memory.cut_bin = kMassBins - 1;
@@ -65,25 +66,31 @@ class MassRow {
   }
 
   // -1: the row does not fit the scan.
-  __device__ int draw(const RowSampling& sampling, int kv_len) {
-    const bool is_cut = sampling.top_p < 1.0f || sampling.min_p > 0.0f;
-    if (is_cut) {
-      find_cut(sampling.top_p);
+  __device__ int draw() {
+    if (is_cut(row_.sampling)) {
+      if (!has_edits()) return -1;
+      find_cut(row_.sampling.top_p);
       sum_above_cut();
       collect_members();
       if (memory_.num_members > kMaxMembers) return -1;
       keep_members();
     }
-    choose_piece(philox_first_word(sampling.seed, static_cast<uint32_t>(kv_len)) >> 8);
-    return walk(is_cut);
+    choose_piece(philox_first_word(row_.sampling.seed, static_cast<uint32_t>(row_.kv_len)) >> 8);
+    return walk();
   }
 
  private:
   __device__ static int thread() { return static_cast<int>(threadIdx.x); }
 
   __device__ int shift(int piece) const { return memory_.shifts[piece]; }
-  __device__ MassScale scale_of(int piece) const { return {scale_, 31.0f - pieces_[piece].exponent}; }
-  __device__ int piece_size(int piece) const { return min(kPieceLogits, vocab_size_ - piece * kPieceLogits); }
+  __device__ MassScale scale_of(int piece) const { return {scale_, 31.0f - row_.pieces[piece].exponent}; }
+  __device__ int piece_size(int piece) const { return min(kPieceLogits, params_.vocab_size - piece * kPieceLogits); }
+
+  // All of the row's edits, if it has any, are in the summaries.
+  __device__ bool has_edits() const {
+    static_assert(kMaxPieces <= kFinishThreads);
+    return __syncthreads_or(row_.is_edited && thread() < count_ && row_.pieces[thread()].edits.num_edits < 0) == 0;
+  }
 
   __device__ float row_weight(float weight, int shift) const {
     return weight * __int_as_float((127 - shift) << 23);  // exact but where it is below any unit
@@ -100,7 +107,7 @@ class MassRow {
     for (int piece = part; piece < count_; piece += kParts) {
       const int by = shift(piece);
       const int local = bin - by * kBinsPerOctave;
-      if (local >= 0) mine += pieces_[piece].bins[local] >> by;
+      if (local >= 0) mine += row_.pieces[piece].bins[local] >> by;
     }
     memory_.halves[part][bin] = mine;
     __syncthreads();
@@ -127,12 +134,12 @@ class MassRow {
     for (int piece = thread() / kWarpSize; piece < count_; piece += kFinishWarps) {
       const int cut = memory_.cut_bin - shift(piece) * kBinsPerOctave;
       uint64_t sum = 0;
-      for (int bin = thread() % kWarpSize; bin < cut; bin += kWarpSize) sum += pieces_[piece].bins[bin];
+      for (int bin = thread() % kWarpSize; bin < cut; bin += kWarpSize) sum += row_.pieces[piece].bins[bin];
 #pragma unroll
       for (int offset = kWarpSize / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(kFullWarp, sum, offset);
       if (thread() % kWarpSize != 0) continue;
       memory_.kept[piece] = sum;
-      memory_.cuts[piece] = cut >= 0 && pieces_[piece].bins[cut] != 0 ? cut : kNoBin;
+      memory_.cuts[piece] = cut >= 0 && row_.pieces[piece].bins[cut] != 0 ? cut : kNoBin;
     }
     __syncthreads();
   }
@@ -159,50 +166,70 @@ class MassRow {
     constexpr int kSpan = kFinishThreads * kCount;
     static_assert(kPieceLogits % (4 * kFinishThreads) == 0, "an access of the block lies in one piece");
     const Bounds bounds = cut_bounds();
-    for (int begin = 0; begin < vocab_size_; begin += kSpan) {
+    for (int begin = 0; begin < params_.vocab_size; begin += kSpan) {
       bool is_wanted = false;
       for (int piece = begin / kPieceLogits; piece < min(count_, (begin + kSpan) / kPieceLogits); ++piece) {
         is_wanted = is_wanted || memory_.cuts[piece] != kNoBin;
       }
       if (!is_wanted) continue;
       ThreadLogits<kFinishThreads, kCount> logits;
-      logits.load(logits_ + begin, min(kSpan, vocab_size_ - begin));
+      logits.load(logits_ + begin, min(kSpan, params_.vocab_size - begin));
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
         if (logits.values[i] >= bounds.low && logits.values[i] <= bounds.high) {
-          add_if_member(logits.values[i], begin + logits.place(i));
+          add_if_member(logits.values[i], begin + logits.place(i), false);
         }
       }
     }
+    if (row_.is_edited) collect_edited();
     __syncthreads();
   }
 
-  __device__ void add_if_member(float logit, int id) {
-    if (id >= vocab_size_) return;
+  __device__ void collect_edited() {
+    for (int piece = 0; piece < count_; ++piece) {
+      if (memory_.cuts[piece] == kNoBin) continue;
+      const EditSummary& edits = row_.pieces[piece].edits;
+      for (int i = thread(); i < edits.num_edits; i += kFinishThreads) {
+        add_if_member(edits.edits[i].logit, edits.edits[i].id, true);
+      }
+    }
+  }
+
+  // is_edited: that is what the row samples from, else the model's own.
+  __device__ void add_if_member(float logit, int id, bool is_edited) {
+    if (id >= params_.vocab_size) return;
     const int piece = id / kPieceLogits;
     const float weight = scale_of(piece).weight(logit);
     if (mass_bin(weight) != memory_.cuts[piece] || units_of(weight) == 0) return;
+    if (row_.is_edited && !is_edited) {
+      const uint32_t edited = row_.pieces[piece].edits.is_edited[id % kPieceLogits / 32];
+      if ((edited >> id % 32 & 1) != 0 || is_masked(params_.mirror, row_.row, id)) return;
+    }
     const int place = atomicAdd(&memory_.num_members, 1);
     if (place < kMaxMembers) memory_.members[place] = {logit, id, weight, piece};
   }
 
+  // Some lanes a member.
   __device__ void keep_members() {
+    constexpr int kLanes = 4;
     const int count = memory_.num_members;
-    if (thread() < count) {
-      const Member mine = memory_.members[thread()];
+    for (int first = 0; first < count; first += kFinishThreads / kLanes) {
+      const int place = first + thread() / kLanes;
+      const Member mine = memory_.members[min(place, count - 1)];
       uint64_t above = 0;
-      for (int i = 0; i < count; ++i) {
+      for (int i = thread() % kLanes; i < count; i += kLanes) {
         const Member& other = memory_.members[i];
         const bool is_before = other.logit > mine.logit || (other.logit == mine.logit && other.id < mine.id);
         above += is_before ? units_of(other.weight) >> shift(other.piece) : 0;
       }
+#pragma unroll
+      for (int offset = 1; offset < kLanes; offset *= 2) above += __shfl_xor_sync(kFullWarp, above, offset);
+      if (place >= count || thread() % kLanes != 0 || above >= memory_.remaining) continue;
       const uint32_t units = units_of(mine.weight);
       const int by = shift(mine.piece);
-      if (above < memory_.remaining) {
-        if (above + (units >> by) >= memory_.remaining) memory_.border = {mine.logit, mine.id};
-        if (row_weight(mine.weight, by) >= least_) {
-          atomicAdd(reinterpret_cast<unsigned long long*>(&memory_.kept[mine.piece]), units);
-        }
+      if (above + (units >> by) >= memory_.remaining) memory_.border = {mine.logit, mine.id};
+      if (row_weight(mine.weight, by) >= least_) {
+        atomicAdd(reinterpret_cast<unsigned long long*>(&memory_.kept[mine.piece]), units);
       }
     }
     __syncthreads();
@@ -246,23 +273,31 @@ class MassRow {
   }
 
   // The token in the chosen piece, each thread with neighbours of the vocabulary.
-  __device__ int walk(bool is_cut) {
+  __device__ int walk() {
     const int piece = memory_.chosen_piece;
     if (piece < 0) return -1;
     constexpr int kCount = kPieceLogits / kFinishThreads;
     const int first = thread() * kCount;
     const int size = piece_size(piece);
     const int by = shift(piece);
-    const int cut = is_cut ? memory_.cut_bin - by * kBinsPerOctave : kMassBins;
+    const int cut = is_cut(row_.sampling) ? memory_.cut_bin - by * kBinsPerOctave : kMassBins;
     const MassScale scale = scale_of(piece);
     const float* source = logits_ + piece * kPieceLogits;
+    float values[kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) values[i] = first + i < size ? source[first + i] : -infinity();
+    if (row_.is_edited) {
+      static_assert(kCount == kWindowSlots && kEditWindow % kCount == 0);
+      edit_values(
+          values, [](int) { return 0; }, [&](int i) { return first + i; }, params_.mirror, row_.row, row_.kv_len,
+          piece * kPieceLogits, size, tables_, [](int, float) {});
+    }
     uint32_t units[kCount];
     uint64_t mine = 0;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const float logit = first + i < size ? source[first + i] : -infinity();
-      const float weight = scale.weight(logit);
-      units[i] = is_kept(logit, piece * kPieceLogits + first + i, weight, cut, by) ? units_of(weight) : 0;
+      const float weight = scale.weight(values[i]);
+      units[i] = is_kept(values[i], piece * kPieceLogits + first + i, weight, cut, by) ? units_of(weight) : 0;
       mine += units[i];
     }
     uint64_t running = detail::block_exclusive_sum(mine, memory_.scratch);
@@ -279,14 +314,15 @@ class MassRow {
     return memory_.token;
   }
 
-  const PieceSummary* pieces_;
+  const SampleParams& params_;
+  const ScannedRow& row_;
   const float* logits_;
-  int vocab_size_;
   int count_;
   float scale_;
   float exponent_;  // of the row's unit
   float least_;     // weight, in the row's units, that min_p keeps
   MassMemory& memory_;
+  EditTables& tables_;
 };
 
 }  // namespace headway::cuda

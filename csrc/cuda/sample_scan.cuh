@@ -1,13 +1,14 @@
-// Rows whose logits need one look. Scan: a block reads one piece of one row into registers, all loads at once, and
-// leaves what can matter of it: of greedy rows the largest, of rows that sample among a few their candidates, of others
-// the mass, with a histogram of it where top_p or min_p cut. Finish: a block a row makes the token of that. What does
-// not fit (ties beyond all measure, extreme temperatures) goes to the row's team (sample.cu).
+// Rows whose logits need one look. Scan: a block reads one piece of one row into registers, all loads at once, edits it
+// where the request asks for it, and leaves of it what can matter: of greedy rows the largest, of rows that sample
+// among a few their candidates, of others the mass, with a histogram of it where top_p or min_p cut. Finish: a block a
+// row makes the token of that. What does not fit (ties beyond all measure, extreme temperatures) goes to the row's team
+// (sample_team.cuh), as do rows that want log probabilities of what is sampled from.
 #pragma once
 
 #include "core/step_layout.h"
 #include "cuda/common/math.cuh"
 #include "cuda/common/reduce.cuh"
-#include "cuda/sample_edit.cuh"
+#include "cuda/sample_edit_piece.cuh"
 #include "params/step.h"
 
 namespace headway::cuda {
@@ -15,10 +16,13 @@ namespace headway::cuda {
 inline constexpr int kScanThreads = 256;
 inline constexpr int kPieceLogits = 8192;
 inline constexpr int kFinishThreads = 1024;
+inline constexpr int kMaxScannedRows = 65535;  // one grid
 inline constexpr int kPieceCandidates = 128;
+inline constexpr int kPieceAlternatives = 64;
+inline constexpr int kPieceEdits = 512;
+inline constexpr int kMaxScannedAlternatives = 32;  // so that ties rarely exceed kPieceAlternatives
 inline constexpr int kMaxPieces = 64;  // of a row; a larger vocabulary is left to the teams
 inline constexpr int kMaxScannedTopK = 64;  // so that ties rarely exceed kPieceCandidates
-inline constexpr int kMaxScannedRows = 65535;  // one grid
 inline constexpr int kMassBins = 512;
 
 struct Candidate {
@@ -26,14 +30,33 @@ struct Candidate {
   int32_t id;
 };
 
+// What a piece adds to log probabilities, by its raw logits. Of rows that want them only.
+struct RawSummary {
+  float best_value;
+  int32_t best_id;
+  float floor;  // of the alternatives: at least so many of the piece's values as are wanted are no smaller
+  int32_t num_alternatives;  // -1: they do not fit
+  uint64_t mass;  // of exp(logit - best_value), in units of kMassUnit
+  Candidate alternatives[kPieceAlternatives];
+};
+
+// The piece's edited logits; not those that only the token mask drops. Of edited rows only.
+struct EditSummary {
+  int32_t num_edits;  // -1: they do not fit
+  uint32_t is_edited[kPieceLogits / 32];  // bits
+  Candidate edits[kPieceEdits];
+};
+
 struct alignas(16) PieceSummary {
-  float best_value;  // NaN: NaN or +inf somewhere
+  float best_value;  // NaN: NaN or +inf among the raw logits; +inf: once they were edited
   int32_t best_id;  // greedy rows only
   int32_t num_candidates;  // -1: the piece does not fit the scan
   float floor;  // of the candidates: at least top_k of the piece's values are no smaller, if it has as many
   uint64_t mass;  // in units of 2^(exponent - 31)
   float exponent;
   int32_t reserved;
+  RawSummary raw;
+  EditSummary edits;
   union {
     Candidate candidates[kPieceCandidates];
     uint64_t bins[kMassBins];
@@ -58,12 +81,37 @@ struct ScanSpace {
 
 enum class ScanKind { kNone, kGreedy, kFew, kMass };
 
-__device__ __forceinline__ ScanKind scan_kind(const RowSampling& sampling, int kv_len, int vocab_size) {
-  if (sampling.num_logprobs >= 0 || is_edited(sampling, kv_len)) return ScanKind::kNone;
+__device__ __forceinline__ ScanKind scan_kind(const RowSampling& sampling, int vocab_size) {
+  const bool is_processed = sampling.num_logprobs >= 0 && (sampling.flags & kProcessedLogprobs) != 0;
+  if (is_processed || sampling.num_logprobs > kMaxScannedAlternatives) return ScanKind::kNone;
   if (sampling.temperature == 0.0f) return ScanKind::kGreedy;
   if (sampling.top_k <= 0 || sampling.top_k >= vocab_size) return ScanKind::kMass;
   return sampling.top_k <= kMaxScannedTopK ? ScanKind::kFew : ScanKind::kNone;
 }
+
+// A row as the scan and the row's end see it.
+struct ScannedRow {
+  int index;  // of the row in the step
+  int row;
+  int kv_len;
+  const RowSampling& sampling;
+  ScanKind kind;
+  bool is_edited;
+  bool has_logprobs;
+  int num_alternatives;
+  PieceSummary* pieces;
+
+  __device__ ScannedRow(const SampleParams& params, int row_index)
+      : index(row_index),
+        row(params.rows[row_index]),
+        kv_len(params.kv_lens[row_index]),
+        sampling(params.mirror.sampling[row]),
+        kind(row == kDummyRow ? ScanKind::kNone : scan_kind(sampling, params.vocab_size)),
+        is_edited(kind != ScanKind::kNone && ::headway::cuda::is_edited(sampling, kv_len)),
+        has_logprobs(kind != ScanKind::kNone && sampling.num_logprobs >= 0),
+        num_alternatives(min(min(sampling.num_logprobs, params.max_logprobs), params.vocab_size)),
+        pieces(ScanSpace(params).pieces + static_cast<int64_t>(row_index) * num_pieces(params.vocab_size)) {}
+};
 
 __device__ __forceinline__ float max_or_nan(float a, float b) {
   float result;

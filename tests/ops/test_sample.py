@@ -181,6 +181,46 @@ def test_large_vocabularies(name, vocab_size, device):
     assert_same_results(actual, expected, count)
 
 
+PENALTIES = {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "presence_penalty": 0.2}
+EDITED = {
+    "greedy": PENALTIES,
+    "temperature": {"temperature": 0.8, **PENALTIES},
+    "few": {"temperature": 0.9, "top_k": 30, "top_p": 0.9, **PENALTIES},
+    "top_p": {"temperature": 0.8, "top_p": 0.9, **PENALTIES},
+    "min_p": {"temperature": 1.1, "min_p": 0.05, "repetition_penalty": 0.7},
+    "top_p_min_p": {"temperature": 1.5, "top_p": 0.95, "min_p": 0.01, **PENALTIES},
+    "masked_greedy": {"flags": HAS_TOKEN_MASK},
+    "masked_top_p": {"temperature": 0.8, "top_p": 0.9, "flags": HAS_TOKEN_MASK},
+    "masked_few": {"temperature": 0.8, "top_k": 64, "flags": HAS_TOKEN_MASK, **PENALTIES},
+    "many": {"temperature": 0.8, "top_k": 400, "top_p": 0.9, **PENALTIES},
+    "greedy_logprobs": {"num_logprobs": 5, **PENALTIES},
+    "top_p_logprobs": {"temperature": 0.8, "top_p": 0.9, "num_logprobs": 3, **PENALTIES},
+    "few_own_logprob": {"temperature": 2.0, "top_k": 30, "num_logprobs": 0, **PENALTIES},
+}
+
+
+@pytest.mark.parametrize("options", EDITED.values(), ids=EDITED)
+@pytest.mark.parametrize(("vocab_size", "pitch"), [(20011, 20012), (30013, 30014), (65536, 65536)])
+def test_edited_rows_of_large_vocabularies(options, vocab_size, pitch, device):
+    """Among them a row whose best token has been said, a flat one, one of ties, one with NaN, one nearly empty."""
+    count = 8
+    expected = random_rows(options, vocab_size, count, seed=vocab_size)
+    logits = normal(count, vocab_size, scale=2.0)
+    said = expected.mirror.history[count, 0]  # row `count - index` is the step's row index
+    logits[0, said] = 30.0
+    logits[1] *= 1e-3
+    logits[2] = logits[2].round()
+    logits[3, vocab_size - 1] = float("nan")
+    logits[4, :-50] = float("-inf")
+    actual = copy_to(expected, device)
+    padded = torch.full((count, pitch), float("nan"))
+    padded[:, :vocab_size] = logits
+    reference.sample_ref(expected, logits)
+    ops.sample(actual, padded.to(device)[:, :vocab_size])
+    assert result_rows(actual, count)["is_bad"].tolist() == [0, 0, 0, 1, 0, 0, 0, 0]
+    assert_same_results(actual, expected, count)
+
+
 @pytest.mark.parametrize("name", ["greedy", *DRAWN])
 def test_parts_of_a_vocabulary_that_differ_in_weight(name, device):
     """What is likely lies in one part of the vocabulary, or in parts far from each other; rows are not aligned."""
@@ -222,11 +262,18 @@ def test_ties_go_to_the_lower_id(options, device):
     assert_same_results(actual, expected, count)
 
 
-@pytest.mark.parametrize("name", ["all", "temperature", "top_p", "few"])
+ALONE = {name: OPTIONS[name] for name in ("all", "temperature", "top_p", "few")} | {
+    "edited_top_p": EDITED["top_p"],
+    "edited_few": EDITED["few"],
+    "edited_logprobs": EDITED["top_p_logprobs"],
+}
+
+
+@pytest.mark.parametrize("options", ALONE.values(), ids=ALONE)
 @pytest.mark.parametrize("vocab_size", [4099, 20011])
-def test_a_row_alone_is_bit_equal(name, vocab_size, device):
+def test_a_row_alone_is_bit_equal(options, vocab_size, device):
     count = 9
-    buffers = copy_to(random_rows(OPTIONS[name], vocab_size, count, seed=5), device)
+    buffers = copy_to(random_rows(options, vocab_size, count, seed=5), device)
     logits = normal(count, vocab_size, scale=2.0).to(device)
     ops.sample(buffers, logits)
     together = copy_to(buffers, "cpu")
