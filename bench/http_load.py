@@ -9,7 +9,7 @@ import json
 import selectors
 import socket
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -47,7 +47,7 @@ class Answered:
         return sum(map(len, self.times_s.values()))
 
 
-class _Client:
+class Client:
     """One connection that asks again as soon as it is answered."""
 
     def __init__(self, port: int) -> None:
@@ -92,23 +92,27 @@ def reply_length(data: bytes) -> int | None:
     return len(head) + len(end) + int(length) if length else 0
 
 
-def send_all(port: int, num_connections: int, requests: Iterable[bytes]) -> Answered:
-    """Each connection takes the next request as soon as its last one is answered, until there are no more."""
+def send_all(port: int, num_connections: int, requests: Iterable[bytes], pause_s: float = 0.0) -> Answered:
+    """Each connection takes the next request pause_s after its last one was answered, until there are no more."""
     answered, left = Answered(), iter(requests)
+    resting: deque[tuple[float, Client]] = deque()  # until when, who
     with selectors.DefaultSelector() as selector:
         for _, request in zip(range(num_connections), left, strict=False):
-            client = _Client(port)
+            client = Client(port)
             selector.register(client.socket, selectors.EVENT_READ, client)
             client.ask(request)
         while selector.get_map():
-            for key, _ in selector.select():
-                if not key.data.read(answered):
-                    continue
+            wait_s = max(0.0, resting[0][0] - time.perf_counter()) if resting else None
+            for key, _ in selector.select(wait_s):
+                if key.data.read(answered):
+                    resting.append((time.perf_counter() + pause_s, key.data))
+            while resting and resting[0][0] <= time.perf_counter():
+                client = resting.popleft()[1]
                 if (next_one := next(left, None)) is not None:
-                    key.data.ask(next_one)
+                    client.ask(next_one)
                 else:
-                    selector.unregister(key.fileobj)
-                    key.data.socket.close()
+                    selector.unregister(client.socket)
+                    client.socket.close()
     return answered
 
 
@@ -130,7 +134,7 @@ class HealthWatch:
 
 
 def _watch_health(port: int, pipe: Pipe) -> None:
-    client, answered, request = _Client(port), Answered(), request_bytes(None, "/health")
+    client, answered, request = Client(port), Answered(), request_bytes(None, "/health")
     pipe.send(None)
     while not pipe.poll(HEALTH_INTERVAL_S):
         client.ask(request)

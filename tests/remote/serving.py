@@ -15,6 +15,7 @@ from typing import Any
 
 from headway.cli.console import show_log
 from headway.remote.client import RemoteEngine
+from headway.server.meter import RequestMeter
 from headway.server.serve import bind, run_server
 from headway.server.settings import ServerSettings
 
@@ -29,9 +30,11 @@ LONG = {"prompt": "x", "max_tokens": 3000, "stream": True}
 
 
 def main() -> int:
-    """Of the server's process; options of the engine and the server's settings are its arguments."""
+    """Of the server's process: options of the engine, the server's settings, bytes to leak with each request."""
     show_log(logging.INFO)
     options, settings = json.loads(sys.argv[1]), ServerSettings(port=0, **json.loads(sys.argv[2]))
+    if num_leaked_bytes := int(sys.argv[3]):
+        plant_leak(num_leaked_bytes)
     with bind(settings) as sock:
         client = RemoteEngine(
             command=HOSTED,
@@ -40,6 +43,18 @@ def main() -> int:
             **options,
         )
         return run_server(client, settings, sock)
+
+
+def plant_leak(num_bytes: int) -> None:
+    """With every request that ends well."""
+    kept: list[bytes] = []
+    count_request = RequestMeter.count_request
+
+    def count_and_keep(*args: Any) -> None:
+        kept.append(bytes(num_bytes))
+        count_request(*args)
+
+    RequestMeter.count_request = count_and_keep  # type: ignore[method-assign]
 
 
 class Serving:
@@ -96,10 +111,9 @@ class Serving:
 
 
 @contextmanager
-def serving(options: dict[str, Any], **settings: Any) -> Iterator[Serving]:
-    process = subprocess.Popen(
-        [*_SERVING, json.dumps(options), json.dumps(settings)], stderr=subprocess.PIPE, text=True
-    )
+def serving(options: dict[str, Any], *, num_leaked_bytes: int = 0, **settings: Any) -> Iterator[Serving]:
+    arguments = [json.dumps(options), json.dumps(settings), str(num_leaked_bytes)]
+    process = subprocess.Popen([*_SERVING, *arguments], stderr=subprocess.PIPE, text=True)
     server = Serving(process)
     try:
         server.start()
