@@ -305,3 +305,10 @@ def test_whoever_asks_before_sending_a_body_is_told_to_go_on(strict: Live) -> No
         assert sock.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
         sock.sendall(body)
         assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_a_body_that_an_answer_did_not_wait_for_may_stay_out(strict: Live) -> None:
+    """The connection ends, and nothing more is said that could be taken for another answer."""
+    got = strict.raw(b"GET /health HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{", timeout_s=5.0)
+    assert got.startswith(b"HTTP/1.1 200")
+    assert got.count(b"HTTP/1.1") == 1

@@ -79,7 +79,7 @@ class _Job:
         self._plan = plan
         self._id = "chatcmpl-" + (fields.request_id or call.request_id)
         self._created_s = int(time.time())
-        params = sampling_params(fields, state.info.default_params, **self._changes(state))
+        params = sampling_params(fields, state.default_params, **self._changes(state))
         self._requests = engine_requests(call, self._id, fields, [prompt], params)
         self._names = TokenNames(state.tokenizer, as_ids=bool(fields.return_tokens_as_token_ids))
         self._usage = UsageCount()

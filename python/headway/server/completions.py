@@ -105,7 +105,7 @@ class _Job:
         self._refuse()
         self._id = "cmpl-" + (fields.request_id or call.request_id)
         self._created_s = int(time.time())
-        params = sampling_params(fields, call.state.info.default_params, **self._changes())
+        params = sampling_params(fields, call.state.default_params, **self._changes())
         self._n = params.n
         self._requests = engine_requests(call, self._id, fields, prompts, params)
         self._names = TokenNames(call.state.tokenizer, as_ids=bool(fields.return_tokens_as_token_ids))

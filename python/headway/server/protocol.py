@@ -48,7 +48,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._settings: ServerSettings = config.loaded_app.settings
         self._num_header_bytes = 0
         self._num_headers = 0
-        self._header_timer: asyncio.TimerHandle | None = None
+        self._awaited = ""  # what the client has begun and not ended: "headers" or "body"
+        self._awaited_since_s = 0.0
         self._is_refused = False
         self.on_gone: Callable[[], None] | None = None
         self.is_lost = False
@@ -61,10 +62,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if len(self.connections) > self._settings.max_connections:
             self._refuse(ApiError("unavailable", "too many connections are open", code="overloaded"))
         else:
-            self._start_header_timer()
+            self._await("headers")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_header_timer()
         super().connection_lost(exc)
         self.is_lost = True
         if self.on_gone is not None:
@@ -78,7 +78,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["headway.connection"] = self  # type: ignore[typeddict-unknown-key]
         self._num_header_bytes = self._num_headers = 0
-        self._start_header_timer()
+        self._await("headers")
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -90,9 +90,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._count(len(name) + len(value) + 4)
 
     def on_headers_complete(self) -> None:
-        self._stop_header_timer()
         if not self._is_refused:
             super().on_headers_complete()
+            self._await("body")
             if self.scope["method"] != "HEAD":  # which has no body to wait for
                 self.cycle.transport = OneWrite(self.cycle)  # type: ignore[assignment]  # as much as a cycle uses
 
@@ -101,6 +101,7 @@ class LimitedProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._awaited = ""
         if not self._is_refused:
             super().on_message_complete()
 
@@ -115,25 +116,24 @@ class LimitedProtocol(HttpToolsProtocol):
             limits = f"{settings.max_header_bytes} bytes and {settings.max_headers} lines"
             self._refuse(ApiError("headers_too_large", f"headers may have {limits}"))
 
-    def _start_header_timer(self) -> None:
-        self._stop_header_timer()
-        self._header_timer = self.loop.call_later(self._settings.read_timeout_s, self._headers_are_late)
+    def _await(self, what: str) -> None:
+        self._awaited, self._awaited_since_s = what, self.loop.time()
 
-    def _stop_header_timer(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
-
-    def _headers_are_late(self) -> None:
+    def refuse_if_late(self, now_s: float) -> None:
+        """To be called now and then, which costs less than a timer for every request. `now_s`: of the loop's clock."""
         limit_s = self._settings.read_timeout_s
-        self._refuse(ApiError("timeout", f"the headers did not arrive within {limit_s:g} s"))
+        if not self._awaited or now_s - self._awaited_since_s <= limit_s:
+            return
+        if self._awaited == "body" and self.cycle.response_complete:  # of an answer that did not need it
+            self.transport.close()
+        else:
+            self._refuse(ApiError("timeout", f"the {self._awaited} did not arrive within {limit_s:g} s"))
 
     def _refuse(self, error: ApiError) -> None:
         """Answers and closes, unless an earlier request of this connection is being answered: then it just closes."""
         if self._is_refused:
             return
         self._is_refused = True
-        self._stop_header_timer()
         cycle = self.cycle
         is_current = (
             cycle is not None and cycle.more_body and not cycle.response_started and not self.pipeline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from headway.errors import RequestError
@@ -32,8 +33,11 @@ _SAME_NAMES = (
 )
 
 
-def sampling_params(fields: SamplingFields, defaults: SamplingParams, **changes: Any) -> SamplingParams:
-    """`changes` are keywords that the endpoint works out itself. Raises ApiError or RequestError."""
+def sampling_params(fields: SamplingFields, defaults: Mapping[str, Any], **changes: Any) -> SamplingParams:
+    """`defaults` are the model's own; `changes` are keywords that the endpoint works out itself.
+
+    Raises ApiError or RequestError.
+    """
     check_stream_options(fields)
     given = {name: value for name in _SAME_NAMES if (value := getattr(fields, name)) is not None}
     if fields.seed is not None and fields.seed != -1:  # -1 means none, as other servers have it
@@ -41,7 +45,14 @@ def sampling_params(fields: SamplingFields, defaults: SamplingParams, **changes:
     if fields.logit_bias:
         given["logit_bias"] = _logit_bias(fields.logit_bias)
     given["output_kind"] = RequestOutputKind.DELTA if fields.stream else RequestOutputKind.FINAL_ONLY
-    return dataclasses.replace(defaults, **{**given, **changes})
+    return SamplingParams(**{**defaults, **given, **changes})
+
+
+def changed_fields(params: SamplingParams) -> dict[str, Any]:
+    """What differs from the class's own defaults: few keywords are checked faster than all."""
+    plain = SamplingParams()
+    found = ((f.name, getattr(params, f.name)) for f in dataclasses.fields(params))
+    return {name: value for name, value in found if value != getattr(plain, name)}
 
 
 def check_stream_options(fields: SamplingFields) -> None:

@@ -87,6 +87,13 @@ class HeadwayServer(uvicorn.Server):
             shown_host = f"[{host}]" if ":" in host else host
             logger.info("serving %s at http://%s:%d", ", ".join(self.state.names), shown_host, port)
 
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        now_s = asyncio.get_running_loop().time()
+        for connection in list(self.server_state.connections):
+            connection.refuse_if_late(now_s)  # type: ignore[union-attr]  # all are of LimitedProtocol
+        return await super().on_tick(counter)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signal, between any two instructions: only posts to the loop."""
         assert self._loop is not None

@@ -18,6 +18,7 @@ from headway.server.admission import Gate
 from headway.server.client import EngineClient, ModelInfo
 from headway.server.errors import ApiError, unavailable
 from headway.server.meter import RequestMeter
+from headway.server.sampling import changed_fields
 from headway.server.settings import ServerSettings
 from headway.server.tracing import open_tracing
 from headway.text import ChatTemplate, Tokenizer
@@ -57,6 +58,7 @@ class ServerState:
         self.client = client
         self.settings = settings
         self.info: ModelInfo = client.info
+        self.default_params = changed_fields(self.info.default_params)
         self.gate = Gate(settings)
         self.meter = RequestMeter()
         self.created_s = int(time.time())
