@@ -9,8 +9,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# A request leaves no cycles behind, so collecting finds nothing and only looks: at the default of 700 new objects that
-# was a tenth of a short request. What failed requests leave is found somewhat later.
+# Neither an answer nor a refusal leaves a cycle behind (tests/remote/test_garbage.py), so collecting finds nothing and
+# only looks: at the default of 700 new objects that was a tenth of a short request.
 YOUNG_OBJECTS = 20_000
 
 

@@ -54,11 +54,17 @@ class Reading:
             if self._error is None:
                 self._waiter = asyncio.get_running_loop().create_future()
                 await self._waiter
-            if not self._parts and self._error is not None:
-                raise self._error
+            if not self._parts:
+                raise self._taken_error()
         parts, self._parts = self._parts, {}
         self.is_over = self.has_ended and self._error is None
         return [to_engine_output(self.request_id, joined(found)) for found in parts.values()]
+
+    def _taken_error(self) -> HeadwayError:
+        """Kept no longer: with its traceback it would keep every frame up to the reader's, in a cycle."""
+        error, self._error = self._error, None
+        assert error is not None
+        return error
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -158,7 +158,10 @@ async def _race(
         while num_open:
             found = await queue.get()
             if isinstance(found, BaseException):
-                raise found
+                try:
+                    raise found
+                finally:
+                    del found  # which holds this frame by its traceback, and would be held by it
             if found is None:
                 num_open -= 1
             else:
@@ -167,6 +170,8 @@ async def _race(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        while not queue.empty():  # an error in it would hold the queue, by its traceback
+            queue.get_nowait()
 
 
 async def begun(events: AsyncGenerator[bytes, None]) -> Stream:
