@@ -13,14 +13,14 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from headway.server.decode import decode_body
 from headway.server.errors import ApiError, from_exception
 from headway.server.sse import CONTENT_TYPE, DONE, error_event
-from headway.server.state import OpenCall, ServerState
+from headway.server.state import Connection, OpenCall, ServerState
 
 logger = logging.getLogger("headway")
 
@@ -30,19 +30,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 MAX_ID_CHARS = 200
-
-
-class Connection(Protocol):
-    """What carries the exchange: `scope["headway.connection"]`. `on_gone` is called when it is lost."""
-
-    on_gone: Callable[[], None] | None
-
-    @property
-    def is_lost(self) -> bool: ...
-
-    def cut(self) -> None:
-        """Closes it at once; what was not sent yet is dropped."""
-        ...
 
 
 @dataclass(slots=True)
@@ -134,7 +121,7 @@ class EndpointApp:
         task = asyncio.current_task()
         assert task is not None
         connection: Connection = call.scope["headway.connection"]
-        call.open_call = open_call = OpenCall(task, connection.cut)
+        call.open_call = open_call = OpenCall(task, connection)
         self._state.open_calls.add(open_call)
         connection.on_gone = open_call.leave
         if connection.is_lost:
@@ -214,18 +201,24 @@ async def send_reply(send: Send, reply: Reply) -> None:
 async def send_stream(send: Send, stream: Stream, call: OpenCall) -> None:
     """Whatever happens, the last event is [DONE]; a failure is told in the event before it."""
     headers: Headers = [(b"content-type", CONTENT_TYPE), (b"cache-control", b"no-cache")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    try:
-        async with aclosing(stream.events) as events:
-            await _send_noting(send, stream.first, call)
+    connection = call.connection
+    async with aclosing(stream.events) as events:
+        await _drained(call)
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": stream.first, "more_body": True})
+        try:
             async for piece in events:
-                await _send_noting(send, piece, call)
-    except Exception as error:
-        await _send_noting(send, error_event(from_exception(error)), call)
+                if connection.is_full:
+                    await _drained(call)
+                connection.write_chunk(piece)
+        except Exception as error:
+            connection.write_chunk(error_event(from_exception(error)))
+    await _drained(call)
     await send({"type": "http.response.body", "body": DONE})
 
 
-async def _send_noting(send: Send, body: bytes, call: OpenCall) -> None:
+async def _drained(call: OpenCall) -> None:
+    """Waits for a client that has not taken what was sent; whoever watches calls sees since when."""
     call.sending_since_s = time.monotonic()
-    await send({"type": "http.response.body", "body": body, "more_body": True})
+    await call.connection.drain()
     call.sending_since_s = None

@@ -54,6 +54,17 @@ class LimitedProtocol(HttpToolsProtocol):
         self.on_gone: Callable[[], None] | None = None
         self.is_lost = False
 
+    @property
+    def is_full(self) -> bool:
+        return self.flow.write_paused
+
+    async def drain(self) -> None:
+        await self.flow.drain()
+
+    def write_chunk(self, data: bytes) -> None:
+        if not self.is_lost:
+            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
     def cut(self) -> None:
         self.transport.abort()
 

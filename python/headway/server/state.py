@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from headway.errors import ConfigError, HeadwayError
 from headway.server.admission import Gate
@@ -32,15 +32,39 @@ LONG_TEXT_CHARS = 8192
 SWEEP_INTERVAL_S = 0.5
 
 
+class Connection(Protocol):
+    """What carries an exchange: `scope["headway.connection"]`. `on_gone` is called when it is lost."""
+
+    on_gone: Callable[[], None] | None
+
+    @property
+    def is_lost(self) -> bool: ...
+
+    @property
+    def is_full(self) -> bool:
+        """So much waits to be taken by the client that no more should be written before `drain`."""
+        ...
+
+    async def drain(self) -> None:
+        """Returns when it is not full any more, or lost."""
+        ...
+
+    def write_chunk(self, data: bytes) -> None:
+        """A piece of a reply that has begun without a length. Without the layers around a reply, which an event need
+        not pass; written to nobody where the connection is lost."""
+        ...
+
+    def cut(self) -> None:
+        """Closes it at once; what was not sent yet is dropped. A request in it ends as if its client had gone."""
+        ...
+
+
 @dataclass(eq=False)
 class OpenCall:
-    """A generation that is being answered. `sending_since_s` is set while the client is not taking what was sent.
-
-    `cut` closes its connection; the request ends as if the client had gone.
-    """
+    """A generation that is being answered. `sending_since_s` is set while the client is not taking what was sent."""
 
     task: asyncio.Task[None]
-    cut: Callable[[], None]
+    connection: Connection
     request_ids: list[str] = field(default_factory=list)
     sending_since_s: float | None = None
     is_gone: bool = False  # nobody reads the answer any more
@@ -144,7 +168,7 @@ class ServerState:
             oldest_s = time.monotonic() - self.settings.send_timeout_s
             for call in list(self.open_calls):
                 if call.sending_since_s is not None and call.sending_since_s < oldest_s:
-                    call.cut()
+                    call.connection.cut()
             await asyncio.sleep(SWEEP_INTERVAL_S)
 
     async def drain(self) -> None:
@@ -160,7 +184,7 @@ class ServerState:
                 break
         if not await self._all_answered(2.0):
             for call in list(self.open_calls):
-                call.cut()
+                call.connection.cut()
 
     async def _all_answered(self, timeout_s: float) -> bool:
         deadline_s = time.monotonic() + timeout_s
