@@ -28,6 +28,8 @@ COUNTS = (
     "num_answered",
     "num_refused",
     "num_finished",
+    "num_files",
+    "num_examples",
 )
 
 
