@@ -140,7 +140,8 @@ struct ThreadLogits {
         const int place = (i / 4 * kThreads + thread) * 4;
         values[i] = values[i + 1] = values[i + 2] = values[i + 3] = none;
         if (place >= size) continue;
-        asm volatile("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];"  // volatile: before all that does not need it
+        // volatile: before all that does not need it
+        asm volatile("ld.global.nc.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];"
                      : "=f"(values[i]), "=f"(values[i + 1]), "=f"(values[i + 2]), "=f"(values[i + 3])
                      : "l"(source + place));
       }
