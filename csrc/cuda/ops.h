@@ -26,7 +26,7 @@ void kv_write(const KvWriteParams& params, Stream stream);
 int64_t paged_attention_workspace_bytes(const PagedAttentionParams& params);
 void paged_attention(const PagedAttentionParams& params, Stream stream);
 void activation(const ActivationParams& params, Stream stream);
-// Up to 16 tokens of bfloat16 or float16.
+// bfloat16 or float16.
 void skinny_linear(const SkinnyLinearParams& params, Stream stream);
 void route(const RouteParams& params, Stream stream);
 void route_hidden(const RouteHiddenParams& params, Stream stream);

@@ -1,8 +1,9 @@
-// Products of up to 16 tokens with a matrix, for decode steps: bound by reading the matrix, so it is read once and its
-// reads never stop. Rows of the matrix are dealt out to one block a multiprocessor, as evenly as rows go; a block's
-// warps split the columns, so that no second kernel need add anything up; a warp loads 32 columns of its group of rows
-// ahead several times over, straight into the registers that feed the tensor cores, across groups. The matrix does not
-// depend on the previous kernel: the first loads are under way while that one still runs.
+// Products of up to 16 tokens with a matrix (large and tall ones: skinny_linear_warpgroup.cuh), for decode
+// steps: bound by reading the matrix, so it is read once and its reads never stop. Rows of the matrix are dealt out to
+// one block a multiprocessor, as evenly as rows go; a block's warps split the columns, so that no second kernel need
+// add anything up; a warp loads 32 columns of its group of rows ahead several times over, straight into the registers
+// that feed the tensor cores, across groups. The matrix does not depend on the previous kernel: the first loads are
+// under way while that one still runs.
 //
 // The order of columns within a product is free as long as both operands agree: lane l = 4 g + t loads columns 8 t ..
 // 8 t + 7 of every 32, of row g of the matrix and of token g, and products take 4 of them each. A sum's order depends
@@ -16,11 +17,12 @@
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/vector.cuh"
 #include "cuda/ops.h"
+#include "cuda/skinny_linear.h"
 
 namespace headway::cuda {
 namespace {
 
-constexpr char kOp[] = "skinny_linear";
+constexpr auto& kOp = kSkinnyLinearOp;
 constexpr int kWarps = 16;
 constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kChunk = 32;  // columns of a warp's step
@@ -221,9 +223,6 @@ void launch(const SkinnyWork& work, int num_blocks, cudaStream_t stream) {
 
 template <typename T>
 void launch_dtype(const SkinnyLinearParams& params, cudaStream_t stream) {
-  require(is_vectorisable<T>(params.x, params.x_stride, params.num_inputs) &&
-              is_vectorisable<T>(params.weight, params.num_inputs, params.num_inputs),
-          kOp, "num_inputs and x's stride must be multiples of 8, x and the matrix 16-byte aligned");
   const int num_multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount, kOp);
   const int num_blocks = std::min(num_multiprocessors, (params.num_outputs + 7) / 8);
   const int block_rows = (params.num_outputs + num_blocks - 1) / num_blocks;
@@ -243,14 +242,27 @@ void launch_dtype(const SkinnyLinearParams& params, cudaStream_t stream) {
   }
 }
 
-template <typename T>
-void launch_slices(const SkinnyLinearParams& params, cudaStream_t stream) {
+// launch(params) for every most_tokens tokens.
+template <typename T, typename Launch>
+void for_each_slice(const SkinnyLinearParams& params, int most_tokens, Launch&& launch) {
   SkinnyLinearParams slice = params;
-  for (int first = 0; first < params.num_tokens; first += kMaxTokens) {
-    slice.num_tokens = std::min(kMaxTokens, params.num_tokens - first);
+  for (int first = 0; first < params.num_tokens; first += most_tokens) {
+    slice.num_tokens = std::min(most_tokens, params.num_tokens - first);
     slice.x = static_cast<const T*>(params.x) + first * params.x_stride;
     slice.out = static_cast<T*>(params.out) + first * params.out_stride;
-    launch_dtype<T>(slice, stream);
+    launch(slice);
+  }
+}
+
+template <typename T>
+void launch_slices(const SkinnyLinearParams& params, cudaStream_t stream) {
+  require(is_vectorisable<T>(params.x, params.x_stride, params.num_inputs) &&
+              is_vectorisable<T>(params.weight, params.num_inputs, params.num_inputs),
+          kOp, "num_inputs and x's stride must be multiples of 8, x and the matrix 16-byte aligned");
+  if (can_multiply_warpgroups(params)) {
+    for_each_slice<T>(params, kMaxWarpgroupTokens, [&](const auto& slice) { launch_warpgroup_linear(slice, stream); });
+  } else {
+    for_each_slice<T>(params, kMaxTokens, [&](const auto& slice) { launch_dtype<T>(slice, stream); });
   }
 }
 

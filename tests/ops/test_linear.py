@@ -116,8 +116,20 @@ def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> 
         ops.linear(**given)
 
 
-# (inputs, outputs): fewer columns than a block has warps, several groups of rows a block, columns that end in a chunk
-SKINNY_SHAPES = [(8, 1), (64, 7), (4480, 4480), (1000, 22656), (2688, 10304), (264, 2112)]
+# (inputs, outputs): fewer columns than a block has warps, several groups of rows a block, columns that end in a chunk;
+# beyond 16 MiB few rows a block and many columns, multiprocessors without a block, two groups of rows, columns that end
+# in a panel
+SKINNY_SHAPES = [
+    (8, 1),
+    (64, 7),
+    (264, 2112),
+    (4480, 4480),
+    (1000, 22656),
+    (2688, 10304),
+    (16_448, 520),
+    (264, 40_001),
+    (72, 117_000),
+]
 
 
 @pytest.mark.gpu
@@ -128,7 +140,7 @@ def test_skinny_linear(sizes: tuple[int, int], skinny_dtype: torch.dtype) -> Non
     num_inputs, num_outputs = sizes
     weight = normal(num_outputs, num_inputs, seed=2, dtype=skinny_dtype, scale=num_inputs**-0.5).cuda()
     bias = normal(num_outputs, seed=3, dtype=skinny_dtype).cuda()
-    for num_tokens in (1, 2, 7, 8, 9, 16, 17, 40):
+    for num_tokens in (1, 2, 7, 8, 9, 16, 17, 32, 40, 64, 65):
         x = torch.full((num_tokens, num_inputs + 8), float("nan"), dtype=skinny_dtype, device="cuda")
         x = x[:, :num_inputs].copy_(normal(num_tokens, num_inputs, seed=1, dtype=skinny_dtype))
         expected = x.double() @ weight.double().t()
@@ -139,7 +151,7 @@ def test_skinny_linear(sizes: tuple[int, int], skinny_dtype: torch.dtype) -> Non
         ops.skinny_linear(x, weight, bias, out=wide[:, :num_outputs], is_added=True)
         assert_close(wide[:, :num_outputs], expected + bias.double() + 7, "added")
         assert bool((wide[:, num_outputs:] == 7).all())
-        for token in range(num_tokens):
+        for token in {0, num_tokens // 2, num_tokens - 1}:
             alone = ops.skinny_linear(x[token : token + 1], weight, bias)
             assert_bit_equal(alone, plain[token : token + 1], f"token {token}")
 

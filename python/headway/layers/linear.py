@@ -13,9 +13,14 @@ import torch
 
 from headway import ops
 
+# Sizes of the kernels for few tokens; rows count by multiprocessor.
 MIN_SKINNY_BYTES: Final = 2**20  # smaller ones take a launch, whoever multiplies
-MAX_SKINNY_BYTES: Final = 16 * 2**20
-SKINNY_GROUP_ROWS: Final = 40  # kMaxTiles of csrc/cuda/skinny_linear.cu, in rows
+MAX_SMALL_BYTES: Final = 16 * 2**20  # larger ones are streamed: csrc/cuda/skinny_linear_warpgroup.cu
+SKINNY_GROUP_ROWS: Final = 40  # of a small matrix: kMaxTiles of csrc/cuda/skinny_linear.cu
+MIN_STREAMED_ROWS: Final = 48  # of a large one: with fewer, cuBLAS's split of the columns is quicker
+MIN_TALL_ROWS: Final = (
+    96  # with fewer, more than 16 tokens cost what reading the matrix gains; with more, than 32
+)
 
 
 class Linear:
@@ -167,14 +172,15 @@ def _may_be_skinny(weight: torch.Tensor) -> bool:
 
 
 def _max_skinny_tokens(weight: torch.Tensor) -> int:
-    """Tokens up to which the kernel for few tokens beats cuBLAS on an H200 (bench/ops/bench_linear.py).
-
-    It does while a multiprocessor has one group of rows, or two and at most 8 tokens; taller matrices keep cuBLAS busy.
-    Larger matrices it multiplies quicker only alone: within a step its last block ends late (docs/log.md).
-    """
-    if not MIN_SKINNY_BYTES <= weight.nbytes <= MAX_SKINNY_BYTES:
+    """Tokens up to which the kernels for few tokens beat cuBLAS within a step on an H200 (docs/log.md)."""
+    device = torch.cuda.get_device_properties(weight.device)
+    rows = weight.shape[0] / device.multi_processor_count
+    if weight.nbytes < MIN_SKINNY_BYTES:
         return 0
-    rows = weight.shape[0] / torch.cuda.get_device_properties(weight.device).multi_processor_count
+    if weight.nbytes > MAX_SMALL_BYTES:
+        if device.major != 9 or rows < MIN_STREAMED_ROWS:
+            return 0
+        return 32 if rows >= MIN_TALL_ROWS else 16
     return 16 if rows <= SKINNY_GROUP_ROWS else 8 if rows <= 2 * SKINNY_GROUP_ROWS else 0
 
 
