@@ -51,8 +51,6 @@ class DecodeBlock {
     }
   }
 
-  __device__ Step find(int index) const { return find_step(params_, list_, prefix_, index); }
-
  private:
   static constexpr int kWords = Memory::kThreadWords;
   using Sum = Folded<kWords>;
@@ -63,13 +61,13 @@ class DecodeBlock {
 
   // A warp's work.
   __device__ void store_step(int index) {
-    const Step step = find(index);
+    const Step step = find_step(params_, list_, prefix_, index);
     if (lane_ == 0) memory_.steps[index % kStepsKnown] = step;
   }
 
   // Key i of the thread's in a step; those beyond the row's last are the last.
   __device__ static int key_of(const Step& step, int i) {
-    const int key = step.first_key() + static_cast<int>(threadIdx.x) + i * kDecodeThreads;
+    const int key = step.first_key + static_cast<int>(threadIdx.x) + i * kDecodeThreads;
     return min(key, step.row.kv_len - 1);
   }
 
@@ -96,7 +94,7 @@ class DecodeBlock {
 
   // Of the warp's leaf in a step.
   __device__ int num_keys(const Step& step) const {
-    return step.num_packed <= 0 ? 0 : min(kLeafKeys, step.row.kv_len - step.first_key() - warp_ * kLeafKeys);
+    return step.num_packed <= 0 ? 0 : min(kLeafKeys, step.row.kv_len - step.first_key - warp_ * kLeafKeys);
   }
 
   __device__ uint32_t leaf_places(int index) const {
@@ -138,7 +136,7 @@ class DecodeBlock {
     }
     const int fewest_keys = step.row.first_position + step.first_packed / params_.group + 1;
     if (!is_loading_) leaf_warp_.start(leaf_places(index), count, step.first_channel);
-    const int first = step.first_key() + warp_ * kLeafKeys;
+    const int first = step.first_key + warp_ * kLeafKeys;
     for (int key = first; key < first + count; key += kLoadKeys) {
       leaf_warp_.add(&memory_.queries[0][0][0], key, fewest_keys, limit, [&] {
         if (leaf_warp_.step()) return true;
@@ -179,7 +177,7 @@ class DecodeBlock {
     if (folded_row() >= step.num_packed) return;
     Sum sum;
     sum.reset();
-    const int num_leaves = min(kDecodeWarps, (step.row.kv_len - step.first_key() + kLeafKeys - 1) / kLeafKeys);
+    const int num_leaves = min(kDecodeWarps, (step.row.kv_len - step.first_key + kLeafKeys - 1) / kLeafKeys);
     for (int leaf = 0; leaf < num_leaves; ++leaf) {
       const MergeFactors factors =
           sum.begin_merge(memory_.largest[leaf][folded_row()], memory_.totals[leaf][folded_row()], params_.log2_scale);
@@ -190,7 +188,7 @@ class DecodeBlock {
     }
     const int in_span = step.position % kSpanSteps;
     if (index - in_span < begin_) {  // the span's beginning is another block's
-      return write_partial(step_place(params_, static_cast<int>(blockIdx.x), step.position), sum);
+      return write_partial(step_place(list_, static_cast<int>(blockIdx.x), index), sum);
     }
     Sum span;
     span.reset();
@@ -208,7 +206,7 @@ class DecodeBlock {
 
   __device__ void close_span(const Step& step, const Sum& span, bool is_last) {
     const bool is_first = step.position < kSpanSteps;
-    if (!list_.is_serial && !(is_first && is_last)) {
+    if (list_.cuts != Cuts::kRows && !(is_first && is_last)) {
       return write_partial(step.all.place + step.position / kSpanSteps, span);
     }
     Sum row;

@@ -50,15 +50,15 @@ struct SpanParts {
   __device__ SpanParts(const StepList& list, const RowSteps& all, int span) {
     const int first = all.first + span * kSpanSteps;
     const int steps = min(kSpanSteps, all.count - span * kSpanSteps);
-    chained = min(steps, list.begin_of(list.owner_of(first) + 1) - first);
+    const bool is_cut = list.cuts == Cuts::kSteps;
+    chained = is_cut ? min(steps, list.begin_of(list.owner_of(first) + 1) - first) : steps;
     count = 1 + steps - chained;
   }
 
-  __device__ int64_t place(const DecodeParams& params, const StepList& list, const RowSteps& all, int span,
-                           int part) const {
+  __device__ int64_t place(const StepList& list, const RowSteps& all, int span, int part) const {
     if (part == 0) return all.place + span;
-    const int step = span * kSpanSteps + chained + part - 1;
-    return step_place(params, list.owner_of(all.first + step), step);
+    const int index = all.first + span * kSpanSteps + chained + part - 1;
+    return step_place(list, list.owner_of(index), index);
   }
 };
 
@@ -67,7 +67,7 @@ __device__ void fold_span(const DecodeParams& params, CombineMemory& memory, con
                           int span, int index, int warp, int lane) {
   const int channels = part_channels(params);
   const SpanParts parts(list, all, span);
-  const Partial mine = partial_of(params, parts.place(params, list, all, span, min(lane, parts.count - 1)));
+  const Partial mine = partial_of(params, parts.place(list, all, span, min(lane, parts.count - 1)));
   const float my_largest = mine.largest[index];
   const float my_total = mine.totals[index];
   const auto my_sums = reinterpret_cast<uint64_t>(mine.sums + index * channels);
@@ -153,11 +153,12 @@ __global__ void __launch_bounds__(kCombineThreads)
   wait_for_previous_kernel();
   const int end_packed = min(first_packed + run_rows, row.num_queries * params.group);
   if (row.num_queries > kMaxDecodeQueries || first_packed >= end_packed) return;
-  const int part = first_packed / kFragmentRows * params.num_channel_parts + channel_part;
+  const int part = first_packed / params.plan.fragment_rows * params.num_channel_parts + channel_part;
   const int steps = num_steps_of(params, r);
   const RowSteps all = row_steps(params, list, counts.x, steps, part, r, kv_head);
   const int num_spans = (all.count + kSpanSteps - 1) / kSpanSteps;
-  if (list.is_serial || (num_spans == 1 && SpanParts(list, all, 0).count == 1)) return;  // the decode kernel wrote it
+  if (list.cuts == Cuts::kRows || (num_spans == 1 && SpanParts(list, all, 0).count == 1))
+    return;  // the kernel before wrote it
 
   const int row_warps = num_spans > 4 ? kCombineWarps : num_spans > 2 ? 4 : num_spans;
   const int my_span = warp % row_warps;
@@ -166,7 +167,7 @@ __global__ void __launch_bounds__(kCombineThreads)
     RowSum sum;
     for (int first = 0; first < num_spans; first += row_warps) {
       if (packed < end_packed && first + my_span < num_spans) {
-        fold_span(params, memory, list, all, first + my_span, packed % kFragmentRows, warp, lane);
+        fold_span(params, memory, list, all, first + my_span, packed % params.plan.fragment_rows, warp, lane);
       }
       __syncthreads();
       if (my_span == 0) {

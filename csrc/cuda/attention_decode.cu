@@ -1,8 +1,8 @@
-// Attention for rows of few queries (decode, and verification of drafts): bound by reading keys and values, so the work
-// is cut along the keys. Each of a block's four warps streams a leaf of 64 keys at a time for 16 packed rows (queries x
-// heads that share a key head); the leaves of a step meet in shared memory, where all threads fold them, while the next
-// keys are on their way. A block works through its piece of the launch's list of steps. All lengths are read on the
-// device: a captured graph serves any.
+// Attention for rows of few queries (decode, and verification of drafts) of any shape: bound by reading keys and
+// values, so the work is cut along the keys. Each of a block's four warps streams a leaf of 64 keys at a time for 16
+// packed rows (queries x heads that share a key head); the leaves of a step meet in shared memory, where all threads
+// fold them, while the next keys are on their way. A block works through its piece of the launch's list of steps. All
+// lengths are read on the device: a captured graph serves any.
 #include "cuda/attention_block.cuh"
 #include "cuda/common/chained.cuh"
 #include "cuda/common/dtype.cuh"
@@ -20,36 +20,22 @@ __global__ void __launch_bounds__(kDecodeThreads, decode_blocks_per_multiprocess
   prefix_rows(prefix, params.attention.rows.num_rows, [&](int r) { return num_steps_of(params, r); });
   const StepList list = make_list(params, prefix[params.attention.rows.num_rows]);
   DecodeBlock<T, kDim, kIsPadded> block(params, memory, prefix, list);
-  const auto begin_of = [&](int index) {
-    const int begin = list.begin_of(index);
-    if (!list.is_serial || begin == list.num_steps) return begin;
-    const Step step = block.find(begin);
-    return step.position == 0 ? begin : step.all.first + step.all.count;
-  };
   if (list.num_steps == 0) return;
-  const int begin = begin_of(static_cast<int>(blockIdx.x));
-  const int end = begin_of(static_cast<int>(blockIdx.x) + 1);
+  const int begin = cut_of(params, list, prefix, static_cast<int>(blockIdx.x));
+  const int end = cut_of(params, list, prefix, static_cast<int>(blockIdx.x) + 1);
   if (begin < end) block.attend(begin, end);
 }
 
 template <typename T, int kDim, bool kIsPadded>
 void launch(DecodeParams params, cudaStream_t stream) {
-  const PagedAttentionParams& attention = params.attention;
-  int device = 0;
-  int num_multiprocessors = 0;
-  check(cudaGetDevice(&device), kAttentionOp);
-  check(cudaDeviceGetAttribute(&num_multiprocessors, cudaDevAttrMultiProcessorCount, device), kAttentionOp);
-  const int64_t resident = decode_blocks_per_multiprocessor(kDim) * std::min(kMaxMultiprocessors, num_multiprocessors);
-  const int64_t max_steps = std::max(1, (attention.max_kv_len + kStepKeys - 1) / kStepKeys);
-  params.num_blocks = static_cast<int>(
-      std::min(resident, int64_t{attention.rows.num_rows} * max_steps * attention.num_kv_heads * params.num_parts));
-  const int shared_bytes = static_cast<int>(sizeof(DecodeMemory<kDim>)) + (attention.rows.num_rows + 1) * 4;
+  params.num_blocks = num_decode_blocks(params, decode_blocks_per_multiprocessor(kDim));
+  const int shared_bytes = static_cast<int>(sizeof(DecodeMemory<kDim>)) + (params.attention.rows.num_rows + 1) * 4;
   auto* kernel = decode_kernel<T, kDim, kIsPadded>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), kAttentionOp);
   kernel<<<static_cast<unsigned>(params.num_blocks), kDecodeThreads, static_cast<size_t>(shared_bytes), stream>>>(
       params);
   check_launch(kAttentionOp);
-  if (max_steps > 1) launch_combine(params, stream);
+  if (params.plan.max_steps > 1) launch_combine(params, stream);
 }
 
 template <typename T, int kDim>
@@ -72,16 +58,8 @@ void launch_dtype(const DecodeParams& params, cudaStream_t stream) {
 
 }  // namespace
 
-void launch_decode_attention(const PagedAttentionParams& attention, const AttentionWorkspace& plan,
-                             cudaStream_t stream) {
-  const DecodeParams params{.attention = attention,
-                            .group = attention.num_heads / attention.num_kv_heads,
-                            .log2_scale = attention.scale * kLog2E,
-                            .num_channel_parts = num_channel_parts(attention.head_dim),
-                            .num_parts = num_decode_parts(attention),
-                            .num_blocks = 0,
-                            .plan = plan,
-                            .partials = static_cast<float*>(attention.workspace)};
+void launch_decode_attention(const PagedAttentionParams& attention, cudaStream_t stream) {
+  const DecodeParams params = make_decode_params(attention, plan_decode(attention));
   if (attention.dtype == DType::kBFloat16) {
     launch_dtype<__nv_bfloat16>(params, stream);
   } else {

@@ -1,14 +1,15 @@
-// What the decode kernel and the one that merges its results share: the tree of a query's sum, how a step's work is
-// numbered and cut, and where partial results lie.
+// What the decode kernels and the one that merges their results share: the tree of a query's sum, how a launch's work
+// is numbered and cut, and where partial results lie.
 //
-// The tree depends on absolute positions alone: 16 keys at a time within a leaf of 64, four leaves to a step, steps
-// folded in order to spans, spans folded in order. All steps of all rows form one list, cut into as many equal pieces
-// as there are blocks. A span inside one piece leaves one partial result; of a span that is cut, the steps before the
-// first cut leave one (the chain so far, in the span's place) and every later step leaves its own, so the cut never
-// changes a bit. When the workspace cannot hold all that, pieces end where rows do.
+// The tree depends on absolute positions alone: keys to steps (in the way of each kernel), steps folded in order to
+// spans, spans folded in order. All steps of all rows form one list, cut into as many equal pieces as there are blocks.
+// A span inside one piece leaves one partial result; of a span that is cut, the steps before the first cut leave one
+// (the chain so far, in the span's place) and every later step leaves its own, so the cut never changes a bit. Where
+// pieces hardly differ for it, or the workspace cannot hold all that, they end where spans do, or else where rows do.
 #pragma once
 
 #include "cuda/attention_tile.cuh"
+#include "cuda/common/device.h"
 
 namespace headway::cuda {
 
@@ -19,30 +20,54 @@ struct DecodeParams {
   int group;  // query heads a key head
   float log2_scale;
   int num_channel_parts;
-  int num_parts;  // num_decode_parts
   int num_blocks;  // of the decode kernel's grid
-  AttentionWorkspace plan;
+  DecodePlan plan;
   float* partials;
 };
+
+inline DecodeParams make_decode_params(const PagedAttentionParams& attention, const DecodePlan& plan) {
+  return {.attention = attention,
+          .group = attention.num_heads / attention.num_kv_heads,
+          .log2_scale = attention.scale * kLog2E,
+          .num_channel_parts = num_channel_parts(attention.head_dim),
+          .num_blocks = 0,
+          .plan = plan,
+          .partials = static_cast<float*>(attention.workspace)};
+}
+
+// As many as run at once, unless there is less to do.
+inline int num_decode_blocks(const DecodeParams& params, int blocks_per_multiprocessor) {
+  const PagedAttentionParams& attention = params.attention;
+  const int num_multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount, kAttentionOp);
+  const int64_t resident = blocks_per_multiprocessor * std::min(kMaxMultiprocessors, num_multiprocessors);
+  const int64_t lists = int64_t{attention.rows.num_rows} * attention.num_kv_heads * params.plan.num_parts;
+  return static_cast<int>(std::min(resident, lists * params.plan.max_steps));
+}
 
 // Steps of row r, per key head and part.
 __device__ __forceinline__ int num_steps_of(const DecodeParams& params, int r) {
   const QueryRow row = query_row(params.attention, r);
   if (row.num_queries == 0 || row.num_queries > kMaxDecodeQueries) return 0;
-  return (row.kv_len + kStepKeys - 1) / kStepKeys;
+  return (row.kv_len + params.plan.step_keys - 1) / params.plan.step_keys;
 }
+
+// Where a list may be cut into pieces.
+enum class Cuts { kSteps, kSpans, kRows };
 
 // The list of a launch's steps, by part, row, key head, position; and its cut into blocks' pieces.
 struct StepList {
   int part_steps;  // of each part
   int num_steps;
   int num_blocks;
-  bool is_serial;  // pieces hold whole rows
+  Cuts cuts;
+  int num_places;  // of the spans' partial results
+  int block_places;  // behind them, for each block, of steps that leave their own
 
+  // As far as steps are concerned; see cut_of.
   __device__ int begin_of(int block) const {
     return static_cast<int>(static_cast<int64_t>(block) * num_steps / num_blocks);
   }
-  // The block whose piece holds step `index`, unless is_serial.
+  // The block whose piece holds step `index`, where cuts are at steps.
   __device__ int owner_of(int index) const {
     return static_cast<int>((static_cast<int64_t>(index + 1) * num_blocks - 1) / num_steps);
   }
@@ -55,12 +80,30 @@ __device__ __forceinline__ int part_places(const DecodeParams& params, int part_
   return part_steps / kSpanSteps + params.attention.rows.num_rows * params.attention.num_kv_heads;
 }
 
+// What a piece costs with cuts at steps is the steps that leave a partial result of their own, 3.5 on average, each
+// written and read; with cuts at spans, the steps by which the longest piece exceeds the mean.
+__device__ __forceinline__ bool prefers_spans(const DecodeParams& params, int piece_steps) {
+  const int64_t step_bytes = int64_t{params.plan.step_keys} * params.attention.head_dim * 4;
+  const int64_t longer = (kSpanSteps - piece_steps % kSpanSteps) % kSpanSteps;
+  return longer * step_bytes < (kSpanSteps - 1) * params.plan.partial_bytes;
+}
+
 // part_rows_steps: steps of all rows, for one key head.
 __device__ __forceinline__ StepList make_list(const DecodeParams& params, int part_rows_steps) {
-  const int part_steps = part_rows_steps * params.attention.num_kv_heads;
-  const int64_t places = static_cast<int64_t>(params.num_parts) * part_places(params, part_steps);
-  const int64_t wanted = places + static_cast<int64_t>(params.num_blocks) * kSpanSteps;
-  return {part_steps, part_steps * params.num_parts, params.num_blocks, wanted > params.plan.max_partials};
+  StepList list{};
+  list.part_steps = part_rows_steps * params.attention.num_kv_heads;
+  list.num_steps = list.part_steps * params.plan.num_parts;
+  list.num_blocks = params.num_blocks;
+  list.num_places = params.plan.num_parts * part_places(params, list.part_steps);
+  const int piece_steps = (list.num_steps + list.num_blocks - 1) / list.num_blocks;
+  list.block_places = min(kSpanSteps - 1, piece_steps);
+  const int64_t step_places = int64_t{list.num_blocks} * list.block_places;
+  if (list.num_places + step_places <= params.plan.max_partials && !prefers_spans(params, piece_steps)) {
+    list.cuts = Cuts::kSteps;
+  } else {
+    list.cuts = list.num_places <= params.plan.max_partials ? Cuts::kSpans : Cuts::kRows;
+  }
+  return list;
 }
 
 // The steps of one row and key head in one part of the list.
@@ -79,10 +122,62 @@ __device__ __forceinline__ RowSteps row_steps(const DecodeParams& params, const 
   return {part * list.part_steps + first, count, place};
 }
 
-// Place of the partial result of a step that leaves its own; `step` counts from the row's start.
-__device__ __forceinline__ int64_t step_place(const DecodeParams& params, int block, int step) {
-  const int64_t spans = params.plan.max_partials - static_cast<int64_t>(params.num_blocks) * kSpanSteps;
-  return spans + static_cast<int64_t>(block) * kSpanSteps + step % kSpanSteps;
+// One step of the list.
+struct Step {
+  QueryRow row;
+  RowSteps all;  // of its row, key head and part
+  int part;
+  int kv_head;
+  int position;  // among its row's steps
+  int first_packed;  // of the fragment's rows; packed index = query * group + head of the group
+  int num_packed;  // of them; 0 or less: the row has no such fragment
+  int first_key;
+  int first_channel;  // of the values
+
+  __device__ bool has_queries_of(const Step& other) const { return all.first == other.all.first; }
+};
+
+__device__ inline Step find_step(const DecodeParams& params, const StepList& list, const int32_t* prefix, int index) {
+  const int num_kv_heads = params.attention.num_kv_heads;
+  Step step;
+  step.part = index / list.part_steps;
+  const int local = index - step.part * list.part_steps;
+  const int r = find_row(prefix, params.attention.rows.num_rows, local / num_kv_heads);
+  step.row = query_row(params.attention, r);
+  const int before = local - prefix[r] * num_kv_heads;
+  const int count = prefix[r + 1] - prefix[r];
+  step.kv_head = before / count;
+  step.position = before - step.kv_head * count;
+  step.first_key = step.position * params.plan.step_keys;
+  step.all = row_steps(params, list, prefix[r], count, step.part, r, step.kv_head);
+  step.first_packed = step.part / params.num_channel_parts * params.plan.fragment_rows;
+  step.first_channel = step.part % params.num_channel_parts * kMaxSumChannels;
+  step.num_packed = min(params.plan.fragment_rows, step.row.num_queries * params.group - step.first_packed);
+  return step;
+}
+
+// Element offset of row `index` of the step's fragment in a [T, Hq, D] tensor with tokens `stride` apart.
+__device__ __forceinline__ int64_t fragment_offset(const DecodeParams& params, const Step& step, int index,
+                                                   int64_t stride) {
+  const int packed = step.first_packed + index;
+  const int head = step.kv_head * params.group + packed % params.group;
+  return (step.row.first_token + packed / params.group) * stride +
+         static_cast<int64_t>(head) * params.attention.head_dim;
+}
+
+// Where block `block`'s piece begins.
+__device__ inline int cut_of(const DecodeParams& params, const StepList& list, const int32_t* prefix, int block) {
+  const int cut = list.begin_of(block);
+  if (list.cuts == Cuts::kSteps || cut == list.num_steps) return cut;
+  const Step step = find_step(params, list, prefix, cut);
+  if (list.cuts == Cuts::kRows) return step.position == 0 ? cut : step.all.first + step.all.count;
+  const int nearest = (step.position + kSpanSteps / 2) / kSpanSteps * kSpanSteps;
+  return step.all.first + min(nearest, step.all.count);
+}
+
+// Place of the partial result of a step that leaves its own.
+__device__ __forceinline__ int64_t step_place(const StepList& list, int block, int index) {
+  return list.num_places + int64_t{block} * list.block_places + index - list.begin_of(block);
 }
 
 // A partial result: [partial_rows, channels of a part] sums, [partial_rows] largest scores, [partial_rows] sums of

@@ -1,52 +1,10 @@
-// What a block of the decode kernel works on, and with: one step of the list, its shared memory, and the part of a sum
-// that a thread folds.
+// What a block of the decode kernel for any shape works with: its shared memory, and the part of a sum that a thread
+// folds.
 #pragma once
 
 #include "cuda/attention_leaf.cuh"
 
 namespace headway::cuda {
-
-// One step of the list.
-struct Step {
-  QueryRow row;
-  RowSteps all;  // of its row, key head and part
-  int part;
-  int kv_head;
-  int position;  // among its row's steps
-  int first_packed;  // of the fragment's rows; packed index = query * group + head of the group
-  int num_packed;  // of them; 0 or less: the row has no such fragment
-  int first_channel;  // of the values
-
-  __device__ int first_key() const { return position * kStepKeys; }
-  __device__ bool has_queries_of(const Step& other) const { return all.first == other.all.first; }
-};
-
-__device__ inline Step find_step(const DecodeParams& params, const StepList& list, const int32_t* prefix, int index) {
-  const int num_kv_heads = params.attention.num_kv_heads;
-  Step step;
-  step.part = index / list.part_steps;
-  const int local = index - step.part * list.part_steps;
-  const int r = find_row(prefix, params.attention.rows.num_rows, local / num_kv_heads);
-  step.row = query_row(params.attention, r);
-  const int before = local - prefix[r] * num_kv_heads;
-  const int count = prefix[r + 1] - prefix[r];
-  step.kv_head = before / count;
-  step.position = before - step.kv_head * count;
-  step.all = row_steps(params, list, prefix[r], count, step.part, r, step.kv_head);
-  step.first_packed = step.part / params.num_channel_parts * kFragmentRows;
-  step.first_channel = step.part % params.num_channel_parts * kMaxSumChannels;
-  step.num_packed = min(kFragmentRows, step.row.num_queries * params.group - step.first_packed);
-  return step;
-}
-
-// Element offset of row `index` of the step's fragment in a [T, Hq, D] tensor with tokens `stride` apart.
-__device__ __forceinline__ int64_t fragment_offset(const DecodeParams& params, const Step& step, int index,
-                                                   int64_t stride) {
-  const int packed = step.first_packed + index;
-  const int head = step.kv_head * params.group + packed % params.group;
-  return (step.row.first_token + packed / params.group) * stride +
-         static_cast<int64_t>(head) * params.attention.head_dim;
-}
 
 // Steps ahead of the one under way: the next one's keys are being loaded, the places of the one after are known, and
 // the block table is being read for the last.

@@ -38,33 +38,10 @@ __global__ void __launch_bounds__(kThreads, 1) warpgroup_kernel(const __grid_con
 
 // Launch ------------------------------------------------------------------------------------------------------------
 
-// Keys of one copy: a power of two that divides the cache's block size, at most a tile; less than 16 is not worth it.
-int box_keys_of(int block_size) {
-  for (int keys = kKeys; keys >= 16; keys /= 2) {
-    if (block_size % keys == 0) return keys;
-  }
-  return 0;
-}
-
-// Of a layer's keys or values. The number of cache blocks is not known here, nor needed: block tables are right.
-CUtensorMap map_cache(const PagedAttentionParams& attention, void* base, int box_keys) {
-  const KvCache& cache = attention.cache;
-  const auto head_dim = static_cast<uint64_t>(attention.head_dim);
-  const auto num_kv_heads = static_cast<uint64_t>(attention.num_kv_heads);
-  constexpr uint64_t kElementBytes = 2;
-  TensorBoxes boxes{};
-  boxes.base = base;
-  boxes.sizes = {head_dim, num_kv_heads, static_cast<uint64_t>(cache.block_size), INT32_MAX};
-  boxes.strides_bytes = {head_dim * kElementBytes, num_kv_heads * head_dim * kElementBytes,
-                         static_cast<uint64_t>(cache.block_stride) * kElementBytes};
-  boxes.box = {wgmma::kPanelColumns, 1, static_cast<uint32_t>(box_keys), 1};
-  return make_tensor_map(boxes, kAttentionOp);
-}
-
 template <typename T, int kDim>
 void launch(const PrefillParams& prefill, unsigned* num_taken, cudaStream_t stream) {
   const PagedAttentionParams& attention = prefill.attention;
-  const int box_keys = box_keys_of(attention.cache.block_size);
+  const int box_keys = box_keys_of(attention.cache.block_size, kKeys);
   const WarpgroupParams params{prefill, map_cache(attention, attention.cache.keys, box_keys),
                                map_cache(attention, attention.cache.values, box_keys), box_keys, num_taken};
   const int64_t blocks = max_query_blocks<kBlockRows>(prefill) * attention.num_kv_heads;
@@ -93,7 +70,8 @@ constexpr bool kHasCode = false;
 }  // namespace
 
 bool can_attend_warpgroups(const PagedAttentionParams& params) {
-  return kHasCode && (params.head_dim == 64 || params.head_dim == 128) && box_keys_of(params.cache.block_size) > 0 &&
+  return kHasCode && (params.head_dim == 64 || params.head_dim == 128) &&
+         box_keys_of(params.cache.block_size, kKeys) > 0 &&
          device_attribute(cudaDevAttrComputeCapabilityMajor, kAttentionOp) == 9;
 }
 

@@ -1,5 +1,5 @@
-// Chooses among the attention kernels: decode (rows of few queries), warpgroup or tiled (rows of many) or generic
-// (fp32, odd sizes). The device tells rows apart; here only what the host's bounds exclude is left out.
+// Chooses among the attention kernels: stream or decode (rows of few queries), warpgroup or tiled (rows of many) or
+// generic (fp32, odd sizes). The device tells rows apart; here only what the host's bounds exclude is left out.
 #include "cuda/attention.h"
 #include "cuda/common/vector.cuh"
 #include "cuda/ops.h"
@@ -19,8 +19,9 @@ bool takes_tensor_cores(const PagedAttentionParams& params) {
 
 constexpr int64_t kCounterBytes = 16;  // of the blocks that the warpgroup kernel has given out, behind the partials
 
-int64_t partials_bytes(const AttentionWorkspace& plan) {
-  return plan.max_partials * plan.partial_bytes;
+// Enough for either decode kernel: the cache's blocks are not known here.
+int64_t partials_bytes(const PagedAttentionParams& params) {
+  return std::max(plan_decode(params).workspace_bytes(), plan_stream(params).workspace_bytes());
 }
 
 }  // namespace
@@ -28,7 +29,7 @@ int64_t partials_bytes(const AttentionWorkspace& plan) {
 int64_t paged_attention_workspace_bytes(const PagedAttentionParams& params) {
   if (params.num_tokens == 0 || padded_head_dim(params.head_dim) == 0) return 0;
   const int64_t counter_bytes = params.max_query_len > kMaxDecodeQueries ? kCounterBytes : 0;
-  return partials_bytes(plan_workspace(params)) + counter_bytes;
+  return partials_bytes(params) + counter_bytes;
 }
 
 void paged_attention(const PagedAttentionParams& params, Stream stream) {
@@ -36,16 +37,14 @@ void paged_attention(const PagedAttentionParams& params, Stream stream) {
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   if (!takes_tensor_cores(params)) return launch_generic_attention(params, cuda_stream);
   require(params.rows.num_rows <= kMaxAttentionRows, kAttentionOp, "a step may have at most 8192 rows");
-  const AttentionWorkspace plan = plan_workspace(params);
   require(params.workspace_bytes >= paged_attention_workspace_bytes(params), kAttentionOp,
           "the workspace is smaller than paged_attention_workspace_bytes");
-  launch_decode_attention(params, plan, cuda_stream);
+  const bool takes_warpgroups = can_attend_warpgroups(params);
+  takes_warpgroups ? launch_stream_attention(params, cuda_stream) : launch_decode_attention(params, cuda_stream);
   if (params.max_query_len <= kMaxDecodeQueries) return;
-  if (can_attend_warpgroups(params)) {
-    auto* counter = static_cast<unsigned char*>(params.workspace) + partials_bytes(plan);
-    return launch_warpgroup_attention(params, reinterpret_cast<unsigned*>(counter), cuda_stream);
-  }
-  launch_tiled_attention(params, cuda_stream);
+  if (!takes_warpgroups) return launch_tiled_attention(params, cuda_stream);
+  auto* counter = static_cast<unsigned char*>(params.workspace) + partials_bytes(params);
+  launch_warpgroup_attention(params, reinterpret_cast<unsigned*>(counter), cuda_stream);
 }
 
 }  // namespace headway::cuda

@@ -72,10 +72,18 @@ def test_pieces_are_bit_equal(case, rows, dtype, device):
             assert_bit_equal(out, whole, f"paged_attention {title}")
 
 
-def test_drafts_are_bit_equal_to_single_tokens(dtype, device):
+DRAFT_CASES = {
+    "regular": ATTENTION_CASES["regular"],
+    "sixteen_heads_a_key": AttentionCase(32, 2, 128),
+    "forty_heads_a_key": AttentionCase(40, 1, 64, block_size=32),
+}
+
+
+@pytest.mark.parametrize("case", DRAFT_CASES.values(), ids=DRAFT_CASES)
+def test_drafts_are_bit_equal_to_single_tokens(case, dtype, device):
     """Rows of up to 8 queries, verified at once or one at a time, over a few keys and over several thousand."""
     rows = Rows((8, 3, 1, 5), (4090, 126, 1023, 3))
-    arguments = on_device(attention_arguments(ATTENTION_CASES["regular"], rows, dtype), device)
+    arguments = on_device(attention_arguments(case, rows, dtype), device)
     whole = ops.paged_attention(**arguments)
     out = torch.zeros_like(whole)
     for piece in cut(rows, (1,)):
@@ -166,16 +174,17 @@ def test_prompts_are_bit_equal_to_their_pieces(case, dtype):
 
 
 @pytest.mark.gpu
-def test_more_rows_than_partial_results_fit():
-    """Then a block takes whole rows; to the bit what a row alone gets."""
-    num_rows, kv_len = 2600, 2100
-    case, row = AttentionCase(32, 2, 128), Rows((1,), (kv_len - 1,))
+@pytest.mark.parametrize(("num_rows", "num_queries"), [(2600, 1), (200, 4), (1100, 4)])
+def test_more_rows_than_partial_results_fit(num_rows, num_queries):
+    """Then a block takes whole spans of keys or whole rows; to the bit what a row alone gets."""
+    kv_len = 2100
+    case, row = AttentionCase(32, 2, 128), Rows((num_queries,), (kv_len - num_queries,))
     one = on_device(attention_arguments(case, row, torch.bfloat16), "cuda")
     many = one | {
         "q": one["q"].repeat(num_rows, 1, 1),
         "rows": one["rows"].repeat(num_rows),
-        "query_start": torch.arange(num_rows + 1, dtype=torch.int32, device="cuda"),
+        "query_start": torch.arange(num_rows + 1, dtype=torch.int32, device="cuda") * num_queries,
         "row_start": one["row_start"].repeat(num_rows),
     }
-    expected = ops.paged_attention(**one).expand(num_rows, -1, -1)
+    expected = ops.paged_attention(**one).repeat(num_rows, 1, 1)
     assert_bit_equal(ops.paged_attention(**many), expected, "many rows")

@@ -1,0 +1,74 @@
+// What the attention kernels on warpgroup products share: operands in shared memory, the ring of tiles through which
+// the copy engine feeds them, and the tensor maps over a layer's cache.
+#pragma once
+
+#include "cuda/attention_tile.cuh"
+#include "cuda/common/mbarrier.cuh"
+#include "cuda/common/tensor_map.cuh"
+#include "cuda/common/wgmma_wide.cuh"
+
+namespace headway::cuda {
+
+// kRows rows of kDim elements as panels of 64 columns: operands of wgmma.cuh.
+template <int kDim, int kRows>
+struct alignas(1024) Panels {
+  static constexpr int kCount = kDim / wgmma::kPanelColumns;
+  static constexpr int kPanelBytes = kRows * wgmma::kPanelRowBytes;
+  static constexpr int kBytes = kCount * kPanelBytes;
+  unsigned char bytes[kBytes];
+
+  // Of 8 elements from `column` on.
+  __device__ static int offset(int row, int column) {
+    return column / wgmma::kPanelColumns * kPanelBytes + 2 * wgmma::panel_offset(row, column % wgmma::kPanelColumns);
+  }
+};
+
+// Slots that go round, filled by the copying warp or its copies and freed by the kReaders warps that compute. turn:
+// counts all uses of the ring, by each role alike.
+template <typename Slot, unsigned kStages, int kReaders>
+struct Ring {
+  Slot slots[kStages];
+  uint64_t full[kStages];
+  uint64_t free[kStages];
+
+  __device__ __forceinline__ Slot& slot(unsigned turn) { return slots[turn % kStages]; }
+  __device__ __forceinline__ Barrier full_barrier(unsigned turn) { return {shared_address(&full[turn % kStages])}; }
+  __device__ __forceinline__ Barrier free_barrier(unsigned turn) { return {shared_address(&free[turn % kStages])}; }
+
+  __device__ void init() {
+    for (unsigned i = 0; i < kStages; ++i) {
+      full_barrier(i).init(1);
+      free_barrier(i).init(kReaders);
+    }
+  }
+  __device__ __forceinline__ void wait_full(unsigned turn) { full_barrier(turn).wait(turn / kStages % 2); }
+  // A phase that has not begun counts as the end of the one before: the first slots are free.
+  __device__ __forceinline__ void wait_free(unsigned turn) { free_barrier(turn).wait(turn / kStages % 2 ^ 1); }
+  // By one lane of each warp that computes.
+  __device__ __forceinline__ void arrive_free(unsigned turn) { free_barrier(turn).arrive(); }
+};
+
+// Keys of one copy: a power of two that divides the cache's block size, at most a tile; less than 16 is not worth it.
+inline int box_keys_of(int block_size, int tile_keys) {
+  for (int keys = tile_keys; keys >= 16; keys /= 2) {
+    if (block_size % keys == 0) return keys;
+  }
+  return 0;
+}
+
+// Of a layer's keys or values. The number of cache blocks is not known here, nor needed: block tables are right.
+inline CUtensorMap map_cache(const PagedAttentionParams& attention, void* base, int box_keys) {
+  const KvCache& cache = attention.cache;
+  const auto head_dim = static_cast<uint64_t>(attention.head_dim);
+  const auto num_kv_heads = static_cast<uint64_t>(attention.num_kv_heads);
+  constexpr uint64_t kElementBytes = 2;
+  TensorBoxes boxes{};
+  boxes.base = base;
+  boxes.sizes = {head_dim, num_kv_heads, static_cast<uint64_t>(cache.block_size), INT32_MAX};
+  boxes.strides_bytes = {head_dim * kElementBytes, num_kv_heads * head_dim * kElementBytes,
+                         static_cast<uint64_t>(cache.block_stride) * kElementBytes};
+  boxes.box = {wgmma::kPanelColumns, 1, static_cast<uint32_t>(box_keys), 1};
+  return make_tensor_map(boxes, kAttentionOp);
+}
+
+}  // namespace headway::cuda

@@ -1,0 +1,90 @@
+// The kernel of attention_stream.cuh and its launch: heads of 64 or 128, cache blocks of a multiple of 16 tokens. All
+// lengths are read on the device: a captured graph serves any.
+#include "cuda/attention_stream.cuh"
+#include "cuda/attention_stream_copies.cuh"
+#include "cuda/attention_stream_rows.cuh"
+#include "cuda/common/chained.cuh"
+#include "cuda/common/dtype.cuh"
+
+namespace headway::cuda {
+namespace {
+
+using namespace stream;
+
+template <typename T, int kDim, int kGroups>
+__global__ void __launch_bounds__(num_threads(kGroups), blocks_per_multiprocessor(kGroups))
+    stream_kernel(const __grid_constant__ StreamParams params) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ __align__(1024) unsigned char shared_bytes[];
+  auto& shared = *reinterpret_cast<Shared<kDim, kGroups>*>(shared_bytes);
+  auto* prefix = reinterpret_cast<int32_t*>(shared_bytes + sizeof(shared));
+  allow_next_kernel();
+  if (threadIdx.x == 0) {
+    prefetch_tensor_map(params.keys);
+    prefetch_tensor_map(params.values);
+    shared.tiles.init();
+    Barrier::publish_inits();
+  }
+  const DecodeParams& decode = params.decode;
+  const int num_rows = decode.attention.rows.num_rows;
+  prefix_rows(prefix, num_rows, [&](int r) { return num_steps_of(decode, r); });
+  const StepList list = make_list(decode, prefix[num_rows]);
+  if (list.num_steps == 0) return;
+  const auto block = static_cast<int>(blockIdx.x);
+  const int begin = cut_of(decode, list, prefix, block);
+  const int end = cut_of(decode, list, prefix, block + 1);
+  if (threadIdx.x == 0) shared.piece = {list, prefix, begin, end};
+  __syncthreads();
+  if (threadIdx.x / kGroupThreads == kGroups) {
+    wgmma::give_registers_back<kCopyRegisters>();
+    if (threadIdx.x / kWarpSize != kGroups * kGroupWarps) return;
+    CopyWarp<kDim, kGroups>(params, shared).run();
+  } else {
+    wgmma::take_registers<kRowRegisters>();
+    RowGroup<T, kDim, kGroups>(params, shared).run();
+  }
+#endif
+}
+
+// Launch ------------------------------------------------------------------------------------------------------------
+
+template <typename T, int kDim, int kGroups>
+void launch(DecodeParams decode, cudaStream_t stream) {
+  const PagedAttentionParams& attention = decode.attention;
+  decode.num_blocks = num_decode_blocks(decode, blocks_per_multiprocessor(kGroups));
+  const int box_keys = box_keys_of(attention.cache.block_size, kKeys);
+  const StreamParams params{decode, map_cache(attention, attention.cache.keys, box_keys),
+                            map_cache(attention, attention.cache.values, box_keys), box_keys};
+  const int shared_bytes = static_cast<int>(sizeof(Shared<kDim, kGroups>)) + (attention.rows.num_rows + 1) * 4;
+  auto* kernel = stream_kernel<T, kDim, kGroups>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), kAttentionOp);
+  kernel<<<static_cast<unsigned>(decode.num_blocks), num_threads(kGroups), static_cast<size_t>(shared_bytes), stream>>>(
+      params);
+  check_launch(kAttentionOp);
+  if (decode.plan.max_steps > 1) launch_combine(decode, stream);
+}
+
+template <typename T, int kDim>
+void launch_groups(const DecodeParams& params, cudaStream_t stream) {
+  if (num_stream_groups(params.attention) == 1) return launch<T, kDim, 1>(params, stream);
+  launch<T, kDim, kMaxStreamGroups>(params, stream);
+}
+
+template <typename T>
+void launch_dtype(const DecodeParams& params, cudaStream_t stream) {
+  if (params.attention.head_dim == 64) return launch_groups<T, 64>(params, stream);
+  launch_groups<T, 128>(params, stream);
+}
+
+}  // namespace
+
+void launch_stream_attention(const PagedAttentionParams& attention, cudaStream_t stream) {
+  const DecodeParams params = make_decode_params(attention, plan_stream(attention));
+  if (attention.dtype == DType::kBFloat16) {
+    launch_dtype<__nv_bfloat16>(params, stream);
+  } else {
+    launch_dtype<__half>(params, stream);
+  }
+}
+
+}  // namespace headway::cuda

@@ -1,0 +1,65 @@
+// Attention for rows of few queries on warpgroup products (sm_90a): what a block's warps share. One warp has the copy
+// engine fetch the keys and values of the block's piece of the list (attention_decode.cuh) into a deep ring of tiles
+// (attention_stream_copies.cuh); a warpgroup for every 64 packed rows multiplies and folds them in registers
+// (attention_stream_rows.cuh). Most of the 64 rows may be empty: reading the keys takes longer than their products.
+//
+// The tree: tiles of 64 keys in order, in one running sum, to a step of 128.
+#pragma once
+
+#include "cuda/attention_decode.cuh"
+#include "cuda/attention_panels.cuh"
+
+namespace headway::cuda::stream {
+
+inline constexpr int kGroupThreads = 128;
+inline constexpr int kGroupWarps = kGroupThreads / kWarpSize;
+inline constexpr int kKeys = 64;  // of a tile
+static_assert(kStreamStepKeys % kKeys == 0);
+
+// One warpgroup a block leaves room for two blocks.
+constexpr int blocks_per_multiprocessor(int num_groups) {
+  return num_groups == 1 ? 2 : 1;
+}
+constexpr int num_threads(int num_groups) {
+  return (num_groups + 1) * kGroupThreads;
+}
+
+// Registers a thread: 65,536 in all, and the copies need few.
+inline constexpr int kRowRegisters = 216;
+inline constexpr int kCopyRegisters = 40;
+
+// Of all blocks of a multiprocessor together: far more than what must be under way to keep the memory busy.
+inline constexpr int kRingBytes = 160 << 10;
+constexpr unsigned num_stages(int dim, int num_groups) {
+  return static_cast<unsigned>(kRingBytes / blocks_per_multiprocessor(num_groups) / (kKeys * dim * 2));
+}
+
+struct StreamParams {
+  DecodeParams decode;
+  CUtensorMap keys;  // [num_blocks, S, Hkv, D]
+  CUtensorMap values;  // the same
+  int box_keys;  // copied at once; divides the cache's block size and kKeys
+};
+
+// A block's piece of the list.
+struct Piece {
+  StepList list;
+  const int32_t* prefix;
+  int begin;
+  int end;
+
+  // End of the steps that follow `step`, at `index`, in its row, key head and part.
+  __device__ int end_of_run(const Step& step, int index) const {
+    return min(end, index + step.all.count - step.position);
+  }
+};
+
+template <int kDim, int kGroups>
+struct Shared {
+  Panels<kDim, kStreamRows> queries[kGroups];
+  Ring<Panels<kDim, kKeys>, num_stages(kDim, kGroups), kGroups * kGroupWarps> tiles;  // keys, values, keys, ...
+  Piece piece;
+  Step steps[kGroups];  // the first of those of one row and key head that a warpgroup is at
+};  // then the prefix sums of the rows' steps
+
+}  // namespace headway::cuda::stream

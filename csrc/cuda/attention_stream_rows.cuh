@@ -1,0 +1,317 @@
+// A computing warpgroup of attention_stream.cuh: up to 64 packed rows over the keys of the block's piece, and the
+// folding of their sums along the tree of attention_decode.cuh, all in registers.
+#pragma once
+
+#include "cuda/attention_stream.cuh"
+
+namespace headway::cuda::stream {
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+template <typename T, int kDim, int kGroups>
+class RowGroup {
+ public:
+  __device__ RowGroup(const StreamParams& params, Shared<kDim, kGroups>& shared)
+      : params_(params.decode),
+        box_keys_(params.box_keys),
+        shared_(shared),
+        piece_(shared.piece),
+        group_(static_cast<int>(threadIdx.x) / kGroupThreads),
+        thread_(static_cast<int>(threadIdx.x) % kGroupThreads),
+        lane_(thread_ % kWarpSize) {}
+
+  __device__ void run() {
+    for (int index = piece_.begin; index < piece_.end;) {
+      enter(index);
+      const int end = piece_.end_of_run(step(), index);
+      for (int position = step().position; index < end; ++index, ++position) {
+        if (step().num_packed <= 0) continue;
+        attend(position * kStreamStepKeys);
+        if (has_rows_) fold(position, index);
+      }
+    }
+  }
+
+ private:
+  static constexpr int kScoreTiles = kKeys / 8;
+  static constexpr int kSumTiles = kDim / 8;
+  static constexpr int kWeightSteps = kKeys / 16;
+  using Queries = Panels<kDim, kStreamRows>;
+  using Tile = Panels<kDim, kKeys>;
+
+  // Sums of the lane's two rows.
+  struct RowSums {
+    SoftmaxState state;
+    float values[kSumTiles][4];
+  };
+
+  // Meets the warpgroup's threads. Barrier 0 is __syncthreads'.
+  __device__ void meet() const { asm volatile("bar.sync %0, %1;" ::"r"(1 + group_), "n"(kGroupThreads) : "memory"); }
+
+  // Meets the threads of all warpgroups that compute.
+  __device__ static void meet_all() {
+    asm volatile("bar.sync %0, %1;" ::"n"(1 + kGroups), "n"(kGroups * kGroupThreads) : "memory");
+  }
+
+  __device__ const Step& step() const { return shared_.steps[group_]; }
+
+  // Rows -------------------------------------------------------------------------------------------------------------
+
+  // Step `index` is the first of its row and key head in the piece: finds it and fetches the queries.
+  __device__ void enter(int index) {
+    meet();  // nobody reads the step and the queries before any more
+    if (thread_ < kWarpSize) {
+      const Step found = find_step(params_, piece_.list, piece_.prefix, index);
+      if (lane_ == 0) shared_.steps[group_] = found;
+    }
+    meet();
+    copy_queries();
+    place_rows();
+    wait_copies<0>();
+    wgmma::publish_operands();
+    meet();
+  }
+
+  __device__ void copy_queries() const {
+    constexpr int kPieces = kDim / 8;
+    const auto* q = static_cast<const T*>(params_.attention.q);
+    const uint32_t target = shared_address(shared_.queries[group_].bytes);
+#pragma unroll 4
+    for (int i = thread_; i < kStreamRows * kPieces; i += kGroupThreads) {
+      const int row = group_ * kStreamRows + i / kPieces;
+      const int channel = i % kPieces * 8;
+      const bool is_valid = row < step().num_packed;
+      const T* source = is_valid ? q + fragment_offset(params_, step(), row, params_.attention.q_stride) + channel : q;
+      copy_async(target + Queries::offset(i / kPieces, channel), source, is_valid);
+    }
+    commit_copies();
+  }
+
+  // Of the fragment's rows the lane's first; the other is 8 further.
+  __device__ int fragment_row() const { return group_ * kStreamRows + thread_ / kWarpSize * 16 + lane_ / 4; }
+
+  // Rows that are none have no limit, and are not written.
+  __device__ void place_rows() {
+    is_idle_ = kGroups > 1 && group_ * kStreamRows >= step().num_packed;
+    has_rows_ = fragment_row() - lane_ / 4 < step().num_packed;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = fragment_row() + 8 * half;
+      const int query = (step().first_packed + row) / params_.group;
+      limit_[half] = row < step().num_packed ? step().row.first_position + query + 1 : INT32_MAX;
+    }
+    fewest_keys_ = __reduce_min_sync(kFullWarp, min(limit_[0], limit_[1]));
+  }
+
+  // A step ------------------------------------------------------------------------------------------------------------
+
+  __device__ void attend(int first) {
+    const int end = min(first + kStreamStepKeys, step().row.kv_len);
+    leaf_.state = SoftmaxState{};
+#pragma unroll 1
+    for (int key = first; key < end; key += kKeys) {
+      float scores[kScoreTiles][4] = {};
+      multiply_queries(scores);
+      uint32_t weights[kWeightSteps][4] = {};
+      if (has_rows_) weigh(key, key == first, scores, weights);
+      multiply_values(key, key == first, weights);
+    }
+  }
+
+  __device__ __forceinline__ void multiply_queries(float (&scores)[kScoreTiles][4]) {
+    shared_.tiles.wait_full(turn_);
+    if (is_idle_) return free_tile();
+    const uint64_t queries = wgmma::describe(shared_address(shared_.queries[group_].bytes));
+    const uint64_t keys = wgmma::describe(shared_address(shared_.tiles.slot(turn_).bytes));
+    wgmma::begin_products();
+#pragma unroll
+    for (int step = 0; step < kDim / 16; ++step) {
+      constexpr int kPanelSteps = wgmma::kPanelColumns / 16;
+      const int within = step % kPanelSteps * wgmma::kStepBytes<wgmma::Rows::kAlongSum>;
+      wgmma::multiply_shared_64<T>(scores, queries + ((step / kPanelSteps * Queries::kPanelBytes + within) >> 4),
+                                   keys + ((step / kPanelSteps * Tile::kPanelBytes + within) >> 4), true);
+    }
+    wgmma::commit_products();
+    wgmma::wait_products<0>();
+    wgmma::hold(scores);
+    free_tile();
+  }
+
+  // Of the tile from key `first` on.
+  __device__ __forceinline__ void weigh(int first, bool is_first, float (&scores)[kScoreTiles][4],
+                                        uint32_t (&weights)[kWeightSteps][4]) {
+    if (first + kKeys > fewest_keys_) mask(first, scores);
+    float factor[2];
+    softmax_tile(scores, leaf_.state, factor, params_.log2_scale);
+    if (!is_first && __any_sync(kFullWarp, factor[0] != 1.0f || factor[1] != 1.0f)) scale_rows(leaf_.values, factor);
+#pragma unroll
+    for (int j = 0; j < kWeightSteps; ++j) pack_probabilities<T>(weights[j], scores[2 * j], scores[2 * j + 1]);
+  }
+
+  __device__ __forceinline__ void mask(int first, float (&scores)[kScoreTiles][4]) {
+#pragma unroll
+    for (int j = 0; j < kScoreTiles; ++j) {
+      const int key = first + 8 * j + 2 * (lane_ % 4);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (key + i % 2 >= limit_[i / 2]) scores[j][i] = minus_infinity();
+      }
+    }
+  }
+
+  __device__ __forceinline__ void multiply_values(int first, bool is_first, uint32_t (&weights)[kWeightSteps][4]) {
+    shared_.tiles.wait_full(turn_);
+    if (first + kKeys > step().row.kv_len) clear_values_from(step().row.kv_len - first);
+    if (is_idle_) return free_tile();
+    const uint64_t values = wgmma::describe_panels(shared_address(shared_.tiles.slot(turn_).bytes), Tile::kPanelBytes);
+    wgmma::hold(weights);
+    wgmma::begin_products();
+#pragma unroll
+    for (int step = 0; step < kWeightSteps; ++step) {
+      constexpr int kStep = wgmma::kStepBytes<wgmma::Rows::kAcrossSum> >> 4;
+      wgmma::multiply_across<T>(leaf_.values, weights[step], values + step * kStep, !is_first || step > 0);
+    }
+    wgmma::commit_products();
+    wgmma::wait_products<0>();
+    wgmma::hold(leaf_.values);
+    free_tile();
+  }
+
+  __device__ __forceinline__ void free_tile() {
+    if (lane_ == 0) shared_.tiles.arrive_free(turn_);
+    ++turn_;
+  }
+
+  // Slots of the row's last cache block beyond its last key may hold anything, and a weight of zero does not cure NaN.
+  __device__ void clear_values_from(int first) const {
+    constexpr int kPieces = kDim / 8;
+    const int end = (first + box_keys_ - 1) / box_keys_ * box_keys_;
+    const uint32_t tile = shared_address(shared_.tiles.slot(turn_).bytes);
+    for (int i = static_cast<int>(threadIdx.x); i < (end - first) * kPieces; i += kGroups * kGroupThreads) {
+      const uint32_t piece = tile + Tile::offset(first + i / kPieces, i % kPieces * 8);
+#pragma unroll
+      for (uint32_t word = 0; word < 4; ++word) store_word(piece + 4 * word, 0);
+    }
+    wgmma::publish_operands();
+    meet_all();
+  }
+
+  // The tree ----------------------------------------------------------------------------------------------------------
+
+  __device__ void fold(int position, int index) {
+    finish_sums(leaf_.state);
+    const int in_span = position % kSpanSteps;
+    if (index - in_span < piece_.begin) {  // the span's beginning is another block's
+      return write_partial(step_place(piece_.list, static_cast<int>(blockIdx.x), index), leaf_);
+    }
+    if (in_span == 0) span_ = RowSums{};
+    add(span_, leaf_);
+    const bool is_last = position == step().all.count - 1;
+    if (in_span == kSpanSteps - 1 || is_last) {
+      close_span(position, is_last);
+    } else if (index == piece_.end - 1) {
+      write_partial(step().all.place + position / kSpanSteps, span_);
+    }
+  }
+
+  __device__ void close_span(int position, bool is_last) {
+    const bool is_first = position < kSpanSteps;
+    if (is_first && is_last) return write_output(span_);
+    if (piece_.list.cuts != Cuts::kRows) return write_partial(step().all.place + position / kSpanSteps, span_);
+    if (is_first) return write_partial(blockIdx.x, span_);
+    read_partial(blockIdx.x, leaf_);
+    add(leaf_, span_);
+    if (is_last) return write_output(leaf_);
+    write_partial(blockIdx.x, leaf_);
+  }
+
+  __device__ void add(RowSums& sums, const RowSums& later) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const MergeFactors factors =
+          merge_factors(sums.state.largest[half], later.state.largest[half], params_.log2_scale);
+      sums.state.largest[half] = factors.largest;
+      sums.state.sum[half] = merge(sums.state.sum[half], later.state.sum[half], factors);
+#pragma unroll
+      for (int j = 0; j < kSumTiles; ++j) {
+#pragma unroll
+        for (int i = 2 * half; i < 2 * half + 2; ++i) {
+          sums.values[j][i] = merge(sums.values[j][i], later.values[j][i], factors);
+        }
+      }
+    }
+  }
+
+  __device__ int channel_of(int tile) const { return 8 * tile + 2 * (lane_ % 4); }
+
+  __device__ void write_partial(int64_t place, const RowSums& sums) const {
+    const Partial partial = partial_of(params_, place);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = fragment_row() + 8 * half;
+      if (row >= step().num_packed) continue;
+#pragma unroll
+      for (int j = 0; j < kSumTiles; ++j) {
+        *reinterpret_cast<float2*>(partial.sums + row * kDim + channel_of(j)) =
+            make_float2(sums.values[j][2 * half], sums.values[j][2 * half + 1]);
+      }
+      if (lane_ % 4 != 0) continue;
+      partial.largest[row] = sums.state.largest[half];
+      partial.totals[row] = sums.state.sum[half];
+    }
+  }
+
+  // What the lane's four wrote last.
+  __device__ void read_partial(int64_t place, RowSums& sums) const {
+    __syncwarp();
+    const Partial partial = partial_of(params_, place);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = fragment_row() + 8 * half;
+      if (row >= step().num_packed) continue;
+#pragma unroll
+      for (int j = 0; j < kSumTiles; ++j) {
+        const float2 pair = *reinterpret_cast<const float2*>(partial.sums + row * kDim + channel_of(j));
+        sums.values[j][2 * half] = pair.x;
+        sums.values[j][2 * half + 1] = pair.y;
+      }
+      sums.state.largest[half] = partial.largest[row];
+      sums.state.sum[half] = partial.totals[row];
+    }
+  }
+
+  __device__ void write_output(const RowSums& sums) const {
+    const int64_t stride = static_cast<int64_t>(params_.attention.num_heads) * kDim;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = fragment_row() + 8 * half;
+      if (row >= step().num_packed) continue;
+      const float factor = reciprocal_of(sums.state.sum[half]);
+      T* target = static_cast<T*>(params_.attention.out) + fragment_offset(params_, step(), row, stride);
+#pragma unroll
+      for (int j = 0; j < kSumTiles; ++j) {
+        *reinterpret_cast<uint32_t*>(target + channel_of(j)) =
+            pack_pair<T>(__fmul_rn(sums.values[j][2 * half], factor), __fmul_rn(sums.values[j][2 * half + 1], factor));
+      }
+    }
+  }
+
+  const DecodeParams& params_;
+  int box_keys_;
+  Shared<kDim, kGroups>& shared_;
+  const Piece& piece_;
+  int group_;
+  int thread_;
+  int lane_;
+  bool is_idle_;   // the warpgroup has no rows
+  bool has_rows_;  // the warp
+  unsigned turn_ = 0;
+  int limit_[2];     // keys that the lane's rows see
+  int fewest_keys_;  // that any row of the warp sees
+  RowSums leaf_;  // the step under way
+  RowSums span_;  // so far
+};
+
+#endif
+
+}  // namespace headway::cuda::stream
