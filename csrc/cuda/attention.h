@@ -109,13 +109,13 @@ inline DecodePlan plan_decode(const PagedAttentionParams& params) {
   return plan_decode(params, kStepKeys, kFragmentRows, decode_blocks_per_multiprocessor(decode_dim(params.head_dim)));
 }
 
-// Of the kernel on warpgroup products: few packed rows leave room for two blocks a multiprocessor.
+// Of the kernel on warpgroup products: with few packed rows each warpgroup counts as a block.
 inline int num_stream_groups(const PagedAttentionParams& params) {
   return max_packed_rows(params) <= kStreamRows ? 1 : kMaxStreamGroups;
 }
 inline DecodePlan plan_stream(const PagedAttentionParams& params) {
   const int num_groups = num_stream_groups(params);
-  return plan_decode(params, kStreamStepKeys, num_groups * kStreamRows, num_groups == 1 ? 2 : 1);
+  return plan_decode(params, kStreamStepKeys, num_groups * kStreamRows, kMaxStreamGroups / num_groups);
 }
 
 void launch_generic_attention(const PagedAttentionParams& params, cudaStream_t stream);

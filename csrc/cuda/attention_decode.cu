@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kDecodeThreads, decode_blocks_per_multiprocess
   auto* prefix = reinterpret_cast<int32_t*>(shared + sizeof(memory));
   allow_next_kernel();
   prefix_rows(prefix, params.attention.rows.num_rows, [&](int r) { return num_steps_of(params, r); });
-  const StepList list = make_list(params, prefix[params.attention.rows.num_rows]);
+  const StepList list = make_list(params, count_rows(prefix, params.attention.rows.num_rows));
   DecodeBlock<T, kDim, kIsPadded> block(params, memory, prefix, list);
   if (list.num_steps == 0) return;
   const int begin = cut_of(params, list, prefix, static_cast<int>(blockIdx.x));

@@ -54,8 +54,10 @@ __device__ __forceinline__ int num_steps_of(const DecodeParams& params, int r) {
 // Where a list may be cut into pieces.
 enum class Cuts { kSteps, kSpans, kRows };
 
-// The list of a launch's steps, by part, row, key head, position; and its cut into blocks' pieces.
+// The list of a launch's steps, by part, key head, row, position; and its cut into blocks' pieces. Blocks at the same
+// place of different key heads read neighbouring memory at the same time.
 struct StepList {
+  int head_steps;  // of each part and key head
   int part_steps;  // of each part
   int num_steps;
   int num_blocks;
@@ -73,6 +75,21 @@ struct StepList {
   }
 };
 
+// Steps of the rows, for one key head and part.
+struct RowCounts {
+  int total;
+  int longest;
+};
+
+// A warp's work. prefix: sums of num_steps_of.
+__device__ __forceinline__ RowCounts count_rows(const int32_t* prefix, int num_rows) {
+  int longest = 0;
+  for (int r = static_cast<int>(threadIdx.x) % kWarpSize; r < num_rows; r += kWarpSize) {
+    longest = max(longest, prefix[r + 1] - prefix[r]);
+  }
+  return {prefix[num_rows], __reduce_max_sync(kFullWarp, longest)};
+}
+
 // Places of the spans' partial results in one part of the list. Those of one row and key head begin at floor(a / 8) +
 // the number of rows and key heads before it, a steps having come before it: n steps have at most floor(n / 8) + 1
 // spans.
@@ -88,17 +105,26 @@ __device__ __forceinline__ bool prefers_spans(const DecodeParams& params, int pi
   return longer * step_bytes < (kSpanSteps - 1) * params.plan.partial_bytes;
 }
 
-// part_rows_steps: steps of all rows, for one key head.
-__device__ __forceinline__ StepList make_list(const DecodeParams& params, int part_rows_steps) {
+// Whether pieces of whole rows come close to equal ones, the longest row being what may spoil it: then nothing is left
+// to combine.
+__device__ __forceinline__ bool prefers_rows(int piece_steps, int longest) {
+  const int longest_piece = (piece_steps + longest - 1) / longest * longest;
+  return longest_piece - piece_steps <= piece_steps / 8;
+}
+
+__device__ __forceinline__ StepList make_list(const DecodeParams& params, const RowCounts& counts) {
   StepList list{};
-  list.part_steps = part_rows_steps * params.attention.num_kv_heads;
+  list.head_steps = counts.total;
+  list.part_steps = counts.total * params.attention.num_kv_heads;
   list.num_steps = list.part_steps * params.plan.num_parts;
   list.num_blocks = params.num_blocks;
   list.num_places = params.plan.num_parts * part_places(params, list.part_steps);
   const int piece_steps = (list.num_steps + list.num_blocks - 1) / list.num_blocks;
   list.block_places = min(kSpanSteps - 1, piece_steps);
   const int64_t step_places = int64_t{list.num_blocks} * list.block_places;
-  if (list.num_places + step_places <= params.plan.max_partials && !prefers_spans(params, piece_steps)) {
+  if (list.num_steps > 0 && prefers_rows(piece_steps, counts.longest)) {
+    list.cuts = Cuts::kRows;
+  } else if (list.num_places + step_places <= params.plan.max_partials && !prefers_spans(params, piece_steps)) {
     list.cuts = Cuts::kSteps;
   } else {
     list.cuts = list.num_places <= params.plan.max_partials ? Cuts::kSpans : Cuts::kRows;
@@ -116,9 +142,9 @@ struct RowSteps {
 // `before`: steps of the rows before r, `count`: of r, each for one key head.
 __device__ __forceinline__ RowSteps row_steps(const DecodeParams& params, const StepList& list, int before, int count,
                                               int part, int r, int kv_head) {
-  const int num_kv_heads = params.attention.num_kv_heads;
-  const int first = before * num_kv_heads + kv_head * count;
-  const int place = part * part_places(params, list.part_steps) + first / kSpanSteps + r * num_kv_heads + kv_head;
+  const int first = kv_head * list.head_steps + before;
+  const int lists = kv_head * params.attention.rows.num_rows + r;
+  const int place = part * part_places(params, list.part_steps) + first / kSpanSteps + lists;
   return {part * list.part_steps + first, count, place};
 }
 
@@ -138,18 +164,16 @@ struct Step {
 };
 
 __device__ inline Step find_step(const DecodeParams& params, const StepList& list, const int32_t* prefix, int index) {
-  const int num_kv_heads = params.attention.num_kv_heads;
   Step step;
   step.part = index / list.part_steps;
-  const int local = index - step.part * list.part_steps;
-  const int r = find_row(prefix, params.attention.rows.num_rows, local / num_kv_heads);
+  const int in_part = index - step.part * list.part_steps;
+  step.kv_head = in_part / list.head_steps;
+  const int in_head = in_part - step.kv_head * list.head_steps;
+  const int r = find_row(prefix, params.attention.rows.num_rows, in_head);
   step.row = query_row(params.attention, r);
-  const int before = local - prefix[r] * num_kv_heads;
-  const int count = prefix[r + 1] - prefix[r];
-  step.kv_head = before / count;
-  step.position = before - step.kv_head * count;
+  step.position = in_head - prefix[r];
   step.first_key = step.position * params.plan.step_keys;
-  step.all = row_steps(params, list, prefix[r], count, step.part, r, step.kv_head);
+  step.all = row_steps(params, list, prefix[r], prefix[r + 1] - prefix[r], step.part, r, step.kv_head);
   step.first_packed = step.part / params.num_channel_parts * params.plan.fragment_rows;
   step.first_channel = step.part % params.num_channel_parts * kMaxSumChannels;
   step.num_packed = min(params.plan.fragment_rows, step.row.num_queries * params.group - step.first_packed);

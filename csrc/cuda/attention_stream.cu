@@ -12,8 +12,7 @@ namespace {
 using namespace stream;
 
 template <typename T, int kDim, int kGroups>
-__global__ void __launch_bounds__(num_threads(kGroups), blocks_per_multiprocessor(kGroups))
-    stream_kernel(const __grid_constant__ StreamParams params) {
+__global__ void __launch_bounds__(kThreads, 1) stream_kernel(const __grid_constant__ StreamParams params) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<Shared<kDim, kGroups>*>(shared_bytes);
@@ -22,26 +21,31 @@ __global__ void __launch_bounds__(num_threads(kGroups), blocks_per_multiprocesso
   if (threadIdx.x == 0) {
     prefetch_tensor_map(params.keys);
     prefetch_tensor_map(params.values);
-    shared.tiles.init();
+    for (auto& lane : shared.lanes) lane.tiles.init();
     Barrier::publish_inits();
   }
   const DecodeParams& decode = params.decode;
   const int num_rows = decode.attention.rows.num_rows;
   prefix_rows(prefix, num_rows, [&](int r) { return num_steps_of(decode, r); });
-  const StepList list = make_list(decode, prefix[num_rows]);
+  const StepList list = make_list(decode, count_rows(prefix, num_rows));
   if (list.num_steps == 0) return;
-  const auto block = static_cast<int>(blockIdx.x);
-  const int begin = cut_of(decode, list, prefix, block);
-  const int end = cut_of(decode, list, prefix, block + 1);
-  if (threadIdx.x == 0) shared.piece = {list, prefix, begin, end};
+  constexpr int kLanes = kMaxStreamGroups / kGroups;
+  const auto warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  if (warp < kLanes) {
+    const int index = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+    const int begin = cut_of(decode, list, prefix, index);
+    const int end = cut_of(decode, list, prefix, index + 1);
+    if (threadIdx.x % kWarpSize == 0) shared.lanes[warp].piece = {list, prefix, index, begin, end};
+  }
   __syncthreads();
-  if (threadIdx.x / kGroupThreads == kGroups) {
+  constexpr int kRowWarps = kMaxStreamGroups * kGroupWarps;
+  if (warp >= kRowWarps) {
     wgmma::give_registers_back<kCopyRegisters>();
-    if (threadIdx.x / kWarpSize != kGroups * kGroupWarps) return;
-    CopyWarp<kDim, kGroups>(params, shared).run();
+    if (warp >= kRowWarps + kLanes) return;
+    CopyWarp<kDim, kGroups>(params, shared.lanes[warp - kRowWarps]).run();
   } else {
     wgmma::take_registers<kRowRegisters>();
-    RowGroup<T, kDim, kGroups>(params, shared).run();
+    RowGroup<T, kDim, kGroups>(params, shared.lanes[warp / kGroupWarps / kGroups]).run();
   }
 #endif
 }
@@ -51,15 +55,16 @@ __global__ void __launch_bounds__(num_threads(kGroups), blocks_per_multiprocesso
 template <typename T, int kDim, int kGroups>
 void launch(DecodeParams decode, cudaStream_t stream) {
   const PagedAttentionParams& attention = decode.attention;
-  decode.num_blocks = num_decode_blocks(decode, blocks_per_multiprocessor(kGroups));
+  constexpr int kLanes = kMaxStreamGroups / kGroups;
+  const int num_blocks = (num_decode_blocks(decode, kLanes) + kLanes - 1) / kLanes;
+  decode.num_blocks = num_blocks * kLanes;
   const int box_keys = box_keys_of(attention.cache.block_size, kKeys);
   const StreamParams params{decode, map_cache(attention, attention.cache.keys, box_keys),
                             map_cache(attention, attention.cache.values, box_keys), box_keys};
   const int shared_bytes = static_cast<int>(sizeof(Shared<kDim, kGroups>)) + (attention.rows.num_rows + 1) * 4;
   auto* kernel = stream_kernel<T, kDim, kGroups>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), kAttentionOp);
-  kernel<<<static_cast<unsigned>(decode.num_blocks), num_threads(kGroups), static_cast<size_t>(shared_bytes), stream>>>(
-      params);
+  kernel<<<static_cast<unsigned>(num_blocks), kThreads, static_cast<size_t>(shared_bytes), stream>>>(params);
   check_launch(kAttentionOp);
   if (decode.plan.max_steps > 1) launch_combine(decode, stream);
 }

@@ -16,22 +16,17 @@ inline constexpr int kGroupWarps = kGroupThreads / kWarpSize;
 inline constexpr int kKeys = 64;  // of a tile
 static_assert(kStreamStepKeys % kKeys == 0);
 
-// One warpgroup a block leaves room for two blocks.
-constexpr int blocks_per_multiprocessor(int num_groups) {
-  return num_groups == 1 ? 2 : 1;
-}
-constexpr int num_threads(int num_groups) {
-  return (num_groups + 1) * kGroupThreads;
-}
+// Of a block: warpgroups that compute, and one whose warps copy.
+inline constexpr int kThreads = (kMaxStreamGroups + 1) * kGroupThreads;
 
 // Registers a thread: 65,536 in all, and the copies need few.
-inline constexpr int kRowRegisters = 216;
+inline constexpr int kRowRegisters = 232;
 inline constexpr int kCopyRegisters = 40;
 
-// Of all blocks of a multiprocessor together: far more than what must be under way to keep the memory busy.
+// Of a block: far more than what must be under way to keep the memory busy.
 inline constexpr int kRingBytes = 160 << 10;
 constexpr unsigned num_stages(int dim, int num_groups) {
-  return static_cast<unsigned>(kRingBytes / blocks_per_multiprocessor(num_groups) / (kKeys * dim * 2));
+  return static_cast<unsigned>(kRingBytes / kMaxStreamGroups * num_groups / (kKeys * dim * 2));
 }
 
 struct StreamParams {
@@ -41,10 +36,11 @@ struct StreamParams {
   int box_keys;  // copied at once; divides the cache's block size and kKeys
 };
 
-// A block's piece of the list.
+// A lane's piece of the list: the list's blocks are lanes here.
 struct Piece {
   StepList list;
   const int32_t* prefix;
+  int index;
   int begin;
   int end;
 
@@ -54,12 +50,18 @@ struct Piece {
   }
 };
 
+// Of the kGroups warpgroups that share keys, and the warp that copies them.
 template <int kDim, int kGroups>
-struct Shared {
+struct Lane {
   Panels<kDim, kStreamRows> queries[kGroups];
   Ring<Panels<kDim, kKeys>, num_stages(kDim, kGroups), kGroups * kGroupWarps> tiles;  // keys, values, keys, ...
   Piece piece;
   Step steps[kGroups];  // the first of those of one row and key head that a warpgroup is at
+};
+
+template <int kDim, int kGroups>
+struct Shared {
+  Lane<kDim, kGroups> lanes[kMaxStreamGroups / kGroups];
 };  // then the prefix sums of the rows' steps
 
 }  // namespace headway::cuda::stream

@@ -13,7 +13,7 @@ class CopyWarp {
  public:
   using Tile = Panels<kDim, kKeys>;
 
-  __device__ CopyWarp(const StreamParams& params, Shared<kDim, kGroups>& shared)
+  __device__ CopyWarp(const StreamParams& params, stream::Lane<kDim, kGroups>& shared)
       : params_(params), shared_(shared), lane_(static_cast<int>(threadIdx.x) % kWarpSize) {
     const int boxes = kKeys / params.box_keys;
     has_box_ = lane_ < boxes * Tile::kCount;
@@ -69,7 +69,7 @@ class CopyWarp {
   }
 
   const StreamParams& params_;
-  Shared<kDim, kGroups>& shared_;
+  stream::Lane<kDim, kGroups>& shared_;
   int lane_;
   bool has_box_;  // the lane's, of each tile:
   int box_key_;

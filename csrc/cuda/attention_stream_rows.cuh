@@ -11,12 +11,13 @@ namespace headway::cuda::stream {
 template <typename T, int kDim, int kGroups>
 class RowGroup {
  public:
-  __device__ RowGroup(const StreamParams& params, Shared<kDim, kGroups>& shared)
+  __device__ RowGroup(const StreamParams& params, stream::Lane<kDim, kGroups>& shared)
       : params_(params.decode),
         box_keys_(params.box_keys),
         shared_(shared),
         piece_(shared.piece),
-        group_(static_cast<int>(threadIdx.x) / kGroupThreads),
+        warpgroup_(static_cast<int>(threadIdx.x) / kGroupThreads),
+        group_(warpgroup_ % kGroups),
         thread_(static_cast<int>(threadIdx.x) % kGroupThreads),
         lane_(thread_ % kWarpSize) {}
 
@@ -46,11 +47,14 @@ class RowGroup {
   };
 
   // Meets the warpgroup's threads. Barrier 0 is __syncthreads'.
-  __device__ void meet() const { asm volatile("bar.sync %0, %1;" ::"r"(1 + group_), "n"(kGroupThreads) : "memory"); }
+  __device__ void meet() const {
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + warpgroup_), "n"(kGroupThreads) : "memory");
+  }
 
-  // Meets the threads of all warpgroups that compute.
-  __device__ static void meet_all() {
-    asm volatile("bar.sync %0, %1;" ::"n"(1 + kGroups), "n"(kGroups * kGroupThreads) : "memory");
+  // Meets the threads of the lane's warpgroups.
+  __device__ void meet_lane() const {
+    if constexpr (kGroups == 1) return meet();
+    asm volatile("bar.sync %0, %1;" ::"n"(1 + kMaxStreamGroups), "n"(kGroups * kGroupThreads) : "memory");
   }
 
   __device__ const Step& step() const { return shared_.steps[group_]; }
@@ -187,13 +191,13 @@ class RowGroup {
     constexpr int kPieces = kDim / 8;
     const int end = (first + box_keys_ - 1) / box_keys_ * box_keys_;
     const uint32_t tile = shared_address(shared_.tiles.slot(turn_).bytes);
-    for (int i = static_cast<int>(threadIdx.x); i < (end - first) * kPieces; i += kGroups * kGroupThreads) {
+    for (int i = group_ * kGroupThreads + thread_; i < (end - first) * kPieces; i += kGroups * kGroupThreads) {
       const uint32_t piece = tile + Tile::offset(first + i / kPieces, i % kPieces * 8);
 #pragma unroll
       for (uint32_t word = 0; word < 4; ++word) store_word(piece + 4 * word, 0);
     }
     wgmma::publish_operands();
-    meet_all();
+    meet_lane();
   }
 
   // The tree ----------------------------------------------------------------------------------------------------------
@@ -202,7 +206,7 @@ class RowGroup {
     finish_sums(leaf_.state);
     const int in_span = position % kSpanSteps;
     if (index - in_span < piece_.begin) {  // the span's beginning is another block's
-      return write_partial(step_place(piece_.list, static_cast<int>(blockIdx.x), index), leaf_);
+      return write_partial(step_place(piece_.list, piece_.index, index), leaf_);
     }
     if (in_span == 0) span_ = RowSums{};
     add(span_, leaf_);
@@ -218,11 +222,11 @@ class RowGroup {
     const bool is_first = position < kSpanSteps;
     if (is_first && is_last) return write_output(span_);
     if (piece_.list.cuts != Cuts::kRows) return write_partial(step().all.place + position / kSpanSteps, span_);
-    if (is_first) return write_partial(blockIdx.x, span_);
-    read_partial(blockIdx.x, leaf_);
+    if (is_first) return write_partial(piece_.index, span_);
+    read_partial(piece_.index, leaf_);
     add(leaf_, span_);
     if (is_last) return write_output(leaf_);
-    write_partial(blockIdx.x, leaf_);
+    write_partial(piece_.index, leaf_);
   }
 
   __device__ void add(RowSums& sums, const RowSums& later) const {
@@ -298,9 +302,10 @@ class RowGroup {
 
   const DecodeParams& params_;
   int box_keys_;
-  Shared<kDim, kGroups>& shared_;
+  stream::Lane<kDim, kGroups>& shared_;
   const Piece& piece_;
-  int group_;
+  int warpgroup_;
+  int group_;  // of the lane
   int thread_;
   int lane_;
   bool is_idle_;   // the warpgroup has no rows
