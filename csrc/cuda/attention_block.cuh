@@ -211,12 +211,13 @@ class DecodeBlock {
     }
     Sum row;
     row.reset();
-    if (!is_first) read_partial(blockIdx.x, row);
+    const auto block = static_cast<int>(blockIdx.x);
+    if (!is_first) read_partial(serial_place(block, step.position - kSpanSteps), row);
     row.add(span, params_.log2_scale);
     if (is_last) {
       write_output(step, row);
     } else {
-      write_partial(blockIdx.x, row);
+      write_partial(serial_place(block, step.position), row);
     }
   }
 

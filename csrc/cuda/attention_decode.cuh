@@ -204,6 +204,12 @@ __device__ __forceinline__ int64_t step_place(const StepList& list, int block, i
   return list.num_places + int64_t{block} * list.block_places + index - list.begin_of(block);
 }
 
+// Where a block that holds whole rows keeps the row's sum so far, up to the span of step `position`. The threads that
+// share a row do not wait for each other between reading a sum and writing the next.
+__device__ __forceinline__ int64_t serial_place(int block, int position) {
+  return 2 * block + position / kSpanSteps % 2;
+}
+
 // A partial result: [partial_rows, channels of a part] sums, [partial_rows] largest scores, [partial_rows] sums of
 // exponentials.
 struct Partial {

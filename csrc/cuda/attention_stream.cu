@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kThreads, 1) stream_kernel(const __grid_consta
   constexpr int kLanes = kMaxStreamGroups / kGroups;
   const auto warp = static_cast<int>(threadIdx.x) / kWarpSize;
   if (warp < kLanes) {
-    const int index = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+    const int index = static_cast<int>(blockIdx.x) * kLanes + warp;
     const int begin = cut_of(decode, list, prefix, index);
     const int end = cut_of(decode, list, prefix, index + 1);
     if (threadIdx.x % kWarpSize == 0) shared.lanes[warp].piece = {list, prefix, index, begin, end};
@@ -56,7 +56,7 @@ template <typename T, int kDim, int kGroups>
 void launch(DecodeParams decode, cudaStream_t stream) {
   const PagedAttentionParams& attention = decode.attention;
   constexpr int kLanes = kMaxStreamGroups / kGroups;
-  const int num_blocks = (num_decode_blocks(decode, kLanes) + kLanes - 1) / kLanes;
+  const int num_blocks = num_decode_blocks(decode, 1);
   decode.num_blocks = num_blocks * kLanes;
   const int box_keys = box_keys_of(attention.cache.block_size, kKeys);
   const StreamParams params{decode, map_cache(attention, attention.cache.keys, box_keys),

@@ -3,7 +3,7 @@
 // (attention_stream_copies.cuh); a warpgroup for every 64 packed rows multiplies and folds them in registers
 // (attention_stream_rows.cuh). Most of the 64 rows may be empty: reading the keys takes longer than their products.
 //
-// The tree: tiles of 64 keys in order, in one running sum, to a step of 128.
+// The tree: the 128 keys of a step are weighed together and summed in order.
 #pragma once
 
 #include "cuda/attention_decode.cuh"
@@ -14,7 +14,8 @@ namespace headway::cuda::stream {
 inline constexpr int kGroupThreads = 128;
 inline constexpr int kGroupWarps = kGroupThreads / kWarpSize;
 inline constexpr int kKeys = 64;  // of a tile
-static_assert(kStreamStepKeys % kKeys == 0);
+inline constexpr int kStepTiles = kStreamStepKeys / kKeys;
+static_assert(kStepTiles == 2);
 
 // Of a block: warpgroups that compute, and one whose warps copy.
 inline constexpr int kThreads = (kMaxStreamGroups + 1) * kGroupThreads;
@@ -54,7 +55,8 @@ struct Piece {
 template <int kDim, int kGroups>
 struct Lane {
   Panels<kDim, kStreamRows> queries[kGroups];
-  Ring<Panels<kDim, kKeys>, num_stages(kDim, kGroups), kGroups * kGroupWarps> tiles;  // keys, values, keys, ...
+  Ring<Panels<kDim, kKeys>, num_stages(kDim, kGroups), kGroups * kGroupWarps>
+      tiles;  // of a step the keys, then the values
   Piece piece;
   Step steps[kGroups];  // the first of those of one row and key head that a warpgroup is at
 };

@@ -27,7 +27,7 @@ class CopyWarp {
     for (int index = piece.begin; index < piece.end;) {
       const Step step = find_step(params_.decode, piece.list, piece.prefix, index);
       const int end = piece.end_of_run(step, index);
-      if (step.num_packed > 0) copy_run(step, min(step.row.kv_len, step.first_key + (end - index) * kStreamStepKeys));
+      if (step.num_packed > 0) copy_run(step, end - index);
       index = end;
     }
   }
@@ -35,15 +35,30 @@ class CopyWarp {
  private:
   static constexpr int kNoPlace = -1;
 
-  // Keys and values from the step's first key on, up to key `end`.
-  __device__ void copy_run(const Step& step, int end) {
-    int place = find_place(step, step.first_key);
-    for (int first = step.first_key; first < end; first += kKeys) {
-      const int next_place = find_place(step, first + kKeys);
-      copy_tile(params_.keys, step.kv_head, first, place);
-      copy_tile(params_.values, step.kv_head, first, place);
-      place = next_place;
+  // Keys and values of `count` steps.
+  __device__ void copy_run(const Step& step, int count) {
+    const int end = step.first_key + count * kStreamStepKeys;
+    int places[kStepTiles];
+    find_places(step, step.first_key, places);
+    for (int first = step.first_key; first < end; first += kStreamStepKeys) {
+      int next_places[kStepTiles];
+      find_places(step, first + kStreamStepKeys, next_places);
+#pragma unroll
+      for (int tile = 0; tile < kStepTiles; ++tile) {
+        copy_tile(params_.keys, step.kv_head, first + tile * kKeys, places[tile]);
+      }
+#pragma unroll
+      for (int tile = 0; tile < kStepTiles; ++tile) {
+        copy_tile(params_.values, step.kv_head, first + tile * kKeys, places[tile]);
+      }
+#pragma unroll
+      for (int tile = 0; tile < kStepTiles; ++tile) places[tile] = next_places[tile];
     }
+  }
+
+  __device__ void find_places(const Step& step, int first, int (&places)[kStepTiles]) const {
+#pragma unroll
+    for (int tile = 0; tile < kStepTiles; ++tile) places[tile] = find_place(step, first + tile * kKeys);
   }
 
   // The cache block of the lane's box in the tile from key `first` on; none beyond the last key: what is not copied
@@ -63,7 +78,7 @@ class CopyWarp {
     if (has_box_) {
       const int key = (first + box_key_) % params_.decode.attention.cache.block_size;
       const int indices[4] = {panel_ * wgmma::kPanelColumns, kv_head, key, place};
-      copy_box(shared_address(ring.slot(turn_).bytes) + offset_, map, indices, full);
+      copy_box_once(shared_address(ring.slot(turn_).bytes) + offset_, map, indices, full);
     }
     ++turn_;
   }

@@ -27,16 +27,17 @@ class RowGroup {
       const int end = piece_.end_of_run(step(), index);
       for (int position = step().position; index < end; ++index, ++position) {
         if (step().num_packed <= 0) continue;
-        attend(position * kStreamStepKeys);
-        if (has_rows_) fold(position, index);
+        RowSums sums{};
+        attend(position * kStreamStepKeys, sums);
+        if (has_rows_) fold(sums, position, index);
       }
     }
   }
 
  private:
-  static constexpr int kScoreTiles = kKeys / 8;
+  static constexpr int kScoreTiles = kStreamStepKeys / 8;
   static constexpr int kSumTiles = kDim / 8;
-  static constexpr int kWeightSteps = kKeys / 16;
+  static constexpr int kWeightSteps = kStreamStepKeys / 16;
   using Queries = Panels<kDim, kStreamRows>;
   using Tile = Panels<kDim, kKeys>;
 
@@ -96,7 +97,6 @@ class RowGroup {
 
   // Rows that are none have no limit, and are not written.
   __device__ void place_rows() {
-    is_idle_ = kGroups > 1 && group_ * kStreamRows >= step().num_packed;
     has_rows_ = fragment_row() - lane_ / 4 < step().num_packed;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -109,45 +109,45 @@ class RowGroup {
 
   // A step ------------------------------------------------------------------------------------------------------------
 
-  __device__ void attend(int first) {
-    const int end = min(first + kStreamStepKeys, step().row.kv_len);
-    leaf_.state = SoftmaxState{};
-#pragma unroll 1
-    for (int key = first; key < end; key += kKeys) {
-      float scores[kScoreTiles][4] = {};
-      multiply_queries(scores);
-      uint32_t weights[kWeightSteps][4] = {};
-      if (has_rows_) weigh(key, key == first, scores, weights);
-      multiply_values(key, key == first, weights);
-    }
+  // Keys from `first` on.
+  __device__ void attend(int first, RowSums& sums) {
+    float scores[kScoreTiles][4] = {};
+    multiply_queries(scores);
+    uint32_t weights[kWeightSteps][4] = {};
+    if (has_rows_) weigh(first, scores, weights, sums.state);
+    multiply_values(first, weights, sums.values);
   }
 
   __device__ __forceinline__ void multiply_queries(float (&scores)[kScoreTiles][4]) {
-    shared_.tiles.wait_full(turn_);
-    if (is_idle_) return free_tile();
-    const uint64_t queries = wgmma::describe(shared_address(shared_.queries[group_].bytes));
-    const uint64_t keys = wgmma::describe(shared_address(shared_.tiles.slot(turn_).bytes));
+    wait_tiles();
     wgmma::begin_products();
+    add_scores<0>(scores);
+    add_scores<1>(scores);
+    wgmma::commit_products();
+    wgmma::wait_products<0>();
+    wgmma::hold(scores);
+    free_tiles();
+  }
+
+  template <int kTile>
+  __device__ __forceinline__ void add_scores(float (&scores)[kScoreTiles][4]) {
+    const uint64_t queries = wgmma::describe(shared_address(shared_.queries[group_].bytes));
+    const uint64_t keys = wgmma::describe(shared_address(shared_.tiles.slot(turn_ + kTile).bytes));
 #pragma unroll
     for (int step = 0; step < kDim / 16; ++step) {
       constexpr int kPanelSteps = wgmma::kPanelColumns / 16;
       const int within = step % kPanelSteps * wgmma::kStepBytes<wgmma::Rows::kAlongSum>;
-      wgmma::multiply_shared_64<T>(scores, queries + ((step / kPanelSteps * Queries::kPanelBytes + within) >> 4),
-                                   keys + ((step / kPanelSteps * Tile::kPanelBytes + within) >> 4), true);
+      wgmma::add_shared_64<T, kTile * kKeys / 8>(scores,
+                                                 queries + ((step / kPanelSteps * Queries::kPanelBytes + within) >> 4),
+                                                 keys + ((step / kPanelSteps * Tile::kPanelBytes + within) >> 4));
     }
-    wgmma::commit_products();
-    wgmma::wait_products<0>();
-    wgmma::hold(scores);
-    free_tile();
   }
 
-  // Of the tile from key `first` on.
-  __device__ __forceinline__ void weigh(int first, bool is_first, float (&scores)[kScoreTiles][4],
-                                        uint32_t (&weights)[kWeightSteps][4]) {
-    if (first + kKeys > fewest_keys_) mask(first, scores);
-    float factor[2];
-    softmax_tile(scores, leaf_.state, factor, params_.log2_scale);
-    if (!is_first && __any_sync(kFullWarp, factor[0] != 1.0f || factor[1] != 1.0f)) scale_rows(leaf_.values, factor);
+  __device__ __forceinline__ void weigh(int first, float (&scores)[kScoreTiles][4],
+                                        uint32_t (&weights)[kWeightSteps][4], SoftmaxState& state) {
+    if (first + kStreamStepKeys > fewest_keys_) mask(first, scores);
+    float factor[2];  // of what came before, which is nothing
+    softmax_tile(scores, state, factor, params_.log2_scale);
 #pragma unroll
     for (int j = 0; j < kWeightSteps; ++j) pack_probabilities<T>(weights[j], scores[2 * j], scores[2 * j + 1]);
   }
@@ -163,36 +163,51 @@ class RowGroup {
     }
   }
 
-  __device__ __forceinline__ void multiply_values(int first, bool is_first, uint32_t (&weights)[kWeightSteps][4]) {
-    shared_.tiles.wait_full(turn_);
-    if (first + kKeys > step().row.kv_len) clear_values_from(step().row.kv_len - first);
-    if (is_idle_) return free_tile();
-    const uint64_t values = wgmma::describe_panels(shared_address(shared_.tiles.slot(turn_).bytes), Tile::kPanelBytes);
+  __device__ __forceinline__ void multiply_values(int first, uint32_t (&weights)[kWeightSteps][4],
+                                                  float (&sums)[kSumTiles][4]) {
+    wait_tiles();
+    if (first + kStreamStepKeys > step().row.kv_len) clear_values_from(step().row.kv_len - first);
     wgmma::hold(weights);
     wgmma::begin_products();
-#pragma unroll
-    for (int step = 0; step < kWeightSteps; ++step) {
-      constexpr int kStep = wgmma::kStepBytes<wgmma::Rows::kAcrossSum> >> 4;
-      wgmma::multiply_across<T>(leaf_.values, weights[step], values + step * kStep, !is_first || step > 0);
-    }
+    add_values<0>(weights, sums);
+    add_values<1>(weights, sums);
     wgmma::commit_products();
     wgmma::wait_products<0>();
-    wgmma::hold(leaf_.values);
-    free_tile();
+    wgmma::hold(sums);
+    free_tiles();
   }
 
-  __device__ __forceinline__ void free_tile() {
-    if (lane_ == 0) shared_.tiles.arrive_free(turn_);
-    ++turn_;
+  template <int kTile>
+  __device__ __forceinline__ void add_values(const uint32_t (&weights)[kWeightSteps][4], float (&sums)[kSumTiles][4]) {
+    const uint64_t values =
+        wgmma::describe_panels(shared_address(shared_.tiles.slot(turn_ + kTile).bytes), Tile::kPanelBytes);
+#pragma unroll
+    for (int step = 0; step < kKeys / 16; ++step) {
+      constexpr int kStep = wgmma::kStepBytes<wgmma::Rows::kAcrossSum> >> 4;
+      wgmma::multiply_across<T>(sums, weights[kTile * kKeys / 16 + step], values + step * kStep, true);
+    }
+  }
+
+  // The keys or the values of a step.
+  __device__ __forceinline__ void wait_tiles() {
+#pragma unroll
+    for (unsigned tile = 0; tile < kStepTiles; ++tile) shared_.tiles.wait_full(turn_ + tile);
+  }
+  __device__ __forceinline__ void free_tiles() {
+#pragma unroll
+    for (unsigned tile = 0; tile < kStepTiles; ++tile) {
+      if (lane_ == 0) shared_.tiles.arrive_free(turn_ + tile);
+    }
+    turn_ += kStepTiles;
   }
 
   // Slots of the row's last cache block beyond its last key may hold anything, and a weight of zero does not cure NaN.
   __device__ void clear_values_from(int first) const {
     constexpr int kPieces = kDim / 8;
     const int end = (first + box_keys_ - 1) / box_keys_ * box_keys_;
-    const uint32_t tile = shared_address(shared_.tiles.slot(turn_).bytes);
+    const uint32_t tile = shared_address(shared_.tiles.slot(turn_ + first / kKeys).bytes);
     for (int i = group_ * kGroupThreads + thread_; i < (end - first) * kPieces; i += kGroups * kGroupThreads) {
-      const uint32_t piece = tile + Tile::offset(first + i / kPieces, i % kPieces * 8);
+      const uint32_t piece = tile + Tile::offset(first % kKeys + i / kPieces, i % kPieces * 8);
 #pragma unroll
       for (uint32_t word = 0; word < 4; ++word) store_word(piece + 4 * word, 0);
     }
@@ -202,14 +217,14 @@ class RowGroup {
 
   // The tree ----------------------------------------------------------------------------------------------------------
 
-  __device__ void fold(int position, int index) {
-    finish_sums(leaf_.state);
+  __device__ void fold(RowSums& sums, int position, int index) {
+    finish_sums(sums.state);
     const int in_span = position % kSpanSteps;
     if (index - in_span < piece_.begin) {  // the span's beginning is another block's
-      return write_partial(step_place(piece_.list, piece_.index, index), leaf_);
+      return write_partial(step_place(piece_.list, piece_.index, index), sums);
     }
     if (in_span == 0) span_ = RowSums{};
-    add(span_, leaf_);
+    append(sums);
     const bool is_last = position == step().all.count - 1;
     if (in_span == kSpanSteps - 1 || is_last) {
       close_span(position, is_last);
@@ -222,25 +237,23 @@ class RowGroup {
     const bool is_first = position < kSpanSteps;
     if (is_first && is_last) return write_output(span_);
     if (piece_.list.cuts != Cuts::kRows) return write_partial(step().all.place + position / kSpanSteps, span_);
-    if (is_first) return write_partial(piece_.index, span_);
-    read_partial(piece_.index, leaf_);
-    add(leaf_, span_);
-    if (is_last) return write_output(leaf_);
-    write_partial(piece_.index, leaf_);
+    if (!is_first) prepend(serial_place(piece_.index, position - kSpanSteps));
+    if (is_last) return write_output(span_);
+    write_partial(serial_place(piece_.index, position), span_);
   }
 
-  __device__ void add(RowSums& sums, const RowSums& later) const {
+  __device__ void append(const RowSums& later) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const MergeFactors factors =
-          merge_factors(sums.state.largest[half], later.state.largest[half], params_.log2_scale);
-      sums.state.largest[half] = factors.largest;
-      sums.state.sum[half] = merge(sums.state.sum[half], later.state.sum[half], factors);
+          merge_factors(span_.state.largest[half], later.state.largest[half], params_.log2_scale);
+      span_.state.largest[half] = factors.largest;
+      span_.state.sum[half] = merge(span_.state.sum[half], later.state.sum[half], factors);
 #pragma unroll
       for (int j = 0; j < kSumTiles; ++j) {
 #pragma unroll
         for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          sums.values[j][i] = merge(sums.values[j][i], later.values[j][i], factors);
+          span_.values[j][i] = merge(span_.values[j][i], later.values[j][i], factors);
         }
       }
     }
@@ -265,22 +278,23 @@ class RowGroup {
     }
   }
 
-  // What the lane's four wrote last.
-  __device__ void read_partial(int64_t place, RowSums& sums) const {
+  // Adds the span to what the lane's four threads of the row wrote last.
+  __device__ void prepend(int64_t place) {
     __syncwarp();
     const Partial partial = partial_of(params_, place);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = fragment_row() + 8 * half;
       if (row >= step().num_packed) continue;
+      const MergeFactors factors = merge_factors(partial.largest[row], span_.state.largest[half], params_.log2_scale);
+      span_.state.largest[half] = factors.largest;
+      span_.state.sum[half] = merge(partial.totals[row], span_.state.sum[half], factors);
 #pragma unroll
       for (int j = 0; j < kSumTiles; ++j) {
-        const float2 pair = *reinterpret_cast<const float2*>(partial.sums + row * kDim + channel_of(j));
-        sums.values[j][2 * half] = pair.x;
-        sums.values[j][2 * half + 1] = pair.y;
+        const float2 before = *reinterpret_cast<const float2*>(partial.sums + row * kDim + channel_of(j));
+        span_.values[j][2 * half] = merge(before.x, span_.values[j][2 * half], factors);
+        span_.values[j][2 * half + 1] = merge(before.y, span_.values[j][2 * half + 1], factors);
       }
-      sums.state.largest[half] = partial.largest[row];
-      sums.state.sum[half] = partial.totals[row];
     }
   }
 
@@ -308,12 +322,10 @@ class RowGroup {
   int group_;  // of the lane
   int thread_;
   int lane_;
-  bool is_idle_;   // the warpgroup has no rows
   bool has_rows_;  // the warp
   unsigned turn_ = 0;
   int limit_[2];     // keys that the lane's rows see
   int fewest_keys_;  // that any row of the warp sees
-  RowSums leaf_;  // the step under way
   RowSums span_;  // so far
 };
 

@@ -174,11 +174,20 @@ def test_prompts_are_bit_equal_to_their_pieces(case, dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("num_rows", "num_queries"), [(2600, 1), (200, 4), (1100, 4)])
-def test_more_rows_than_partial_results_fit(num_rows, num_queries):
-    """Then a block takes whole spans of keys or whole rows; to the bit what a row alone gets."""
-    kv_len = 2100
-    case, row = AttentionCase(32, 2, 128), Rows((num_queries,), (kv_len - num_queries,))
+@pytest.mark.parametrize(
+    ("num_rows", "num_queries", "kv_len", "head_dim"),
+    [
+        (2600, 1, 2100, 128),  # more partial results than there is room for
+        (200, 4, 2100, 128),
+        (1100, 4, 2100, 128),
+        (132, 1, 6200, 128),  # as many rows as blocks
+        (132, 1, 6200, 96),
+        (64, 4, 4100, 64),
+    ],
+)
+def test_many_rows_get_what_one_gets(num_rows, num_queries, kv_len, head_dim):
+    """Where a block takes whole spans of keys or whole rows; to the bit."""
+    case, row = AttentionCase(32, 2, head_dim), Rows((num_queries,), (kv_len - num_queries,))
     one = on_device(attention_arguments(case, row, torch.bfloat16), "cuda")
     many = one | {
         "q": one["q"].repeat(num_rows, 1, 1),

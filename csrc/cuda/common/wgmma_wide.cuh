@@ -39,16 +39,16 @@ __device__ __forceinline__ void take_registers() {
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
-// d[64, 64] = a b, or += where accumulates: a [64, 16] and b [64, 16] from shared memory, rows along the sum.
-template <typename T>
-__device__ __forceinline__ void multiply_shared_64(float (&d)[8][4], uint64_t a, uint64_t b, bool accumulates) {
-#define HEADWAY_PRODUCT(TYPE)                                                               \
-  asm volatile(                                                                             \
-      "{ .reg .pred p; setp.ne.b32 p, %34, 0;\n"                                            \
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " {" HEADWAY_SUM_NAMES_64 \
-      "}, %32, %33, p, 1, 1, 0, 0; }\n"                                                     \
-      : HEADWAY_SUMS_OF_8(d, 0)                                                             \
-      : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)))
+// d[64, the tiles from kFirst to kFirst + 7 of its columns] += a b: a [64, 16] and b [64, 16] from shared memory, rows
+// along the sum.
+template <typename T, int kFirst, int kTiles>
+__device__ __forceinline__ void add_shared_64(float (&d)[kTiles][4], uint64_t a, uint64_t b) {
+  static_assert(kFirst + 8 <= kTiles);
+#define HEADWAY_PRODUCT(TYPE)                                                                        \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " {" HEADWAY_SUM_NAMES_64 \
+               "}, %32, %33, 1, 1, 1, 0, 0;\n"                                                       \
+               : HEADWAY_SUMS_OF_8(d, kFirst)                                                        \
+               : "l"(a), "l"(b))
   if constexpr (std::is_same_v<T, __half>) {
     HEADWAY_PRODUCT("f16");
   } else {
