@@ -33,6 +33,8 @@ inline constexpr int kSpanSteps = 8;
 inline constexpr int kFragmentRows = 16;
 
 // The same of the decode kernel on warpgroup products: keys of a step, packed rows of a warpgroup, warpgroups at most.
+// Heads of 64 leave a tile too little to do: there the other kernel is faster.
+inline constexpr int kStreamDim = 128;
 inline constexpr int kStreamStepKeys = 128;
 inline constexpr int kStreamRows = 64;
 inline constexpr int kMaxStreamGroups = 2;
@@ -122,8 +124,8 @@ void launch_generic_attention(const PagedAttentionParams& params, cudaStream_t s
 void launch_decode_attention(const PagedAttentionParams& params, cudaStream_t stream);
 void launch_tiled_attention(const PagedAttentionParams& params, cudaStream_t stream);
 
-// The kernels on warpgroup products (sm_90a), and whether they take these shapes on the current device. counter: one
-// number of workspace.
+// The kernels on warpgroup products (sm_90a), and whether they take these shapes on the current device; of decode only
+// heads of kStreamDim. counter: one number of workspace.
 bool can_attend_warpgroups(const PagedAttentionParams& params);
 void launch_stream_attention(const PagedAttentionParams& params, cudaStream_t stream);
 void launch_warpgroup_attention(const PagedAttentionParams& params, unsigned* counter, cudaStream_t stream);

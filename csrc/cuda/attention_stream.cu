@@ -1,5 +1,5 @@
-// The kernel of attention_stream.cuh and its launch: heads of 64 or 128, cache blocks of a multiple of 16 tokens. All
-// lengths are read on the device: a captured graph serves any.
+// The kernel of attention_stream.cuh and its launch: heads of 128, cache blocks of a multiple of 16 tokens. All lengths
+// are read on the device: a captured graph serves any.
 #include "cuda/attention_stream.cuh"
 #include "cuda/attention_stream_copies.cuh"
 #include "cuda/attention_stream_rows.cuh"
@@ -69,16 +69,10 @@ void launch(DecodeParams decode, cudaStream_t stream) {
   if (decode.plan.max_steps > 1) launch_combine(decode, stream);
 }
 
-template <typename T, int kDim>
-void launch_groups(const DecodeParams& params, cudaStream_t stream) {
-  if (num_stream_groups(params.attention) == 1) return launch<T, kDim, 1>(params, stream);
-  launch<T, kDim, kMaxStreamGroups>(params, stream);
-}
-
 template <typename T>
 void launch_dtype(const DecodeParams& params, cudaStream_t stream) {
-  if (params.attention.head_dim == 64) return launch_groups<T, 64>(params, stream);
-  launch_groups<T, 128>(params, stream);
+  if (num_stream_groups(params.attention) == 1) return launch<T, kStreamDim, 1>(params, stream);
+  launch<T, kStreamDim, kMaxStreamGroups>(params, stream);
 }
 
 }  // namespace

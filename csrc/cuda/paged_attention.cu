@@ -40,7 +40,11 @@ void paged_attention(const PagedAttentionParams& params, Stream stream) {
   require(params.workspace_bytes >= paged_attention_workspace_bytes(params), kAttentionOp,
           "the workspace is smaller than paged_attention_workspace_bytes");
   const bool takes_warpgroups = can_attend_warpgroups(params);
-  takes_warpgroups ? launch_stream_attention(params, cuda_stream) : launch_decode_attention(params, cuda_stream);
+  if (takes_warpgroups && params.head_dim == kStreamDim) {
+    launch_stream_attention(params, cuda_stream);
+  } else {
+    launch_decode_attention(params, cuda_stream);
+  }
   if (params.max_query_len <= kMaxDecodeQueries) return;
   if (!takes_warpgroups) return launch_tiled_attention(params, cuda_stream);
   auto* counter = static_cast<unsigned char*>(params.workspace) + partials_bytes(params);
