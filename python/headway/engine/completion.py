@@ -204,12 +204,15 @@ class Request:
 
     @property
     def num_output_tokens(self) -> int:
-        return sum(len(completion.token_ids) for completion in self.completions)
+        return sum([len(completion.token_ids) for completion in self.completions])
 
     @property
     def num_cached_tokens(self) -> int | None:
         """Of the prompt, found in the prefix cache by the completion that was computed first."""
-        return next((c.num_cached_tokens for c in self.completions if c.num_cached_tokens is not None), None)
+        for completion in self.completions:
+            if completion.num_cached_tokens is not None:
+                return completion.num_cached_tokens
+        return None
 
     def metrics(self) -> RequestMetrics:
         admitted = [c.admitted_s for c in self.completions if c.admitted_s is not None]
