@@ -4,6 +4,7 @@
 #include "cuda/attention_warpgroup_rows.cuh"
 #include "cuda/common/device.h"
 #include "cuda/common/dtype.cuh"
+#include "cuda/common/sm90a_code.h"
 
 namespace headway::cuda {
 namespace {
@@ -61,18 +62,11 @@ void launch_dtype(const PrefillParams& params, unsigned* num_taken, cudaStream_t
   launch<T, 128>(params, num_taken, stream);
 }
 
-#if defined(HEADWAY_HAS_SM90A)
-constexpr bool kHasCode = true;
-#else
-constexpr bool kHasCode = false;
-#endif
-
 }  // namespace
 
 bool can_attend_warpgroups(const PagedAttentionParams& params) {
-  return kHasCode && (params.head_dim == 64 || params.head_dim == 128) &&
-         box_keys_of(params.cache.block_size, kKeys) > 0 &&
-         device_attribute(cudaDevAttrComputeCapabilityMajor, kAttentionOp) == 9;
+  return (params.head_dim == 64 || params.head_dim == 128) && box_keys_of(params.cache.block_size, kKeys) > 0 &&
+         runs_sm90a_code(kAttentionOp);
 }
 
 void launch_warpgroup_attention(const PagedAttentionParams& attention, unsigned* num_taken, cudaStream_t stream) {

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "cuda/common/device.h"
+#include "cuda/common/sm90a_code.h"
 #include "cuda/skinny_linear.h"
 #include "cuda/skinny_linear_warpgroup.cuh"
 
@@ -83,16 +84,10 @@ void launch_dtype(const SkinnyLinearParams& params, cudaStream_t stream) {
   launch_tokens<T, 64>(params, stream);
 }
 
-#if defined(HEADWAY_HAS_SM90A)
-constexpr bool kHasCode = true;
-#else
-constexpr bool kHasCode = false;
-#endif
-
 }  // namespace
 
 bool can_multiply_warpgroups(const SkinnyLinearParams& params) {
-  if (!kHasCode || device_attribute(cudaDevAttrComputeCapabilityMajor, kSkinnyLinearOp) != 9) return false;
+  if (!runs_sm90a_code(kSkinnyLinearOp)) return false;
   const int64_t weight_bytes = int64_t{params.num_outputs} * params.num_inputs * kElementBytes;
   const int num_multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount, kSkinnyLinearOp);
   return weight_bytes > kMaxSmallBytes && params.num_outputs >= kMinBlockRows * num_multiprocessors;

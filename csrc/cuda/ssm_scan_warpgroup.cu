@@ -4,6 +4,7 @@
 // What is bit-equal: as in ssm_scan_chunked.cu. The chunk grid lies on absolute positions, the tiles of a group
 // are always the same.
 #include "cuda/common/device.h"
+#include "cuda/common/sm90a_code.h"
 #include "cuda/common/vector.cuh"
 #include "cuda/ssm_chunk_rows.cuh"
 #include "cuda/ssm_scan.h"
@@ -123,20 +124,13 @@ void launch_state_size(const SsmScanParams& params, cudaStream_t stream) {
   launch<kN, false>(params, stream);
 }
 
-#if defined(HEADWAY_HAS_SM90A)
-constexpr bool kHasCode = true;
-#else
-constexpr bool kHasCode = false;
-#endif
-
 }  // namespace
 
 bool can_scan_warpgroups(const SsmScanParams& params) {
   const int64_t group_channels = static_cast<int64_t>(params.num_heads / params.num_groups) * params.head_dim;
   const bool has_shape = (params.state_size == 64 || params.state_size == 128) && params.head_dim >= kTileChannels &&
                          params.head_dim % kBlock == 0 && group_channels % kTileChannels == 0;
-  return kHasCode && has_shape && can_scan_chunks(params) &&
-         device_attribute(cudaDevAttrComputeCapabilityMajor, kOp) == 9;
+  return has_shape && can_scan_chunks(params) && runs_sm90a_code(kOp);
 }
 
 void launch_warpgroup_scan(const SsmScanParams& params, cudaStream_t stream) {

@@ -18,9 +18,8 @@ MIN_SKINNY_BYTES: Final = 2**20  # smaller ones take a launch, whoever multiplie
 MAX_SMALL_BYTES: Final = 16 * 2**20  # larger ones are streamed: csrc/cuda/skinny_linear_warpgroup.cu
 SKINNY_GROUP_ROWS: Final = 40  # of a small matrix: kMaxTiles of csrc/cuda/skinny_linear.cu
 MIN_STREAMED_ROWS: Final = 48  # of a large one: with fewer, cuBLAS's split of the columns is quicker
-MIN_TALL_ROWS: Final = (
-    96  # with fewer, more than 16 tokens cost what reading the matrix gains; with more, than 32
-)
+# With fewer, more than 16 tokens cost what reading the matrix gains; with more, than 32.
+MIN_TALL_ROWS: Final = 96
 
 
 class Linear:
