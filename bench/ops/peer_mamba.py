@@ -98,30 +98,32 @@ class PeerMixer:
         on_device = [torch.tensor(v, dtype=torch.int32, device="cuda") for v in (bounds, last, row_ids)]
         return dict(zip(("cu_chunk_seqlens", "last_chunk_indices", "seq_idx"), on_device, strict=True))
 
-    def conv(self) -> None:
+    def conv(self) -> torch.Tensor:
+        """[conv_dim, T]"""
         from vllm.model_executor.layers.mamba.ops.causal_conv1d import causal_conv1d_fn
 
-        causal_conv1d_fn(
+        return causal_conv1d_fn(
             self.mixer.raw.t(), self.conv_weight, self.mixer.conv_bias, self.conv_state, self.query_start,
             cache_indices=self.slots, has_initial_state=self.has_state, activation="silu",
         )  # fmt: skip
 
-    def scan(self) -> None:
+    def scan(self) -> torch.Tensor:
+        """The rows' last states; outputs are in the mixer."""
         from vllm.model_executor.layers.mamba.ops.ssd_combined import mamba_chunk_scan_combined_varlen
 
         m = self.mixer
-        mamba_chunk_scan_combined_varlen(
+        return mamba_chunk_scan_combined_varlen(
             m.x, m.dt, m.A, m.B, m.C, m.shape.chunk_size, cu_seqlens=self.query_start, **self.chunks, out=m.y,
             D=m.D, z=None, dt_bias=m.dt_bias, initial_states=self.initial, dt_softplus=True,
             state_dtype=torch.float32,
         )  # fmt: skip
 
-    def norm(self) -> None:
+    def norm(self) -> torch.Tensor:
         from vllm.model_executor.layers.mamba.ops.layernorm_gated import rms_norm_gated
 
         m = self.mixer
         group_size = m.shape.d_inner // m.shape.num_groups
-        rms_norm_gated(
+        return rms_norm_gated(
             m.y.flatten(1),
             m.norm_weight,
             None,
@@ -136,11 +138,12 @@ class PeerMixer:
         self.scan()
         self.norm()
 
-    def conv_step(self) -> None:
+    def conv_step(self) -> torch.Tensor:
+        """[rows, conv_dim], which may be the input's memory"""
         from vllm.model_executor.layers.mamba.ops.causal_conv1d import causal_conv1d_update
 
         m = self.mixer
-        causal_conv1d_update(
+        return causal_conv1d_update(
             m.raw, self.conv_state, self.conv_weight, m.conv_bias, "silu", conv_state_indices=self.slots
         )
 
