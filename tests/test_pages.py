@@ -155,6 +155,16 @@ def test_what_a_scraper_is_told_is_yaml() -> None:
     assert job["static_configs"][0]["targets"] == ["127.0.0.1:8000"]
 
 
+def test_every_result_is_named_and_every_one_named_is_there() -> None:
+    """On a page, or by what writes it: a file that nobody names has been superseded."""
+    log = (ROOT / "docs" / "log.md").read_text()
+    writers = [path.read_text() for room in ("bench", "tests") for path in (ROOT / room).rglob("*.py")]
+    text = "\n".join([all_pages(), log, *writers])
+    results = {path.name for path in (ROOT / "bench" / "results").iterdir()}
+    assert {name for name in results if name not in text} == set()
+    assert set(re.findall(r"(?<![\w*])\w+_h200\.json", text)) - {"recorded_vllm_h200.json"} <= results
+
+
 def all_pages() -> str:
     return "\n".join(page.read_text() for page in PAGES)
 
