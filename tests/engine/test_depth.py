@@ -116,11 +116,37 @@ def engines(tiny_model_dir: Path) -> Iterator[list[LLM]]:
         llm.close()
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_shipped_model_gives_the_same_at_every_depth(engines: list[LLM], seed: int) -> None:
+def check_shipped(engines: list[LLM], seed: int) -> Counter[str]:
+    """The shipped model at depths 1 to 4 against depth 0; returns what was reached."""
     trace = random_trace(
         seed, prompt_of=prompt_of, max_prompt_len=60, max_tokens=16, stops=["e", "\n\n"], num_requests=8
     )
     serial = play(engines[0]._engine, trace)
     for llm in engines[1:]:
         check_same(serial, play(llm._engine, trace))
+    reached = Counter(outcome.finish_reason for outcome in serial)
+    return reached + Counter({"stop strings": sum(isinstance(o.stop_reason, str) for o in serial)})
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_shipped_model_gives_the_same_at_every_depth(engines: list[LLM], seed: int) -> None:
+    check_shipped(engines, seed)
+
+
+NUM_SHIPPED_SHARDS, SHIPPED_TRACES_PER_SHARD = 5, 100
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("shard", range(NUM_SHIPPED_SHARDS))
+def test_the_shipped_model_gives_the_same_over_five_hundred_traces(engines: list[LLM], shard: int) -> None:
+    begin = 1000 + shard * SHIPPED_TRACES_PER_SHARD
+    seeds = range(begin, begin + SHIPPED_TRACES_PER_SHARD)
+    reached = sum((check_shipped(engines, seed) for seed in seeds), Counter(traces=len(seeds)))
+    section = "launch-ahead equals serial, shipped model, depths 0 to 4"
+    total = evidence.record_shard(
+        section, shard, NUM_SHIPPED_SHARDS, reached, ENGINE_EVIDENCE, evidence.ENGINE
+    )
+    if total is not None:
+        assert total["traces"] == 500
+        assert min(total[name] for name in ("stop", "length", "abort", "stop strings")) > 100
