@@ -1,5 +1,8 @@
 // More requests than memory: refusal, eviction, pauses that give way, and random traces in tiny pools.
+#include <algorithm>
+#include <map>
 #include <random>
+#include <vector>
 
 #include "core/error.h"
 #include "tests/check.h"
@@ -179,72 +182,92 @@ CHECK_CASE(what_can_never_run_is_refused_and_changes_nothing) {
   EXPECT_EQ(rig.outputs[id].size(), 13u);
 }
 
+namespace {
+
+// Draws from a range, both ends included.
+class Draws {
+ public:
+  explicit Draws(uint32_t seed) : random_(seed) {}
+  int32_t operator()(int32_t low, int32_t high) { return std::uniform_int_distribution<int32_t>(low, high)(random_); }
+
+ private:
+  std::mt19937 random_;
+};
+
+LedgerConfig tiny_pools(Draws& draw, int32_t launch_depth) {
+  LedgerConfig config = roomy_config();
+  config.max_rows = draw(1, 5);
+  config.num_slots = draw(0, 4);
+  config.block_size = draw(1, 5);
+  config.max_model_len = 40;
+  config.num_blocks = draw(0, 3) == 0 ? 0 : 40 / config.block_size + draw(0, 6);
+  config.max_step_tokens = draw(1, 24);
+  config.max_launch_depth = launch_depth;
+  config.grant_ahead_blocks = draw(0, 2);
+  if (draw(0, 2) == 0) config.prompt_grid_tokens = draw(1, config.max_step_tokens);
+  const int32_t num_spare = config.max_step_tokens - config.prompt_grid_tokens + 1;
+  config.min_last_chunk_tokens = draw(1, std::min(config.prompt_grid_tokens, num_spare));
+  return config;
+}
+
+std::vector<int32_t> outputs_alone(const std::vector<int32_t>& prompt, int32_t max_new_tokens,
+                                   const SamplingSpec& spec) {
+  Rig alone({.max_rows = 1,
+             .num_blocks = 40,
+             .block_size = 1,
+             .num_slots = 1,
+             .max_model_len = 40,
+             .max_step_tokens = 40,
+             .vocab_size = 1000});
+  alone.add(prompt, max_new_tokens, spec);
+  alone.run();
+  return alone.outputs[1];
+}
+
+using Expected = std::map<int64_t, std::vector<int32_t>>;  // by request, what it gives on an idle machine
+
+void add_one(Rig& rig, Draws& draw, Expected& expected) {
+  const std::vector<int32_t> prompt(draw(1, 20), draw(0, 9));
+  SamplingSpec spec;
+  for (int32_t i = 0; i < 60; ++i) spec.stop_ids.push_back(draw(0, 999));
+  const int32_t max_new_tokens = draw(1, 19);
+  try {
+    const int64_t id = rig.add(prompt, max_new_tokens, spec, draw(0, 2));
+    expected[id] = outputs_alone(prompt, max_new_tokens, spec);
+  } catch (const CapacityError&) {  // it can never fit
+  }
+}
+
+void do_anything(Rig& rig, Draws& draw, Expected& expected) {
+  const int64_t id = draw(1, 12);
+  const int32_t what = draw(0, 13);
+  if (what == 0) {
+    add_one(rig, draw, expected);
+  } else if (what == 1) {
+    rig.ledger.pause(id);
+  } else if (what == 2) {
+    rig.ledger.resume(id);
+  } else if (what == 3) {
+    rig.ledger.evict(id);
+  } else if (what == 4) {
+    if (draw(0, 9) == 0) rig.ledger.abort(id);
+  } else if (what <= 8) {
+    rig.retire();
+  } else {
+    rig.launch();
+  }
+}
+
+}  // namespace
+
 // Tiny pools, every call at random: nobody is lost, nothing leaks, and the tokens are those of an idle machine.
 CHECK_CASE(random_traces_keep_every_invariant) {
   for (uint32_t seed = 0; seed < 60; ++seed) {
-    std::mt19937 random(seed);
-    const auto draw = [&](int32_t low, int32_t high) {
-      return std::uniform_int_distribution<int32_t>(low, high)(random);
-    };
-    LedgerConfig config = roomy_config();
-    config.max_rows = draw(1, 5);
-    config.num_slots = draw(0, 4);
-    config.block_size = draw(1, 5);
-    config.max_model_len = 40;
-    config.num_blocks = draw(0, 3) == 0 ? 0 : 40 / config.block_size + draw(0, 6);
-    config.max_step_tokens = draw(1, 24);
-    config.max_launch_depth = static_cast<int32_t>(seed % 4);
-    config.grant_ahead_blocks = draw(0, 2);
-    if (seed % 3 == 0) config.prompt_grid_tokens = draw(1, config.max_step_tokens);
-    const int32_t num_spare = config.max_step_tokens - config.prompt_grid_tokens + 1;
-    config.min_last_chunk_tokens = draw(1, std::min(config.prompt_grid_tokens, num_spare));
-    Rig rig(config);
-    std::map<int64_t, std::vector<int32_t>> expected;
+    Draws draw(seed);
+    Rig rig(tiny_pools(draw, static_cast<int32_t>(seed % 4)));
+    Expected expected;
     for (int32_t op = 0; op < 300; ++op) {
-      const int64_t id = draw(1, 12);
-      switch (draw(0, 13)) {
-        case 0: {
-          const std::vector<int32_t> prompt(draw(1, 20), draw(0, 9));
-          SamplingSpec spec;
-          for (int32_t i = 0; i < 60; ++i) spec.stop_ids.push_back(draw(0, 999));
-          const int32_t max_new_tokens = draw(1, 19);
-          try {
-            const int64_t added = rig.add(prompt, max_new_tokens, spec, draw(0, 2));
-            Rig alone({.max_rows = 1,
-                       .num_blocks = 40,
-                       .block_size = 1,
-                       .num_slots = 1,
-                       .max_model_len = 40,
-                       .max_step_tokens = 40,
-                       .vocab_size = 1000});
-            alone.add(prompt, max_new_tokens, spec);
-            alone.run();
-            expected[added] = alone.outputs[1];
-          } catch (const CapacityError&) {
-          }
-          break;
-        }
-        case 1:
-          rig.ledger.pause(id);
-          break;
-        case 2:
-          rig.ledger.resume(id);
-          break;
-        case 3:
-          rig.ledger.evict(id);
-          break;
-        case 4:
-          if (draw(0, 9) == 0) rig.ledger.abort(id);
-          break;
-        case 5:
-        case 6:
-        case 7:
-        case 8:
-          rig.retire();
-          break;
-        default:
-          rig.launch();
-      }
+      do_anything(rig, draw, expected);
       rig.ledger.check_integrity();
     }
     for (const auto& [id, tokens] : expected) rig.ledger.resume(id);
