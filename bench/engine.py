@@ -20,18 +20,15 @@ usage: python -m bench.engine small --out small.json [--parts decode ttft] [--ba
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import random
 import statistics
-import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from bench.sides import SIDES, Clock, HeadwaySide, OutOfTimeError, Side, SideOptions, greedy
+from bench.side_bench import SideBench
+from bench.sides import SIDES, HeadwaySide, SideOptions, greedy
 
 if TYPE_CHECKING:
     from headway.engine.timeline import Timeline
@@ -40,27 +37,22 @@ PROMPT_LEN, SHORT_LEN, LONG_LEN = 128, 8, 136
 NUM_STEADY_STEPS = 120  # of a long run: the last ones, when all rows decode
 
 
-class Bench:
-    """One engine and its report. Prompts are random, so no two requests share anything."""
+class Bench(SideBench):
+    """Prompts share nothing, and Headway's steps are recorded."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.draws = random.Random(0)
-        self.clock = Clock(args.time_limit)
-        self.side: Side = SIDES[args.side](
-            SideOptions(
-                model=args.model,
-                load_format=args.load_format,
-                max_model_len=args.max_model_len,
-                max_num_seqs=args.max_num_seqs,
-                device=args.device,
-                dtype=args.dtype,
-                has_prefix_cache=args.prefix_cache,
-                launch_depth=args.launch_depth,
-                is_eager=args.eager,
-            )
+        options = SideOptions(
+            model=args.model,
+            load_format=args.load_format,
+            max_model_len=args.max_model_len,
+            max_num_seqs=args.max_num_seqs,
+            device=args.device,
+            dtype=args.dtype,
+            has_prefix_cache=args.prefix_cache,
+            launch_depth=args.launch_depth,
+            is_eager=args.eager,
         )
-        self.report = self._describe(self.clock.elapsed_s)
+        super().__init__(args, options, seed=0)
         self.trace = self.side.llm.trace_steps() if isinstance(self.side, HeadwaySide) else None
 
     def run(self) -> None:
@@ -68,26 +60,14 @@ class Bench:
         self.report["start_to_first_token_s"] = round(self.clock.elapsed_s, 2)
         self.report["process_to_first_token_s"] = round(process_age_s(), 2)
         self.generate(4, 64, 16)
-        for part in self.args.parts:
-            begin_s = self.clock.elapsed_s
-            try:
-                self.report |= PARTS[part](self)
-            except OutOfTimeError:
-                self.report["cut_short"].append(part)
-            except Exception as fault:  # the other parts may still be well
-                traceback.print_exc()
-                self.report["failed"][part] = repr(fault)
-            self.report["part_s"][part] = round(self.clock.elapsed_s - begin_s, 1)
-            self.write()
+        self.run_parts((part, partial(self.add, PARTS[part])) for part in self.args.parts)
 
-    def write(self) -> None:
-        text = json.dumps(self.report, indent=1) + "\n"
-        if self.args.out:
-            self.args.out.write_text(text, encoding="utf-8")
+    def add(self, part: Callable[[Bench], dict[str, Any]]) -> None:
+        self.report |= part(self)
 
     def generate(self, batch: int, prompt_len: int, num_new: int) -> float:
         """Seconds from the call to the last token of the batch."""
-        prompts = [self.prompt(prompt_len) for _ in range(batch)]
+        prompts = [self.tokens(prompt_len) for _ in range(batch)]
         if self.trace is not None:
             self.trace.clear()
         begin_s = self.clock.elapsed_s
@@ -96,9 +76,6 @@ class Bench:
         assert lengths == [num_new] * batch
         return elapsed_s
 
-    def prompt(self, num_tokens: int) -> list[int]:
-        return [self.draws.randrange(10, self.side.vocab_size - 10) for _ in range(num_tokens)]
-
     def figures(
         self, name: str, select: Callable[[Timeline], Timeline] = lambda whole: whole
     ) -> dict[str, Any]:
@@ -106,19 +83,6 @@ class Bench:
         if self.trace is None:
             return {}
         return {name: select(self.trace.timeline()).figures().asdict()}
-
-    def _describe(self, startup_s: float) -> dict[str, Any]:
-        return {
-            "model": self.args.model,
-            "load_format": self.args.load_format,
-            "torch": torch.__version__,
-            "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            **self.side.describe(),
-            "startup_s": round(startup_s, 2),
-            "cut_short": [],
-            "failed": {},
-            "part_s": {},
-        }
 
 
 def decode(bench: Bench) -> dict[str, Any]:
@@ -162,7 +126,7 @@ def arrivals(bench: Bench) -> dict[str, Any]:
     engine = llm._engine
 
     def submit(num_new: int) -> None:
-        engine.submit(engine.check("", 0, None, bench.prompt(prompt_len), greedy(SamplingParams, num_new)))
+        engine.submit(engine.check("", 0, None, bench.tokens(prompt_len), greedy(SamplingParams, num_new)))
 
     for index in range(num_running):
         submit((index + 1) * interval)
@@ -228,9 +192,7 @@ def main() -> None:
     parser.add_argument("--time-limit", type=float, default=300.0, metavar="S", help="for all of it")
     bench = Bench(parser.parse_args())
     bench.run()
-    bench.write()
-    print(json.dumps(bench.report))
-    bench.side.close()
+    bench.finish()
 
 
 if __name__ == "__main__":

@@ -18,18 +18,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import random
 import statistics
 import time
-import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from bench.sides import SIDES, Answer, Clock, HeadwaySide, Side, SideOptions, greedy
+from bench.side_bench import SideBench
+from bench.sides import SIDES, Answer, HeadwaySide, SideOptions, greedy
 
 LENGTHS = (100, 500, 1056, 1408, 2048, 4096, 8192)
 SUFFIX_LEN, NUM_SIGHTS, NUM_PREFIXES = 64, 3, 3
@@ -38,44 +35,22 @@ NUM_COLD_PROMPTS, COLD_LEN, NUM_PAIRS = 8, 4096, 3
 NUM_ROWS, PROMPT_LEN, SHORT_LEN, LONG_LEN = 64, 128, 8, 136
 
 
-class PrefixBench:
+class PrefixBench(SideBench):
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.draws = random.Random(1)
-        self.clock = Clock(args.time_limit)
-        self.side: Side = SIDES[args.side](
-            SideOptions(
-                model=args.model,
-                load_format=args.load_format,
-                max_model_len=max(*args.lengths, COLD_LEN, NUM_TURNS * (QUESTION_LEN + ANSWER_LEN))
-                + SUFFIX_LEN
-                + 16,
-                max_num_seqs=NUM_ROWS,
-                has_prefix_cache=not args.no_cache,
-                device=args.device,
-            )
+        longest = max(*args.lengths, COLD_LEN, NUM_TURNS * (QUESTION_LEN + ANSWER_LEN))
+        options = SideOptions(
+            model=args.model,
+            load_format=args.load_format,
+            max_model_len=longest + SUFFIX_LEN + 16,
+            max_num_seqs=NUM_ROWS,
+            has_prefix_cache=not args.no_cache,
+            device=args.device,
         )
-        self.report: dict[str, Any] = {
-            "model": args.model,
-            "has_prefix_cache": not args.no_cache,
-            "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            **self.side.describe(),
-            "startup_s": round(self.clock.elapsed_s, 1),
-            "failed": {},
-            "part_s": {},
-        }
+        super().__init__(args, options, seed=1)
 
     def run(self) -> None:
         self.warm_up()
-        for part in self.args.parts:
-            begin_s = self.clock.elapsed_s
-            try:
-                PARTS[part](self)
-            except Exception as fault:  # the other parts may still be well
-                traceback.print_exc()
-                self.report["failed"][part] = repr(fault)
-            self.report["part_s"][part] = round(self.clock.elapsed_s - begin_s, 1)
-            self.write()
+        self.run_parts((part, partial(PARTS[part], self)) for part in self.args.parts)
 
     def warm_up(self) -> None:
         """Code is loaded and autotuners are done: every length twice, since what follows a hit is shorter."""
@@ -89,13 +64,6 @@ class PrefixBench:
     def answer(self, prompts: list[list[int]], num_new: int) -> list[Answer]:
         self.clock.check()
         return self.side.answer(prompts, num_new)
-
-    def tokens(self, num_tokens: int) -> list[int]:
-        return [self.draws.randrange(10, self.side.vocab_size - 10) for _ in range(num_tokens)]
-
-    def write(self) -> None:
-        if self.args.out:
-            self.args.out.write_text(json.dumps(self.report, indent=1) + "\n", encoding="utf-8")
 
 
 def sights(bench: PrefixBench) -> None:
@@ -234,9 +202,7 @@ def main() -> None:
     parser.add_argument("--time-limit", type=float, default=300.0, metavar="S", help="for all of it")
     bench = PrefixBench(parser.parse_args())
     bench.run()
-    bench.write()
-    print(json.dumps(bench.report))
-    bench.side.close()
+    bench.finish()
 
 
 if __name__ == "__main__":
