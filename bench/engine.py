@@ -177,6 +177,7 @@ def main() -> None:
     )
     parser.add_argument("--side", choices=SIDES, default="headway")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--commit", default="unknown", help="of the tree under test")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 256])
     parser.add_argument("--launch-depth", type=int, default=None)

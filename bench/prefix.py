@@ -194,6 +194,7 @@ def main() -> None:
     parser.add_argument("model", help="a file of bench/models (small, nano9b) or a checkpoint folder")
     parser.add_argument("--side", choices=SIDES, default="headway")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--commit", default="unknown", help="of the tree under test")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["sights", "chat", "overhead"])
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
     parser.add_argument("--no-cache", action="store_true")

@@ -19,7 +19,7 @@ from bench.sides import SIDES, Clock, OutOfTimeError, Side, SideOptions
 
 
 class SideBench:
-    """args: model, load_format, side, out and time_limit of the command line."""
+    """args: model, load_format, side, out, commit and time_limit of the command line."""
 
     def __init__(self, args: argparse.Namespace, options: SideOptions, seed: int) -> None:
         self.args = args
@@ -27,6 +27,7 @@ class SideBench:
         self.clock = Clock(args.time_limit)
         self.side: Side = SIDES[args.side](options)
         self.report: dict[str, Any] = {
+            "commit": args.commit,
             "model": args.model,
             "load_format": args.load_format,
             "has_prefix_cache": options.has_prefix_cache,

@@ -25,11 +25,12 @@ def test_a_peer_that_fails_leaves_its_reason(tmp_path: Path, capsys: pytest.Capt
     def fail() -> float:
         raise RuntimeError("no kernel image\nand more")
 
-    report = Report(1000.0)
-    report.add("scan", 10.0, 5000.0, 2e6, {"broken": fail, "slow": lambda: 25.0})
     out = tmp_path / "out.json"
-    report.write(out)
-    entry = json.loads(out.read_text())["scan"]
+    report = Report(1000.0, out=out, commit="abc1234")
+    report.add("scan", 10.0, 5000.0, 2e6, {"broken": fail, "slow": lambda: 25.0})
+    written = json.loads(out.read_text())
+    assert written["commit"] == "abc1234"
+    entry = written["scan"]
     assert entry["over_floor"] == 2.0
     assert entry["gb_per_s"] == 0.5
     assert entry["tflop_per_s"] == 0.2
@@ -50,7 +51,10 @@ def test_one_command_times_and_writes(tmp_path: Path, only: list[str], num_entri
     command = [sys.executable, "-m", "bench.ops", "--only", *only, "--out", str(out)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == (0 if num_entries else 1), ran.stderr
-    assert len(json.loads(out.read_text()).keys() - {"device", "torch", "copy_gb_per_s"}) == num_entries
+    assert (
+        len(json.loads(out.read_text()).keys() - {"commit", "device", "torch", "copy_gb_per_s"})
+        == num_entries
+    )
 
 
 def test_recorded_times_stand_in_for_a_peer_that_is_not_installed():

@@ -1,6 +1,6 @@
 """Times the kernels on the device present, beside their byte floors and the peers installed, in one table.
 
-usage: python -m bench.ops [--all | --only NAME ...] [--out FILE]
+usage: python -m bench.ops [--all | --only NAME ...] [--out FILE] [--commit HASH]
 
 Without arguments the shapes that docs/performance.md speaks of, in a minute or so on a GPU. The floor is a kernel's
 fewest bytes over the copy bandwidth measured in the same run. A peer that fails leaves its reason in its cell.
@@ -64,10 +64,10 @@ def main() -> int:
     arguments = parser.parse_args()
     is_cuda = torch.cuda.is_available()
     chosen = () if arguments.all or not is_cuda else HEADLINES
-    report = Report(bytes_per_us(), tuple(arguments.only) or chosen)
+    report = Report(bytes_per_us(), tuple(arguments.only) or chosen, arguments.out, arguments.commit)
     for bench in GPU_BENCHES if is_cuda else CPU_BENCHES:
         bench.run(report)
-        report.write(arguments.out)  # after each: a run that is stopped keeps what it has
+    report.write()
     if not report.results:
         print("nothing is called that; --all --out FILE has all names", file=sys.stderr)
         return 1

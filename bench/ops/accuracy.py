@@ -245,13 +245,13 @@ def main() -> int:
             errors[found.name] = {who: float(f"{error:.3e}") for who, error in found.errors().items()}
             cells = (f"{who} {error:.3e}" for who, error in errors[found.name].items())
             print(f"{found.name:44s}", "   ".join(cells), flush=True)
-    write(arguments.out, errors)
+    header = {"commit": arguments.commit, "device": device_name(), "torch": torch.__version__}
+    write(arguments.out, header, errors)
     return 0
 
 
-def write(path: Path | None, errors: dict[str, dict[str, float]]) -> None:
+def write(path: Path | None, header: dict[str, str], errors: dict[str, dict[str, float]]) -> None:
     if path is not None:
-        header = {"device": device_name(), "torch": torch.__version__}
         path.write_text(json.dumps({**header, "relative_errors": errors}, indent=1) + "\n")
 
 

@@ -18,11 +18,14 @@ HEAD = f"{'kernel':44s} {'us':>9s} {'GB/s':>7s} {'TFLOP/s':>8s} {'x floor':>8s} 
 class Report:
     """Times beside the fewest bytes over the copy bandwidth measured in the same run, and beside peers' times.
 
-    wanted: names to run, or their beginnings up to a slash.
+    wanted: names to run, or their beginnings up to a slash. out: written after each entry: a run that is stopped keeps
+    what it has. commit: of the tree under test.
     """
 
     bytes_per_us: float
     wanted: tuple[str, ...] = ()
+    out: Path | None = None
+    commit: str = "unknown"
     results: dict[str, dict[str, object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -54,16 +57,18 @@ class Report:
         numbers = f"{us:9.2f} {rates['gb_per_s']:7.0f} {rates['tflop_per_s']:8.1f} {us / floor_us:8.2f}"
         cells = "; ".join(f"{peer} {_peer_cell(time, us)}" for peer, time in times.items())
         print(f"{name:44s} {numbers}   {cells}".rstrip(), flush=True)
+        self.write()
 
-    def write(self, path: Path | None) -> None:
-        if path is None:
+    def write(self) -> None:
+        if self.out is None:
             return
         header = {
+            "commit": self.commit,
             "device": device_name(),
             "torch": torch.__version__,
             "copy_gb_per_s": round(self.bytes_per_us / 1e3),
         }
-        path.write_text(json.dumps(header | self.results, indent=1) + "\n")
+        self.out.write_text(json.dumps(header | self.results, indent=1) + "\n")
 
 
 def device_name() -> str:
