@@ -237,6 +237,7 @@ def main() -> int:
     add_arguments(parser)
     arguments = parser.parse_args()
     torch.manual_seed(0)
+    header = {"commit": arguments.commit, "device": device_name(), "torch": torch.__version__}
     errors: dict[str, dict[str, float]] = {}
     for name, compare in comparisons():
         if arguments.only and not name.startswith(tuple(arguments.only)):
@@ -245,8 +246,7 @@ def main() -> int:
             errors[found.name] = {who: float(f"{error:.3e}") for who, error in found.errors().items()}
             cells = (f"{who} {error:.3e}" for who, error in errors[found.name].items())
             print(f"{found.name:44s}", "   ".join(cells), flush=True)
-    header = {"commit": arguments.commit, "device": device_name(), "torch": torch.__version__}
-    write(arguments.out, header, errors)
+            write(arguments.out, header, errors)
     return 0
 
 
