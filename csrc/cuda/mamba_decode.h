@@ -11,12 +11,29 @@ namespace headway::cuda {
 inline constexpr int kMaxWindow = 16;  // tokens between canonical bases
 inline constexpr int kMaxQuery = 8;    // new tokens of a row
 
-// Of each token and head: how much of the state at its canonical base is left, then the weight of each input since in
-// its output, zero beyond the token itself.
-inline constexpr int kTableWidth = 1 + kMaxWindow;
+// Of each token and head: the weight in its output of each input since its canonical base, zero beyond the token
+// itself, then how much of the state there is left. Padded to whole 16-byte pieces.
+inline constexpr int kTableWidth = kMaxWindow + 4;
 
 // Convolves the new tokens, keeps them in the slots' logs, and fills params.table; C goes to params.convolved.
 void launch_decode_inputs(const MambaDecodeParams& params, cudaStream_t stream);
+
+// Reads the state out for the new tokens, and moves it where the window's base moves: params.scanned.
+void launch_decode_state(const MambaDecodeParams& params, cudaStream_t stream);
+
+// A row as the step's tensors say.
+struct RowRecord {
+  int query_start;
+  int query_end;
+  int row_start;
+  int state_base;
+  int slot;
+};
+
+__device__ __forceinline__ RowRecord record_of(const MambaDecodeParams& params, int row) {
+  const int32_t* query_start = params.rows.query_start + row;
+  return {query_start[0], query_start[1], params.rows.row_start[row], params.state_base[row], params.slots[row]};
+}
 
 // A row of the step and its slot.
 struct SlotRow {
@@ -28,11 +45,14 @@ struct SlotRow {
   int64_t slot;
 
   __device__ __forceinline__ SlotRow(const MambaDecodeParams& params, int row)
-      : token(params.rows.query_start[row]),
-        num_tokens(params.rows.query_start[row + 1] - token),
-        start(params.rows.row_start[row]),
-        base(params.state_base[row]),
-        slot(params.slots[row]) {
+      : SlotRow(params, record_of(params, row)) {}
+
+  __device__ __forceinline__ SlotRow(const MambaDecodeParams& params, const RowRecord& record)
+      : token(record.query_start),
+        num_tokens(record.query_end - token),
+        start(record.row_start),
+        base(record.state_base),
+        slot(record.slot) {
     const StateWindow window{kMaxWindow, params.log.max_rewind};
     next_base = next_state_base(base, start, start + num_tokens, window);
   }

@@ -3,6 +3,7 @@
 // fragments of x serve the outputs and, transposed, the state.
 #pragma once
 
+#include "cuda/common/accumulators.cuh"
 #include "cuda/ssm_chunk.cuh"
 
 namespace headway::cuda::chunk {
@@ -29,37 +30,17 @@ struct ChannelWarp {
 
   // Slots -------------------------------------------------------------------------------------------------------------
 
-  // visit(pair of values, offset within the slot) for every two neighbours of the state that exist.
-  template <typename Visit>
-  __device__ __forceinline__ void for_each_pair(Visit&& visit) {
-    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-    const int64_t first = static_cast<int64_t>(work.head) * work.params.head_dim + work.first_channel + first_channel;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int p = lane / 4 + r * 8;
-      if (p >= num_channels) continue;
-#pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-        visit(&state[tile][2 * r], (first + p) * kN + tile * 8 + lane % 4 * 2);
-      }
-    }
+  // slot: null for zeros.
+  __device__ __forceinline__ void load_state(const float* slot) {
+    load_accumulators(state, slot == nullptr ? nullptr : slot + state_offset(), num_channels);
   }
 
-  // source: the slot, or null for zeros.
-  __device__ __forceinline__ void load_state(const float* source) {
-#pragma unroll
-    for (auto& tile : state) tile[0] = tile[1] = tile[2] = tile[3] = 0.0f;
-    if (source == nullptr) return;
-    for_each_pair([&](float* pair, int64_t offset) {
-      const float2 values = *reinterpret_cast<const float2*>(source + offset);
-      pair[0] = values.x;
-      pair[1] = values.y;
-    });
+  __device__ __forceinline__ void store_state(float* slot) {
+    store_accumulators(state, slot + state_offset(), num_channels);
   }
 
-  __device__ __forceinline__ void store_state(float* target) {
-    for_each_pair(
-        [&](float* pair, int64_t offset) { *reinterpret_cast<float2*>(target + offset) = {pair[0], pair[1]}; });
+  __device__ __forceinline__ int64_t state_offset() const {
+    return (static_cast<int64_t>(work.head) * work.params.head_dim + work.first_channel + first_channel) * kN;
   }
 
   // Starts the copies of a chunk's x, the warp's channels only.

@@ -2,6 +2,7 @@
 // outputs, transposed, so that channels are the rows of every product. Warp w owns 16 of the channels, all of one head.
 #pragma once
 
+#include "cuda/common/accumulators.cuh"
 #include "cuda/ssm_chunk_rows.cuh"
 #include "cuda/ssm_warpgroup.cuh"
 
@@ -38,34 +39,14 @@ struct TileGroup {
 
   // Slots -------------------------------------------------------------------------------------------------------------
 
-  // visit(pair of values, offset within the slot) for every two neighbours of the state.
-  template <typename Visit>
-  __device__ __forceinline__ void for_each_pair(Visit&& visit) {
-    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int64_t row = static_cast<int64_t>(channel + lane / 4 + r * 8) * kN + lane % 4 * 2;
-#pragma unroll
-      for (int n = 0; n < kN / 8; ++n) visit(&state[n][2 * r], row + n * 8);
-    }
+  // slot: null for zeros.
+  __device__ __forceinline__ void load_state(const float* slot) {
+    load_accumulators(state, slot == nullptr ? nullptr : slot + state_offset());
   }
 
-  // source: the slot, or null for zeros.
-  __device__ __forceinline__ void load_state(const float* source) {
-#pragma unroll
-    for (auto& values : state) values[0] = values[1] = values[2] = values[3] = 0.0f;
-    if (source == nullptr) return;
-    for_each_pair([&](float* pair, int64_t offset) {
-      const float2 values = *reinterpret_cast<const float2*>(source + offset);
-      pair[0] = values.x;
-      pair[1] = values.y;
-    });
-  }
+  __device__ __forceinline__ void store_state(float* slot) { store_accumulators(state, slot + state_offset()); }
 
-  __device__ __forceinline__ void store_state(float* target) {
-    for_each_pair(
-        [&](float* pair, int64_t offset) { *reinterpret_cast<float2*>(target + offset) = {pair[0], pair[1]}; });
-  }
+  __device__ __forceinline__ int64_t state_offset() const { return static_cast<int64_t>(channel) * kN; }
 
   // Chunk -------------------------------------------------------------------------------------------------------------
 

@@ -106,7 +106,7 @@ struct MambaDecodeParams {
   const int32_t* state_base;      // [R] tokens folded into the slot's state
   StateLogParams log;
   void* convolved;                // [T, conv_dim] dtype: scratch
-  float* table;                   // [T, H, 17]: scratch
+  float* table;                   // [T, H, 20]: scratch
   void* scanned;                  // [T, H * P] dtype: scratch
   void* out;                      // [T, H * P] dtype, contiguous
   DType dtype;

@@ -27,7 +27,7 @@ from headway.ops.state_replay import SlotRows, replay_rows
 
 MAX_QUERY_LEN = 8
 VECTOR_BYTES = 16
-WEIGHTS_PER_HEAD = 1 + WINDOW_TOKENS
+WEIGHTS_PER_HEAD = WINDOW_TOKENS + 4  # kTableWidth of csrc/cuda/mamba_decode.h
 
 
 def is_supported(
@@ -51,7 +51,7 @@ class _Scratch:
     """What the GPU's launches hand to each other; contiguous."""
 
     convolved: Tensor  # [T, conv_dim]
-    weights: Tensor  # [T, H, WEIGHTS_PER_HEAD] float32: of the state and of each input in a token's output
+    weights: Tensor  # [T, H, WEIGHTS_PER_HEAD] float32: of each input in a token's output, of the state
     scanned: Tensor  # [T, H * P]
 
     @staticmethod

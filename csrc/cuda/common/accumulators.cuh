@@ -1,0 +1,44 @@
+// Accumulators [16, 8 kTiles] of a warp's m16n8k16 products, to and from contiguous rows in global memory. Lane l holds
+// of each tile of 8 columns the columns 2 (l % 4) and the next, of rows l / 4 and l / 4 + 8.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/common/reduce.cuh"
+
+namespace headway::cuda {
+
+// visit(tile, index in it, offset) for every two neighbours in the first num_rows rows.
+template <int kTiles, typename Visit>
+__device__ __forceinline__ void for_each_accumulator_pair(int num_rows, Visit&& visit) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = lane / 4 + r * 8;
+    if (row >= num_rows) continue;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) visit(tile, 2 * r, (row * kTiles + tile) * 8 + lane % 4 * 2);
+  }
+}
+
+// source: null for zeros, which rows from num_rows on get as well.
+template <int kTiles>
+__device__ __forceinline__ void load_accumulators(float (&values)[kTiles][4], const float* source, int num_rows = 16) {
+#pragma unroll
+  for (auto& tile : values) tile[0] = tile[1] = tile[2] = tile[3] = 0.0f;
+  if (source == nullptr) return;
+  for_each_accumulator_pair<kTiles>(num_rows, [&](int tile, int i, int offset) {
+    const float2 pair = *reinterpret_cast<const float2*>(source + offset);
+    values[tile][i] = pair.x;
+    values[tile][i + 1] = pair.y;
+  });
+}
+
+template <int kTiles>
+__device__ __forceinline__ void store_accumulators(const float (&values)[kTiles][4], float* target, int num_rows = 16) {
+  for_each_accumulator_pair<kTiles>(num_rows, [&](int tile, int i, int offset) {
+    *reinterpret_cast<float2*>(target + offset) = {values[tile][i], values[tile][i + 1]};
+  });
+}
+
+}  // namespace headway::cuda

@@ -1,0 +1,136 @@
+// The causal convolution of a decode step over slot windows: a thread's channels, over a row's new tokens.
+//
+// Raw columns come from the row's ring (core/state_base.h says how long they stay) or, in the first step after a
+// prompt, from the convolution state at the base.
+#pragma once
+
+#include "cuda/common/math.cuh"
+#include "cuda/common/vector.cuh"
+#include "cuda/mamba_decode.h"
+
+namespace headway::cuda {
+
+inline constexpr int kTaps = 4;  // of every published Mamba-2
+inline constexpr int kPieceWidth = 4;  // channels a thread: wider ones need registers that other blocks want
+
+template <typename T>
+using Piece = Vector<T, kPieceWidth>;
+
+template <typename T>
+__device__ __forceinline__ Piece<T> load_piece(const T* source) {
+  return *reinterpret_cast<const Piece<T>*>(source);
+}
+template <typename T>
+__device__ __forceinline__ void store_piece(T* target, const Piece<T>& piece) {
+  *reinterpret_cast<Piece<T>*>(target) = piece;
+}
+template <typename T, int kWidth>
+__device__ __forceinline__ void widen_piece(const Vector<T, kWidth>& piece, float* out) {
+#pragma unroll
+  for (int i = 0; i < kWidth; i += 4) {
+    Vector<float, 4> four;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) four.values[j] = to_float(piece.values[i + j]);
+    *reinterpret_cast<Vector<float, 4>*>(out + i) = four;
+  }
+}
+
+// silu(bias + weight . window), rounded to T as the convolution's output is. Never written by a step.
+template <typename T>
+struct Filter {
+  Piece<T> weights[kTaps];
+  Piece<T> bias;
+
+  __device__ __forceinline__ Filter(const MambaDecodeParams& params, int64_t channel) {
+    const T* source = static_cast<const T*>(params.conv_weight) + channel;
+#pragma unroll
+    for (int tap = 0; tap < kTaps; ++tap) weights[tap] = load_piece(source + tap * conv_channels(params));
+    bias = {};
+    if (params.conv_bias != nullptr) bias = load_piece(static_cast<const T*>(params.conv_bias) + channel);
+  }
+
+  __device__ __forceinline__ Piece<T> apply(const Piece<T> (&window)[kTaps]) const {
+    Piece<T> out;
+#pragma unroll
+    for (int i = 0; i < kPieceWidth; ++i) {
+      float sum = to_float(bias.values[i]);
+#pragma unroll
+      for (int tap = 0; tap < kTaps; ++tap) {
+        sum = fmaf(to_float(weights[tap].values[i]), to_float(window[tap].values[i]), sum);
+      }
+      out.values[i] = from_float<T>(sizeof(T) == 4 ? silu(sum) : fast_silu(sum));
+    }
+    return out;
+  }
+};
+
+// One piece of channels of conv_dim: convolves the row's new tokens and keeps their raw columns.
+template <typename T>
+struct PieceStep {
+  const MambaDecodeParams& params;
+  const SlotRow& row;
+  int64_t channel;
+  bool is_kept;  // in the slot; one block's task where several convolve the same
+
+  __device__ __forceinline__ T* raw_column(int position) const {
+    return static_cast<T*>(params.log.raw) + row.slot * params.log.raw_stride +
+           position % params.log.num_raw * conv_channels(params) + channel;
+  }
+  __device__ __forceinline__ T* base_column(int tap) const {
+    return static_cast<T*>(params.conv_state) + row.slot * params.conv_state_stride + tap * conv_channels(params) +
+           channel;
+  }
+  __device__ __forceinline__ const T* new_column(int i) const {
+    return static_cast<const T*>(params.columns) + (row.token + i) * params.token_stride + channel;
+  }
+
+  // emit(i, piece) gets each new token's output.
+  template <typename Emit>
+  __device__ __forceinline__ void run(const Filter<T>& filter, Emit&& emit) const {
+    Piece<T> window[kTaps];
+    load_past(window);
+    window[kTaps - 1] = load_piece(new_column(0));
+    if (is_kept) keep_past(window);
+#pragma unroll 1
+    for (int i = 0; i < row.num_tokens; ++i) {
+      Piece<T> next = {};
+      if (i + 1 < row.num_tokens) next = load_piece(new_column(i + 1));
+      emit(i, filter.apply(window));
+      if (is_kept) store_piece(raw_column(row.start + i), window[kTaps - 1]);
+#pragma unroll
+      for (int tap = 0; tap + 1 < kTaps; ++tap) window[tap] = window[tap + 1];
+      window[kTaps - 1] = next;
+    }
+    if (is_kept && row.next_base > row.base) move_base();
+  }
+
+  __device__ __forceinline__ void load_past(Piece<T> (&window)[kTaps]) const {
+#pragma unroll
+    for (int tap = 0; tap + 1 < kTaps; ++tap) {
+      const int position = row.start - (kTaps - 1) + tap;
+      window[tap] = {};
+      if (position >= 0) window[tap] = load_piece(row.start == row.base ? base_column(tap) : raw_column(position));
+    }
+  }
+
+  // The first step after a prompt: later ones find their columns in the ring.
+  __device__ __forceinline__ void keep_past(const Piece<T> (&window)[kTaps]) const {
+    if (row.start != row.base) return;
+#pragma unroll
+    for (int tap = 0; tap + 1 < kTaps; ++tap) {
+      const int position = row.start - (kTaps - 1) + tap;
+      if (position >= 0) store_piece(raw_column(position), window[tap]);
+    }
+  }
+
+  __device__ __forceinline__ void move_base() const {
+#pragma unroll
+    for (int tap = 0; tap + 1 < kTaps; ++tap) {
+      const int position = row.next_base - (kTaps - 1) + tap;
+      const bool is_new = position >= row.start;
+      store_piece(base_column(tap), load_piece(is_new ? new_column(position - row.start) : raw_column(position)));
+    }
+  }
+};
+
+}  // namespace headway::cuda
