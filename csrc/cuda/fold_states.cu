@@ -1,5 +1,4 @@
-// Moves states over slot windows, with their logs folded in: one layer a launch, only in steps that bring copies. One
-// warp a block: 16 channels of a state, or 32 columns of the convolution.
+// Moves states over slot windows, with their logs folded in: one layer a launch, only in steps that bring copies.
 #include "cuda/ops.h"
 #include "cuda/state_window.cuh"
 
@@ -7,6 +6,7 @@ namespace headway::cuda {
 namespace {
 
 constexpr char kOp[] = "fold_states";
+constexpr int kThreads = kFoldWarps * kWarpSize;
 constexpr int kPastColumns = 3;
 
 // A thread's channel of the convolution: its last columns before the copy's position.
@@ -30,47 +30,46 @@ __device__ __forceinline__ void move_columns(const FoldStatesParams& params, con
 }
 
 template <typename T, int kN>
-__global__ void __launch_bounds__(kWarpSize) fold_states_kernel(FoldStatesParams params, int num_tiles) {
-  __shared__ StateStage<T, kN> stage;
+__global__ void __launch_bounds__(kThreads) fold_states_kernel(FoldStatesParams params, int state_blocks) {
+  __shared__ alignas(16) T B[kMaxWindow * kN];
   const StateCopy copy = params.copies[blockIdx.y];
   const int base = params.state_base[copy.src_slot];
   const int block = static_cast<int>(blockIdx.x);
   if (copy.src_slot == copy.dst_slot && copy.position == base) return;
-  if (block >= num_tiles) {
-    move_columns<T>(params, copy, base, static_cast<int64_t>(block - num_tiles) * kWarpSize + threadIdx.x);
+  if (block >= state_blocks) {
+    move_columns<T>(params, copy, base, static_cast<int64_t>(block - state_blocks) * blockDim.x + threadIdx.x);
     return;
   }
 
-  const StateChannels channels(params, copy.src_slot, block);
-  stage.copy_state(params, channels, base > 0);
+  const int num_warps = static_cast<int>(blockDim.x) / kWarpSize;
+  const int first = (block * num_warps + static_cast<int>(threadIdx.x) / kWarpSize) * kTileChannels;
+  const int head = first / params.head_dim;
+  const StateChannels channels{copy.src_slot, first, head, head / (params.num_heads / params.num_groups)};
+  const int64_t offset = static_cast<int64_t>(channels.first) * kN;
   StateTile<kN> state;
-  for (int begin = base;;) {
+  state.clear();
+  if (base > 0) state.load(params.ssm_state + copy.src_slot * params.ssm_state_stride + offset);
+  for (int begin = base; begin < copy.position;) {
     const int end = min(copy.position, window_end(begin));
-    stage.copy_x(params, channels, begin, end - begin);
-    stage.copy_B(params, channels, begin, end - begin);
-    commit_copies();
-    wait_copies<0>();
-    __syncwarp();
-    if (begin == base) state.load(stage.state);
-    if (begin == end) break;
-    const T raw_dt = load_raw_dt<T>(params, channels, begin, end - begin);
-    const FoldWeights weights(params, channels.head, raw_dt, end - begin);
-    state.fold(weights.decay, weights.input, stage.x, stage.B);
-    __syncwarp();
+    if (begin > base) __syncthreads();  // B is folded
+    StretchFold<T, kN>(params, channels, begin, end - begin, B).apply(state);
     begin = end;
   }
-  state.store(params.ssm_state + copy.dst_slot * params.ssm_state_stride + static_cast<int64_t>(channels.first) * kN);
+  state.store(params.ssm_state + copy.dst_slot * params.ssm_state_stride + offset);
 }
 
 template <typename T, int kN>
 void launch(const FoldStatesParams& params, cudaStream_t stream) {
   require(params.head_dim % kTileChannels == 0, kOp, "head_dim must be a multiple of 16");
-  const int num_tiles = params.num_heads * params.head_dim / kTileChannels;
+  const int group_tiles = params.num_heads / params.num_groups * (params.head_dim / kTileChannels);
+  const int warps = choose_fold_warps(group_tiles, kFoldWarps);
+  const int state_blocks = params.num_groups * group_tiles / warps;
   const int conv_dim = params.num_heads * params.head_dim + 2 * params.num_groups * params.state_size;
-  const int column_blocks = (conv_dim + kWarpSize - 1) / kWarpSize;
+  const int num_threads = warps * kWarpSize;
+  const int column_blocks = (conv_dim + num_threads - 1) / num_threads;
   require(params.num_copies <= 65535, kOp, "too many copies for one launch");
-  const dim3 grid(static_cast<unsigned>(num_tiles + column_blocks), static_cast<unsigned>(params.num_copies));
-  fold_states_kernel<T, kN><<<grid, kWarpSize, 0, stream>>>(params, num_tiles);
+  const dim3 grid(static_cast<unsigned>(state_blocks + column_blocks), static_cast<unsigned>(params.num_copies));
+  fold_states_kernel<T, kN><<<grid, num_threads, 0, stream>>>(params, state_blocks);
   check_launch(kOp);
 }
 

@@ -1,10 +1,8 @@
 // RMS norm over groups of y * silu(z), the norm behind a Mamba-2 mixer. One block a (token, group), or one warp where
 // that is enough, the gated values in registers between the two passes. Which of them depends on the group's width.
 #include "cuda/common/chained.cuh"
-#include "cuda/common/math.cuh"
-#include "cuda/common/reduce.cuh"
 #include "cuda/common/row_shape.h"
-#include "cuda/common/vector.cuh"
+#include "cuda/gated_norm.cuh"
 #include "cuda/ops.h"
 
 namespace headway::cuda {
@@ -36,18 +34,12 @@ __global__ void __launch_bounds__(max_row_threads(kItems, kWidth)) gated_rms_nor
   for (int item = 0; item < kItems; ++item) {
     const int piece = item * num_threads + thread;
     if (piece >= num_pieces) break;
-    float gate[kWidth];
-    load_floats<T, kWidth>(y + piece * kWidth, values[item]);
-    load_floats<T, kWidth>(z + piece * kWidth, gate);
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      values[item][i] *= sizeof(T) == 4 ? silu(gate[i]) : fast_silu(gate[i]);
-      sum = fmaf(values[item][i], values[item][i], sum);
-    }
+    sum = gate_piece(*reinterpret_cast<const Vector<T, kWidth>*>(y + piece * kWidth),
+                     *reinterpret_cast<const Vector<T, kWidth>*>(z + piece * kWidth), values[item], sum);
   }
 
   const float total = kIsWarps ? warp_sum(sum) : block_sum(sum, scratch);
-  const float scale = rsqrtf(total / static_cast<float>(params.group_size) + params.eps);
+  const float scale = norm_scale(total, params.group_size, params.eps);
 
   T* out = static_cast<T*>(params.out) + token * params.hidden + group_begin;
   const T* weight = static_cast<const T*>(params.weight) + group_begin;
@@ -55,11 +47,8 @@ __global__ void __launch_bounds__(max_row_threads(kItems, kWidth)) gated_rms_nor
   for (int item = 0; item < kItems; ++item) {
     const int piece = item * num_threads + thread;
     if (piece >= num_pieces) break;
-    float weights[kWidth];
-    load_floats<T, kWidth>(weight + piece * kWidth, weights);
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) weights[i] *= values[item][i] * scale;
-    store_floats<T, kWidth>(out + piece * kWidth, weights);
+    store_normalised(out + piece * kWidth, *reinterpret_cast<const Vector<T, kWidth>*>(weight + piece * kWidth),
+                     values[item], scale);
   }
 }
 

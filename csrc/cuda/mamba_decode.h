@@ -11,9 +11,12 @@ namespace headway::cuda {
 inline constexpr int kMaxWindow = 16;  // tokens between canonical bases
 inline constexpr int kMaxQuery = 8;    // new tokens of a row
 
-// Of each token and head: the weight in its output of each input since its canonical base, zero beyond the token
-// itself, then how much of the state there is left. Padded to whole 16-byte pieces.
+// Of each token and head: the weight in its output of each input since its canonical base, its own with D, zero beyond,
+// then how much of the state there is left. Padded to whole 16-byte pieces.
 inline constexpr int kTableWidth = kMaxWindow + 4;
+
+// The whole step for few rows, in one launch; false, and nothing is done, where that cannot be or does not pay.
+bool launch_decode_fused(const MambaDecodeParams& params, cudaStream_t stream);
 
 // Convolves the new tokens, keeps them in the slots' logs, and fills params.table; C goes to params.convolved.
 void launch_decode_inputs(const MambaDecodeParams& params, cudaStream_t stream);

@@ -24,17 +24,6 @@ template <typename T>
 __device__ __forceinline__ void store_piece(T* target, const Piece<T>& piece) {
   *reinterpret_cast<Piece<T>*>(target) = piece;
 }
-template <typename T, int kWidth>
-__device__ __forceinline__ void widen_piece(const Vector<T, kWidth>& piece, float* out) {
-#pragma unroll
-  for (int i = 0; i < kWidth; i += 4) {
-    Vector<float, 4> four;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) four.values[j] = to_float(piece.values[i + j]);
-    *reinterpret_cast<Vector<float, 4>*>(out + i) = four;
-  }
-}
-
 // silu(bias + weight . window), rounded to T as the convolution's output is. Never written by a step.
 template <typename T>
 struct Filter {
@@ -71,10 +60,14 @@ struct PieceStep {
   const SlotRow& row;
   int64_t channel;
   bool is_kept;  // in the slot; one block's task where several convolve the same
+  int start_entry = row.start % params.log.num_raw;
 
-  __device__ __forceinline__ T* raw_column(int position) const {
-    return static_cast<T*>(params.log.raw) + row.slot * params.log.raw_stride +
-           position % params.log.num_raw * conv_channels(params) + channel;
+  // The ring's column of position start + offset, offset from -num_raw to num_raw.
+  __device__ __forceinline__ T* raw_column(int offset) const {
+    int entry = start_entry + offset;
+    if (entry < 0) entry += params.log.num_raw;
+    if (entry >= params.log.num_raw) entry -= params.log.num_raw;
+    return static_cast<T*>(params.log.raw) + row.slot * params.log.raw_stride + entry * conv_channels(params) + channel;
   }
   __device__ __forceinline__ T* base_column(int tap) const {
     return static_cast<T*>(params.conv_state) + row.slot * params.conv_state_stride + tap * conv_channels(params) +
@@ -96,7 +89,7 @@ struct PieceStep {
       Piece<T> next = {};
       if (i + 1 < row.num_tokens) next = load_piece(new_column(i + 1));
       emit(i, filter.apply(window));
-      if (is_kept) store_piece(raw_column(row.start + i), window[kTaps - 1]);
+      if (is_kept) store_piece(raw_column(i), window[kTaps - 1]);
 #pragma unroll
       for (int tap = 0; tap + 1 < kTaps; ++tap) window[tap] = window[tap + 1];
       window[kTaps - 1] = next;
@@ -109,7 +102,8 @@ struct PieceStep {
     for (int tap = 0; tap + 1 < kTaps; ++tap) {
       const int position = row.start - (kTaps - 1) + tap;
       window[tap] = {};
-      if (position >= 0) window[tap] = load_piece(row.start == row.base ? base_column(tap) : raw_column(position));
+      if (position >= 0)
+        window[tap] = load_piece(row.start == row.base ? base_column(tap) : raw_column(position - row.start));
     }
   }
 
@@ -119,7 +113,7 @@ struct PieceStep {
 #pragma unroll
     for (int tap = 0; tap + 1 < kTaps; ++tap) {
       const int position = row.start - (kTaps - 1) + tap;
-      if (position >= 0) store_piece(raw_column(position), window[tap]);
+      if (position >= 0) store_piece(raw_column(position - row.start), window[tap]);
     }
   }
 
@@ -127,8 +121,8 @@ struct PieceStep {
 #pragma unroll
     for (int tap = 0; tap + 1 < kTaps; ++tap) {
       const int position = row.next_base - (kTaps - 1) + tap;
-      const bool is_new = position >= row.start;
-      store_piece(base_column(tap), load_piece(is_new ? new_column(position - row.start) : raw_column(position)));
+      const int offset = position - row.start;
+      store_piece(base_column(tap), load_piece(offset >= 0 ? new_column(offset) : raw_column(offset)));
     }
   }
 };

@@ -34,10 +34,10 @@ __device__ __forceinline__ void convolve_x(const MambaDecodeParams& params, int 
 }
 
 // What a block of 16 heads works on. Entries count from the first new token's canonical base.
-template <int kN>
+template <typename T, int kN>
 struct GroupMemory {
-  alignas(16) float B[kMaxEntries][kN];
-  alignas(16) float C[kMaxQuery][kN];
+  alignas(16) T B[kMaxEntries][kN];
+  alignas(16) T C[kMaxQuery][kN];
   float scores[kMaxQuery][kMaxWindow];  // B_j . C_i, j from i's canonical base on
   float dt[kMaxEntries][kBlockHeads];   // step sizes
   float A[kBlockHeads];
@@ -77,7 +77,7 @@ struct HeadBlock {
 // Threads from the first on convolve B and C; the others meanwhile fetch the log's B.
 template <typename T, int kN>
 __device__ __forceinline__ void stage_group(const MambaDecodeParams& params, const SlotRow& row, const HeadBlock& block,
-                                            const Filter<T>& filter, int64_t channel, GroupMemory<kN>& memory) {
+                                            const Filter<T>& filter, int64_t channel, GroupMemory<T, kN>& memory) {
   constexpr int kWidth = kVectorWidth<T>;
   constexpr int kFetches = kN / kWidth;
   constexpr int kPieces = kN / kPieceWidth;
@@ -92,14 +92,14 @@ __device__ __forceinline__ void stage_group(const MambaDecodeParams& params, con
       const int n = index % kFetches * kWidth;
       const int ring_entry = block.ring_entry(params, entry);
       const T* source = log_column<T>(params, row.slot, ring_entry, group_channel + n);
-      widen_piece(*reinterpret_cast<const Vector<T, kWidth>*>(source), &memory.B[entry][n]);
+      *reinterpret_cast<Vector<T, kWidth>*>(&memory.B[entry][n]) = *reinterpret_cast<const Vector<T, kWidth>*>(source);
     }
   }
   if (thread >= 2 * kPieces) return;
   const bool is_b = thread < kPieces;
   const int n = thread % kPieces * kPieceWidth;
   PieceStep<T>{params, row, channel, block.is_kept}.run(filter, [&](int i, const Piece<T>& out) {
-    widen_piece(out, is_b ? &memory.B[block.num_old + i][n] : &memory.C[i][n]);
+    store_piece(is_b ? &memory.B[block.num_old + i][n] : &memory.C[i][n], out);
     T* kept = static_cast<T*>(params.convolved) + (row.token + i) * conv_channels(params) + channel;
     if (is_b) kept = log_column<T>(params, row.slot, (row.start + i) % params.log.num_entries, channel);
     if (block.is_kept) store_piece(kept, out);
@@ -135,8 +135,8 @@ struct RawSteps {
   }
 };
 
-template <int kN>
-__device__ __forceinline__ void score_entries(const SlotRow& row, const HeadBlock& block, GroupMemory<kN>& memory) {
+template <typename T, int kN>
+__device__ __forceinline__ void score_entries(const SlotRow& row, const HeadBlock& block, GroupMemory<T, kN>& memory) {
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
 #pragma unroll 2
@@ -144,18 +144,15 @@ __device__ __forceinline__ void score_entries(const SlotRow& row, const HeadBloc
     const int i = pair / kMaxWindow;
     const int entry = row.canonical(row.start + i) - block.first + pair % kMaxWindow;
     if (entry > block.num_old + i) continue;
-    float sum = 0.0f;
-#pragma unroll
-    for (int n = 0; n < kN; n += kWarpSize) sum = fmaf(memory.B[entry][n + lane], memory.C[i][n + lane], sum);
-    sum = warp_sum(sum);
-    if (lane == 0) memory.scores[i][pair % kMaxWindow] = sum;
+    const float score = warp_dot<kN>(memory.B[entry], memory.C[i]);
+    if (lane == 0) memory.scores[i][pair % kMaxWindow] = score;
   }
 }
 
 // Half a warp a (token, head).
-template <int kN>
+template <typename T, int kN>
 __device__ __forceinline__ void weigh_inputs(const MambaDecodeParams& params, const SlotRow& row,
-                                             const HeadBlock& block, const GroupMemory<kN>& memory) {
+                                             const HeadBlock& block, const GroupMemory<T, kN>& memory) {
   const int half = static_cast<int>(threadIdx.x) / kMaxWindow;
   const int lane = static_cast<int>(threadIdx.x) % kMaxWindow;
 #pragma unroll 1
@@ -166,17 +163,16 @@ __device__ __forceinline__ void weigh_inputs(const MambaDecodeParams& params, co
     const int count = block.num_old + i + 1 - begin;
     const Stretch stretch(lane < count ? memory.dt[begin + lane][head] : 0.0f, count, memory.A[head]);
     if (head >= block.num_heads) continue;  // whole half-warps; the other half's shuffles are over
-    float* table =
-        params.table + (static_cast<int64_t>(row.token + i) * params.num_heads + block.first_head + head) * kTableWidth;
-    table[lane] = lane < count ? stretch.weight() * memory.scores[i][lane] : 0.0f;
-    if (lane < kTableWidth - kMaxWindow) table[kMaxWindow + lane] = lane == 0 ? expf(stretch.total) : 0.0f;
+    const int64_t row_of_table = static_cast<int64_t>(row.token + i) * params.num_heads + block.first_head + head;
+    store_weights(stretch, count, memory.scores[i][lane], params.D[block.first_head + head],
+                  params.table + row_of_table * kTableWidth);
   }
 }
 
 template <typename T, int kN>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     decode_inputs_kernel(MambaDecodeParams params, int blocks_a_group, int x_blocks) {
-  __shared__ GroupMemory<kN> memory;
+  __shared__ GroupMemory<T, kN> memory;
   constexpr int kPieces = kN / kPieceWidth;
   const int thread = static_cast<int>(threadIdx.x);
   const int head_blocks = params.num_groups * blocks_a_group;
@@ -206,9 +202,9 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   });
   if (thread < heads.num_heads) memory.A[thread] = params.A[heads.first_head + thread];
   __syncthreads();
-  score_entries<kN>(row, heads, memory);
+  score_entries<T, kN>(row, heads, memory);
   __syncthreads();
-  weigh_inputs<kN>(params, row, heads, memory);
+  weigh_inputs<T, kN>(params, row, heads, memory);
 }
 
 template <typename T, int kN>

@@ -1,11 +1,9 @@
 // Second half of the decode step over slot windows: the state, and what it and the inputs since give each new token.
 //
-// A warp works on 16 channels of a row after the other. Their state, which no other kernel of the step touches, is on
-// its way before the launch before it, or the warp's work on other channels, is over; it goes back only when the
-// window's base moves. The rest of a warp's needs is copied at once: C, the weights of the inputs since the base, their
-// x, and B of those to fold.
-#include <algorithm>
-
+// A warp owns 16 channels of a row. Their state, which no other kernel of the step touches, is on its way to registers
+// before the launch before it is over; it goes back only when the window's base moves. The rest of a warp's needs it
+// loads at once: C, the weights of the inputs since the base, and their x. Each block also starts fetching into the L2
+// cache what the block will read that takes its place on the multiprocessor: memory then works while blocks compute.
 #include "cuda/common/chained.cuh"
 #include "cuda/common/device.h"
 #include "cuda/state_window.cuh"
@@ -15,261 +13,147 @@ namespace {
 
 constexpr char kOp[] = "mamba_decode";
 
-// Warps that a multiprocessor holds at once: by the registers of their states.
+// Blocks that a multiprocessor holds at once: by the registers of their states.
 template <int kN>
-constexpr int kResidentWarps = kN > 128 ? 8 : 12;
+constexpr int kResidentBlocks = kN > 128 ? 2 : 4;
 
-// What a warp works on: 16 channels of a row.
-struct RowTile {
-  SlotRow row;
-  StateChannels channels;
-
-  __device__ __forceinline__ RowTile(const MambaDecodeParams& params, const RowRecord& record, int tile)
-      : row(params, record), channels(params, row.slot, tile) {}
-
-  __device__ __forceinline__ bool is_padding() const { return row.is_padding(); }
-  __device__ __forceinline__ int end() const { return row.start + row.num_tokens; }
-  __device__ __forceinline__ bool folds(int base) const { return base < row.canonical(end() - 1); }
-};
-
-// A warp's shared memory: what does not depend on the step, then the new tokens' C [max_query_len, N] and table rows.
+// y of new tokens i .. i + count - 1, which share the canonical base `base` that the state is at.
 template <typename T, int kN>
-struct WarpMemory {
-  struct Fixed {
-    StateStage<T, kN> stage;
-    alignas(16) RowRecord row;  // of the tile after the one under way
-  };
-  StateStage<T, kN>& stage;
-  RowRecord& row;
-  T* C;
-  float* table;
-
-  __device__ __forceinline__ WarpMemory(unsigned char* memory, int max_query_len)
-      : stage(reinterpret_cast<Fixed*>(memory)->stage),
-        row(reinterpret_cast<Fixed*>(memory)->row),
-        C(reinterpret_cast<T*>(memory + sizeof(Fixed))),
-        table(reinterpret_cast<float*>(C + max_query_len * kN)) {}
-
-  static int bytes(int max_query_len) {
-    const size_t a_query = kN * sizeof(T) + kTableWidth * sizeof(float);
-    return static_cast<int>(sizeof(Fixed) + max_query_len * a_query);
-  }
-
-  __device__ __forceinline__ void copy_row(const MambaDecodeParams& params, int row_idx) {
-    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-    const int32_t* source = params.rows.query_start;
-    if (lane == 1) source += 1;
-    if (lane == 2) source = params.rows.row_start;
-    if (lane == 3) source = params.state_base;
-    if (lane == 4) source = params.slots;
-    if (lane < 5) copy_word_async(shared_address(reinterpret_cast<int*>(&row) + lane), source + row_idx);
-  }
-
-  // x from `base` on.
-  __device__ __forceinline__ void copy_x(const MambaDecodeParams& params, const RowTile& tile, int base) {
-    stage.copy_x(params, tile.channels, base, min(tile.end() - base, StateStage<T, kN>::kMaxInputs));
-  }
-
-  // What the head's tiles share of the stretch to fold from `base` on: B, and the lane's raw step size.
-  __device__ __forceinline__ T copy_stretch(const MambaDecodeParams& params, const RowTile& tile, int base) {
-    const int count = window_end(base) - base;
-    stage.copy_B(params, tile.channels, base, count);
-    return load_raw_dt<T>(params, tile.channels, base, count);
-  }
-
-  // C and the table's row of each new token.
-  __device__ __forceinline__ void copy_queries(const MambaDecodeParams& params, const RowTile& tile) {
-    constexpr int kPieces = kN / kVectorWidth<T>;
-    constexpr int kTablePieces = kTableWidth / kVectorWidth<float>;
-    const int64_t first_state =
-        inner_channels(params) + group_states(params) + static_cast<int64_t>(tile.channels.group) * kN;
+__device__ __forceinline__ void read_out(const MambaDecodeParams& params, const SlotRow& row,
+                                         const StateChannels& channels, const StateTile<kN>& state, int base, int i,
+                                         int count) {
+  const unsigned lane = lane_index();
+  const int64_t token = row.token + i;
+  const int64_t token_width = conv_channels(params);
+  const T* C = static_cast<const T*>(params.convolved) + token * token_width + inner_channels(params) +
+               group_states(params) + static_cast<int64_t>(channels.group) * kN;
+  const float* weights = params.table + (token * params.num_heads + channels.head) * kTableWidth;
+  T* out = static_cast<T*>(params.scanned) + token * inner_channels(params) + channels.first + lane;
+  LaneQuery<T, kN> query;
+  query.load(C);
+  const LogWalk<T> log(params, channels.slot, base, channels.first + lane % kTileChannels);
+  const LaneInputs<T> inputs(row.start + i + count - base, [&](int input) { return *log.at(input); });
 #pragma unroll 1
-    for (int index = static_cast<int>(threadIdx.x) % kWarpSize; index < tile.row.num_tokens * (kPieces + kTablePieces);
-         index += kWarpSize) {
-      const int i = index / (kPieces + kTablePieces);
-      const int piece = index % (kPieces + kTablePieces);
-      const int64_t token = tile.row.token + i;
-      if (piece < kPieces) {
-        const T* source = static_cast<const T*>(params.convolved) + token * conv_channels(params) + first_state;
-        copy_async(shared_address(C + i * kN + piece * kVectorWidth<T>), source + piece * kVectorWidth<T>, true);
-      } else {
-        const float* source = params.table + (token * params.num_heads + tile.channels.head) * kTableWidth;
-        const int offset = (piece - kPieces) * kVectorWidth<float>;
-        copy_async(shared_address(table + i * kTableWidth + offset), source + offset, true);
-      }
-    }
+  for (;;) {
+    const float sum = inputs.weighted_sum(weights);
+    const float decay = weights[kMaxWindow];
+    const float y = fmaf(decay, state.dot(query), sum);
+    if (lane < kTileChannels) *out = from_float<T>(y);
+    if (--count == 0) return;
+    C += token_width;
+    query.load(C);
+    weights += params.num_heads * kTableWidth;
+    out += inner_channels(params);
   }
-};
-
-// y of new tokens i .. i + count - 1, which share the canonical base that the state is at; x are the inputs from there
-// on.
-template <typename T, int kN>
-__device__ __forceinline__ void read_out(const MambaDecodeParams& params, const RowTile& tile,
-                                         const StateTile<kN>& state, const WarpMemory<T, kN>& memory, const T* x,
-                                         int base, int i, int count) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const int half = lane / kTileChannels;  // takes every other input
-  x += lane % kTileChannels;
-  const int num_inputs = tile.row.start + i + count - base;
-  float inputs[kMaxWindow / 2];
-#pragma unroll
-  for (int k = 0; k < kMaxWindow / 2; ++k) {
-    const int input = 2 * k + half;
-    inputs[k] = input < num_inputs ? to_float(x[input * kTileChannels]) : 0.0f;
-  }
-  const float D = params.D[tile.channels.head];
-  T* out = static_cast<T*>(params.scanned) + tile.row.token * inner_channels(params) + tile.channels.first + lane;
-  for (const int end = i + count; i < end; ++i) {
-    const float dot = state.dot(memory.C + i * kN);
-    const float* weights = memory.table + i * kTableWidth;
-    float sum = 0.0f;
-#pragma unroll
-    for (int k = 0; k < kMaxWindow / 2; ++k) sum = fmaf(weights[2 * k + half], inputs[k], sum);
-    sum += __shfl_xor_sync(kFullWarp, sum, kTileChannels);
-    const float own = to_float(x[(tile.row.start + i - base) * kTileChannels]);
-    const float y = fmaf(D, own, fmaf(weights[kMaxWindow], dot, sum));
-    if (lane < kTileChannels) out[i * inner_channels(params)] = from_float<T>(y);
-  }
-}
-
-__device__ __forceinline__ bool is_lane_of_channel() {
-  return threadIdx.x % kWarpSize < kTileChannels;
 }
 
 template <typename T>
-__device__ __forceinline__ void clear_outputs(const MambaDecodeParams& params, const RowTile& tile) {
-  T* out = static_cast<T*>(params.scanned) + tile.row.token * inner_channels(params) + tile.channels.first;
-  for (int i = 0; i < tile.row.num_tokens; ++i) {
-    if (is_lane_of_channel()) out[i * inner_channels(params) + threadIdx.x % kWarpSize] = from_float<T>(0.0f);
+__device__ __forceinline__ void clear_outputs(const MambaDecodeParams& params, const SlotRow& row,
+                                              const StateChannels& channels) {
+  const unsigned lane = lane_index();
+  T* out = static_cast<T*>(params.scanned) + row.token * inner_channels(params) + channels.first + lane;
+#pragma unroll 1
+  for (int i = 0; i < row.num_tokens; ++i) {
+    if (lane < kTileChannels) out[i * inner_channels(params)] = from_float<T>(0.0f);
   }
 }
 
-// From one canonical base to the next, and the tokens between. The log from the slot's base on is staged, `weights` are
-// of its first stretch. Returns whether the stage still holds that.
+// How far ahead a block fetches.
+struct Wave {
+  int rows;
+  int blocks;
+};
+
+// The states of the block that comes a wave of blocks later.
+struct LaterStates {
+  const float* source;  // null: there are none to read
+
+  __device__ __forceinline__ LaterStates(const MambaDecodeParams& params, const Wave& wave, int block_floats) {
+    const int sum = static_cast<int>(blockIdx.x) + wave.blocks;
+    const bool is_carried = sum >= static_cast<int>(gridDim.x);
+    const int row = static_cast<int>(blockIdx.y) + wave.rows + (is_carried ? 1 : 0);
+    const int block = is_carried ? sum - static_cast<int>(gridDim.x) : sum;
+    const bool is_inside = row < params.rows.num_rows;
+    const int64_t slot = params.slots[is_inside ? row : 0];
+    const bool is_there = params.state_base[is_inside ? row : 0] > 0 && slot != 0;
+    source = params.ssm_state + slot * params.ssm_state_stride + block * block_floats;
+    if (!is_inside || !is_there) source = nullptr;
+  }
+
+  __device__ __forceinline__ void fetch(int num_bytes) const {
+    if (threadIdx.x == 0 && source != nullptr) prefetch_bytes(source, num_bytes);
+  }
+};
+
+// From one canonical base to the next, and the tokens between.
 template <typename T, int kN>
-__device__ __forceinline__ bool advance(const MambaDecodeParams& params, const RowTile& tile, FoldWeights weights,
-                                        WarpMemory<T, kN>& memory, StateTile<kN>& state) {
-  const SlotRow& row = tile.row;
+__device__ __forceinline__ void fold_and_read(const MambaDecodeParams& params, const SlotRow& row,
+                                              const StateChannels& channels, T (&B)[kMaxWindow * kN], float* slot_state,
+                                              StateTile<kN>& state) {
   int base = row.base;
-  int staged = base;  // the first position in the stage
+#pragma unroll 1
   for (int i = 0; i < row.num_tokens;) {
     const int position = row.start + i;
-    const bool folds = base < row.canonical(position);
-    const int count = folds ? window_end(base) - base : min(row.num_tokens - i, window_end(position) - position);
-    const int end = folds ? base + count : position + count;
-    if (folds ? staged != base : end - staged > StateStage<T, kN>::kMaxInputs) {
-      __syncwarp();  // nobody reads the stage any more
-      memory.copy_x(params, tile, base);
-      if (tile.folds(base)) {
-        const T raw_dt = memory.copy_stretch(params, tile, base);
-        weights = FoldWeights(params, tile.channels.head, raw_dt, window_end(base) - base);
-      }
-      commit_copies();
-      wait_copies<0>();
-      __syncwarp();
-      staged = base;
-    }
-    if (folds) {
-      state.fold(weights.decay, weights.input, memory.stage.x, memory.stage.B);
+    if (base < row.canonical(position)) {
+      if (base > row.base) __syncthreads();  // B is folded
+      const int end = window_end(base);
+      StretchFold<T, kN>(params, channels, base, end - base, B).apply(state);
       base = end;
-      if (base == row.next_base) {
-        state.store(params.ssm_state + row.slot * params.ssm_state_stride +
-                    static_cast<int64_t>(tile.channels.first) * kN);
-      }
-    } else {
-      read_out<T, kN>(params, tile, state, memory, memory.stage.x + (base - staged) * kTileChannels, base, i, count);
-      i += count;
+      if (base == row.next_base) state.store(slot_state);
+      continue;
     }
+    const int count = min(row.num_tokens - i, window_end(position) - position);
+    read_out<T, kN>(params, row, channels, state, base, i, count);
+    i += count;
   }
-  return staged == row.base;
 }
 
-// One warp a block, over every gridDim.x-th run of tiles, which are of one head. While a tile is in registers, the next
-// one's state is on its way; the first one's is before the launch before is over, which writes no state.
 template <typename T, int kN>
-__global__ void __launch_bounds__(kWarpSize, kResidentWarps<kN>)
-    decode_state_kernel(MambaDecodeParams params, int num_runs, int runs_a_row, int run_tiles) {
-  extern __shared__ __align__(16) unsigned char shared[];
-  WarpMemory<T, kN> memory(shared, params.max_query_len);
-  const auto first_tile = [&](const RowRecord& record, int run) {
-    return RowTile(params, record, run % runs_a_row * run_tiles);
-  };
-  int run = static_cast<int>(blockIdx.x);
-  RowTile tile = first_tile(record_of(params, run / runs_a_row), run);
-  if (!tile.is_padding()) memory.stage.copy_state(params, tile.channels, tile.row.base > 0);
+__global__ void __launch_bounds__(kFoldWarps* kWarpSize, kResidentBlocks<kN>)
+    decode_state_kernel(MambaDecodeParams params, RowTiles tiles, Wave wave) {
+  __shared__ alignas(16) T B[kMaxWindow * kN];
+  const int num_warps = static_cast<int>(blockDim.x / kWarpSize);
+  const int warp = static_cast<int>(threadIdx.x / kWarpSize);
+  const int block_floats = num_warps * kTileChannels * kN;
+
+  // What the launch before does not write: the row and its state.
+  const SlotRow row(params, static_cast<int>(blockIdx.y));
+  const LaterStates later(params, wave, block_floats);
+  const StateChannels channels = tiles.channels(row.slot, static_cast<int>(blockIdx.x) * num_warps + warp);
+  float* slot_state = params.ssm_state + row.slot * params.ssm_state_stride + static_cast<int64_t>(channels.first) * kN;
+  StateTile<kN> state;
+  if (row.base > 0 && !row.is_padding()) {
+    state.load(slot_state);
+  } else {
+    state.clear();
+  }
+  later.fetch(block_floats * static_cast<int>(sizeof(float)));
   wait_for_previous_kernel();
   allow_next_kernel();
-  FoldWeights weights{};
-  T raw_dt{};
-  bool is_staged = false;  // what a head's tiles share
-  for (int left = run_tiles;;) {
-    const bool is_shared = is_staged;
-    if (!tile.is_padding()) {
-      memory.copy_x(params, tile, tile.row.base);
-      if (!is_staged) {
-        memory.copy_queries(params, tile);
-        if (tile.folds(tile.row.base)) raw_dt = memory.copy_stretch(params, tile, tile.row.base);
-      }
-    }
-    const bool ends = --left == 0;
-    if (ends) run += static_cast<int>(gridDim.x);
-    const bool is_last = run >= num_runs;
-    if (ends && !is_last) memory.copy_row(params, run / runs_a_row);
-    commit_copies();
-    wait_copies<0>();
-    __syncwarp();
-    StateTile<kN> state;
-    state.load(memory.stage.state);
-    __syncwarp();
-    if (!is_last) {  // built again below: no registers for it meanwhile
-      RowTile next = ends ? first_tile(memory.row, run) : tile;
-      if (!ends) next.channels.first += kTileChannels;
-      if (!next.is_padding()) memory.stage.copy_state(params, next.channels, next.row.base > 0);
-    }
-    if (tile.is_padding()) {
-      clear_outputs<T>(params, tile);
-    } else {
-      if (!is_shared && tile.folds(tile.row.base)) {
-        weights = FoldWeights(params, tile.channels.head, raw_dt, window_end(tile.row.base) - tile.row.base);
-      }
-      is_staged = advance<T, kN>(params, tile, weights, memory, state);
-    }
-    if (is_last) return;
-    __syncwarp();
-    if (ends) {
-      tile = first_tile(memory.row, run);
-      left = run_tiles;
-      is_staged = false;
-      __syncwarp();
-    } else {
-      tile.channels.first += kTileChannels;
-    }
+  if (row.is_padding()) return clear_outputs<T>(params, row, channels);
+  // Most steps fold nothing: theirs are all tokens of the window that the state is at the begin of.
+  if (row.base >= row.canonical(row.start + row.num_tokens - 1)) {
+    return read_out<T, kN>(params, row, channels, state, row.base, 0, row.num_tokens);
   }
-}
-
-// Tiles of a run: a whole head, whose tiles share more than their state, unless that leaves multiprocessors idle.
-inline int choose_run_tiles(int64_t num_tiles, int head_tiles, int resident) {
-  const auto rounds = [&](int64_t num_runs) { return (num_runs + resident - 1) / resident; };
-  const int64_t by_tile = rounds(num_tiles);
-  const int64_t by_head = rounds(num_tiles / head_tiles) * head_tiles;
-  return by_head <= by_tile + by_tile / 8 ? head_tiles : 1;
+  fold_and_read<T, kN>(params, row, channels, B, slot_state, state);
 }
 
 template <typename T, int kN>
 void launch(const MambaDecodeParams& params, cudaStream_t stream) {
   require(params.head_dim % kTileChannels == 0, kOp,
           "head_dim is " + std::to_string(params.head_dim) + "; expected a multiple of 16");
-  const int head_tiles = params.head_dim / kTileChannels;
-  const int64_t num_tiles = static_cast<int64_t>(params.rows.num_rows) * params.num_heads * head_tiles;
-  require(num_tiles <= INT32_MAX / 2, kOp, "num_rows * num_heads is too large for one launch");
+  const RowTiles tiles(params);
+  require(params.rows.num_rows <= 65535, kOp, "num_rows exceeds 65535");
+  require(tiles.count <= 65535, kOp, "num_heads * head_dim is too large for one launch");
+  // Blocks share one B; single warps while that leaves multiprocessors idle.
+  const int64_t num_tiles = static_cast<int64_t>(params.rows.num_rows) * tiles.count;
+  const int warps = choose_fold_warps(tiles.group_count, num_tiles >= 4096 ? kFoldWarps : num_tiles >= 1024 ? 2 : 1);
   const auto kernel = decode_state_kernel<T, kN>;
-  const int shared_bytes = WarpMemory<T, kN>::bytes(params.max_query_len);
-  const int resident = resident_blocks(kernel, kWarpSize, shared_bytes, kOp);
-  const int run_tiles = choose_run_tiles(num_tiles, head_tiles, resident);
-  const int num_runs = static_cast<int>(num_tiles / run_tiles);
-  const int num_blocks = std::min(num_runs, resident);
-  launch_chained_wide(kOp, kernel, dim3(static_cast<unsigned>(num_blocks)), kWarpSize, shared_bytes, stream, params,
-                        num_runs, params.num_heads * head_tiles / run_tiles, run_tiles);
+  const int ahead = resident_blocks(kernel, warps * kWarpSize, 0, kOp);
+  const int row_blocks = tiles.count / warps;
+  const dim3 grid(static_cast<unsigned>(row_blocks), static_cast<unsigned>(params.rows.num_rows));
+  launch_chained(kOp, kernel, grid, warps * kWarpSize, stream, params, tiles,
+                 Wave{ahead / row_blocks, ahead % row_blocks});
 }
 
 }  // namespace

@@ -1,5 +1,8 @@
-// 16 channels of a slot's state in a warp's registers, laid out as the accumulators of m16n8k16 products: rows are
-// channels, columns are states. Knows nothing of rows, slots and windows.
+// 16 channels of a slot's state in a warp's registers, as accumulators of m16n8k16 products: rows are channels, columns
+// are states. Knows nothing of rows, slots and windows.
+//
+// Which of a product's columns is which state is free as long as its operand B agrees. Here columns 2c and 2c + 1 of
+// tiles 2p and 2p + 1 are the states 16p + 4c .. 16p + 4c + 3, so that a lane moves them as one piece.
 //
 // Folding 16 inputs, sum_k (w_k x_k) B_k^T, is a product on the tensor cores. They take bf16, so each fp32 factor goes
 // in as a sum of bf16 terms (bf16 itself is one, fp16 two, fp32 three) and every product of terms above 2^-24 of the
@@ -7,7 +10,6 @@
 // intelligence datatype for higher-precision computations", 2019). The state itself is scaled and added to in fp32.
 #pragma once
 
-#include "cuda/common/accumulators.cuh"
 #include "cuda/common/mma.cuh"
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/vector.cuh"
@@ -17,6 +19,7 @@ namespace headway::cuda {
 inline constexpr int kTileChannels = 16;
 inline constexpr int kTileInputs = 16;
 inline constexpr int kFactorTerms = 3;  // of an fp32 factor
+inline constexpr int kStatePiece = 4;  // neighbouring states of a lane
 
 template <typename T>
 inline constexpr int kInputTerms = sizeof(T) == 4 ? 3 : 2;
@@ -34,47 +37,112 @@ __device__ __forceinline__ void split_pair(float first, float second, uint32_t (
   }
 }
 
-// In shared memory, element `column` of row `row` of the inputs' B [16, N]: 16-byte pieces swizzled, so that neither
-// ldmatrix nor the copies meet a bank twice.
+// Where in shared memory column `column` (of the products, not the state's) of input `input` lies, B being [16, N]:
+// 16-byte pieces swizzled, so that ldmatrix meets no bank twice.
 template <typename T, int kN>
-__device__ __forceinline__ int input_offset(int row, int column) {
+__device__ __forceinline__ int input_offset(int input, int column) {
   constexpr int kWidth = kVectorWidth<T>;
-  return row * kN + ((column / kWidth) ^ (row & 7)) * kWidth + column % kWidth;
+  return input * kN + ((column / kWidth) ^ (input & 7)) * kWidth + column % kWidth;
 }
 
-// The same for a state [16, N].
-template <int kN>
-__device__ __forceinline__ int state_offset(int row, int column) {
-  return row * kN + (column ^ ((row & 3) << 3));
+// B of states 8 piece .. 8 piece + 7 of an input to where the products want it.
+template <int kN, typename T>
+__device__ __forceinline__ void store_input_piece(T* memory, int input, int piece, const Vector<T, 8>& states) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    Vector<T, 4> columns;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) columns.values[j] = states.values[j / 2 * 4 + 2 * i + j % 2];
+    const int column = 8 * (piece / 2 * 2 + i) + piece % 2 * 4;
+    *reinterpret_cast<Vector<T, 4>*>(memory + input_offset<T, kN>(input, column)) = columns;
+  }
 }
 
-template <int kN>
-class StateTile {
+// A lane's part of a token's C, in the order of its states.
+template <typename T, int kN>
+struct LaneQuery {
+  static constexpr int kPieces = kN / 16;
+  Vector<T, kStatePiece> pieces[kPieces];
+
+  __device__ __forceinline__ void load(const T* source) {
+    source += threadIdx.x % 4 * kStatePiece;
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) {
+      pieces[p] = *reinterpret_cast<const Vector<T, kStatePiece>*>(source + 16 * p);
+    }
+  }
+};
+
+// weight_k x_k of a warp's channels and 16 inputs k as operand A.
+template <typename T>
+class FoldFactors {
  public:
-  // From shared memory, at state_offset.
-  __device__ __forceinline__ void load(const float* memory) {
-    const float* swizzled[4];
+  // x(k): input k's values for the warp's 16 channels; of inputs k < count.
+  template <typename Source>
+  __device__ __forceinline__ void load(int count, Source&& x) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) swizzled[i] = memory + state_offset<kN>(row(), column(i));
+    for (int i = 0; i < 4; ++i) {
+      const int k = input(i);
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
+      for (int r = 0; r < 2; ++r) x_[i][r] = from_float<T>(0.0f);
+      if (k >= count) continue;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) x_[i][r] = x(k)[lane() / 4 + 8 * r];
+    }
+  }
+
+  // Lane k < 16 brings weight_k, 0 from `count` on.
+  __device__ __forceinline__ void weigh(float weight, uint32_t (&factors)[kFactorTerms][4]) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float first = __shfl_sync(kFullWarp, weight, input(2 * half));
+      const float second = __shfl_sync(kFullWarp, weight, input(2 * half + 1));
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const auto pair = *reinterpret_cast<const float2*>(swizzled[tile % 4] + 8 * r * kN + tile / 4 * 32);
-        values_[tile][2 * r] = pair.x, values_[tile][2 * r + 1] = pair.y;
+        uint32_t terms[kFactorTerms];
+        split_pair(first * to_float(x_[2 * half][r]), second * to_float(x_[2 * half + 1][r]), terms);
+#pragma unroll
+        for (int i = 0; i < kFactorTerms; ++i) factors[i][2 * half + r] = terms[i];
       }
     }
   }
 
-  // To global memory, [16, N] contiguous.
-  __device__ __forceinline__ void store(float* target) const { store_accumulators(values_, target); }
+ private:
+  static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x % kWarpSize); }
+  static __device__ __forceinline__ int input(int i) { return i / 2 * 8 + lane() % 4 * 2 + i % 2; }
 
-  // S = decay S + sum_k (weight_k x_k) B_k^T. Lane k < 16 brings weight_k; x is [16, 16] (input, channel), B [16, N]
-  // at input_offset. B of inputs of weight 0 is finite.
+  T x_[4][2];  // of input(i), channels lane / 4 and lane / 4 + 8
+};
+
+template <int kN>
+class StateTile {
+ public:
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (auto& tile : values_) tile[0] = tile[1] = tile[2] = tile[3] = 0.0f;
+  }
+
+  // From and to [16, N] contiguous in global memory, where nobody reads it again soon.
+  __device__ __forceinline__ void load(const float* source) {
+    source += lane_offset();
+    for_each_piece([&](int p, int r, int offset) {
+      const float4 piece = __ldcs(reinterpret_cast<const float4*>(source + offset));
+      values_[2 * p][2 * r] = piece.x, values_[2 * p][2 * r + 1] = piece.y;
+      values_[2 * p + 1][2 * r] = piece.z, values_[2 * p + 1][2 * r + 1] = piece.w;
+    });
+  }
+  __device__ __forceinline__ void store(float* target) const {
+    target += lane_offset();
+    for_each_piece([&](int p, int r, int offset) {
+      const float4 piece = {values_[2 * p][2 * r], values_[2 * p][2 * r + 1], values_[2 * p + 1][2 * r],
+                            values_[2 * p + 1][2 * r + 1]};
+      __stcs(reinterpret_cast<float4*>(target + offset), piece);
+    });
+  }
+
+  // S = decay S + sum_k (weight_k x_k) B_k^T. B [16, N]: store_input_piece; finite for every input.
   template <typename T>
-  __device__ __forceinline__ void fold(float decay, float weight, const T* x, const T* B) {
-    uint32_t factors[kFactorTerms][4];
-    split_factors(weight, x, factors);
+  __device__ __forceinline__ void fold(float decay, const uint32_t (&factors)[kFactorTerms][4], const T* B) {
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile += 2) {
       uint32_t inputs[kInputTerms<T>][4];
@@ -97,46 +165,41 @@ class StateTile {
 
   // S C; lane l gets that of channel l % 16.
   template <typename T>
-  __device__ __forceinline__ float dot(const T* C) const {
+  __device__ __forceinline__ float dot(const LaneQuery<T, kN>& C) const {
     float sums[2][2] = {};
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      float query[2];
-      load_floats<T, 2>(C + column(tile), query);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sums[i / 2][tile % 2] = fmaf(values_[tile][i], query[i % 2], sums[i / 2][tile % 2]);
+      for (int i = 0; i < 4; ++i) {
+        const float query = to_float(C.pieces[tile / 2].values[tile % 2 * 2 + i % 2]);
+        sums[i / 2][tile % 2] = fmaf(values_[tile][i], query, sums[i / 2][tile % 2]);
+      }
     }
-    const int source = lane() % 8 * 4;
-    const float low = __shfl_sync(kFullWarp, warp_sum<4>(sums[0][0] + sums[0][1]), source);
-    const float high = __shfl_sync(kFullWarp, warp_sum<4>(sums[1][0] + sums[1][1]), source);
-    return lane() % kTileChannels < 8 ? low : high;
+    // Four lanes share two channels: each keeps one of them and gives the other away.
+    const float low = sums[0][0] + sums[0][1];
+    const float high = sums[1][0] + sums[1][1];
+    const bool is_high = lane() % 2 == 1;
+    float sum = (is_high ? high : low) + __shfl_xor_sync(kFullWarp, is_high ? low : high, 1);
+    sum += __shfl_xor_sync(kFullWarp, sum, 2);
+    return __shfl_sync(kFullWarp, sum, lane() % 8 * 4 + lane() % kTileChannels / 8);
   }
 
  private:
   static constexpr int kTiles = kN / 8;
-  float values_[kTiles][4];  // of columns 8 tile + column(0) and the next: row(), then row() + 8
+  float values_[kTiles][4];  // columns 2 (lane % 4) and the next of row lane / 4, then of row lane / 4 + 8
 
-  static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % kWarpSize; }
-  static __device__ __forceinline__ int row() { return lane() / 4; }
-  static __device__ __forceinline__ int column(int tile) { return 8 * tile + lane() % 4 * 2; }
+  static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x % kWarpSize); }
 
-  // weight_k x_k, as operand A.
-  template <typename T>
-  static __device__ __forceinline__ void split_factors(float weight, const T* x, uint32_t (&factors)[kFactorTerms][4]) {
+  static __device__ __forceinline__ int lane_offset() { return lane() / 4 * kN + lane() % 4 * kStatePiece; }
+
+  // visit(p, r, offset from the lane's first) for each piece: of states 16 p + 4 (lane % 4) and on, of row
+  // lane / 4 + 8 r.
+  template <typename Visit>
+  static __device__ __forceinline__ void for_each_piece(Visit&& visit) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int k = 8 * half + lane() % 4 * 2;
-      const float first = __shfl_sync(kFullWarp, weight, k);
-      const float second = __shfl_sync(kFullWarp, weight, k + 1);
+    for (int r = 0; r < 2; ++r) {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const T* value = x + k * kTileChannels + row() + 8 * r;
-        uint32_t terms[kFactorTerms];
-        split_pair(first == 0.0f ? 0.0f : first * to_float(value[0]),
-                   second == 0.0f ? 0.0f : second * to_float(value[kTileChannels]), terms);
-#pragma unroll
-        for (int i = 0; i < kFactorTerms; ++i) factors[i][2 * half + r] = terms[i];
-      }
+      for (int p = 0; p < kTiles / 2; ++p) visit(p, r, 8 * r * kN + 16 * p);
     }
   }
 
@@ -151,7 +214,7 @@ class StateTile {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int k = i % 2 * 8 + lane() % 4 * 2;
-      const int n = 8 * (tile + i / 2) + row();
+      const int n = 8 * (tile + i / 2) + lane() / 4;
       uint32_t terms[kInputTerms<T>];
       split_pair(to_float(B[input_offset<T, kN>(k, n)]), to_float(B[input_offset<T, kN>(k + 1, n)]), terms);
 #pragma unroll

@@ -1,5 +1,5 @@
-// A slot's state over a window, as a warp works on 16 channels of it: the state and what its log brings are copied to
-// the warp's own shared memory, asynchronously, and the state goes on to registers (state_tile.cuh).
+// A slot's state over a window, as a warp works on 16 channels of it in its registers (state_tile.cuh), and the inputs
+// since.
 //
 //   S_e = exp(A sum(dt)) S_b + sum_j exp(A sum_{k > j} dt_k) dt_j x_j B_j^T          (fold, arXiv 2405.21060)
 //   y_t = exp(A sum(dt)) S_b C_t + sum_{j <= t} exp(A sum_{j < k <= t} dt_k) dt_j (B_j . C_t) x_j + D x_t  (read out)
@@ -8,6 +8,7 @@
 #pragma once
 
 #include "cuda/common/math.cuh"
+#include "cuda/common/reciprocal.cuh"
 #include "cuda/mamba_decode.h"
 #include "cuda/state_tile.cuh"
 
@@ -21,13 +22,25 @@ struct StateChannels {
   int first;  // of H * P
   int head;
   int group;
+};
+
+// A row's channels by 16.
+struct RowTiles {
+  int count;
+  int group_count;
+  Reciprocal of_head;
+  Reciprocal of_group;
 
   template <typename Params>
-  __device__ __forceinline__ StateChannels(const Params& params, int64_t channels_slot, int tile)
-      : slot(channels_slot),
-        first(tile * kTileChannels),
-        head(first / params.head_dim),
-        group(head / (params.num_heads / params.num_groups)) {}
+  explicit RowTiles(const Params& params)
+      : count(params.num_heads * (params.head_dim / kTileChannels)),
+        group_count(count / params.num_groups),
+        of_head(params.head_dim / kTileChannels),
+        of_group(group_count) {}
+
+  __device__ __forceinline__ StateChannels channels(int64_t slot, int tile) const {
+    return {slot, tile * kTileChannels, of_head.divide(tile), of_group.divide(tile)};
+  }
 };
 
 template <typename T, typename Params>
@@ -59,83 +72,23 @@ struct Stretch {
   __device__ __forceinline__ float weight() const { return dt * expf(total - before); }
 };
 
-// A warp's copies in shared memory of a state and the inputs since.
-template <typename T, int kN>
-struct alignas(16) StateStage {
-  static constexpr int kMaxInputs = 24;  // 16 and, of a window's usual rewinds, the new tokens
-  float state[kTileChannels * kN];       // at state_offset
-  T B[kMaxWindow * kN];                  // at input_offset; of the first stretch alone
-  T x[kMaxInputs * kTileChannels];
+// Half a warp writes a token's row of the table, the token being the stretch's last: lane k brings B_k . C.
+__device__ __forceinline__ void store_weights(const Stretch& stretch, int count, float score, float D, float* table) {
+  const int lane = static_cast<int>(threadIdx.x % kMaxWindow);
+  float weight = lane < count ? stretch.weight() * score : 0.0f;
+  if (lane == count - 1) weight += D;
+  table[lane] = weight;
+  if (lane < kTableWidth - kMaxWindow) table[kMaxWindow + lane] = lane == 0 ? expf(stretch.total) : 0.0f;
+}
 
-  // The whole warp calls these. A group of copies is the caller's to commit and to wait for.
-  template <typename Params>
-  __device__ __forceinline__ void copy_state(const Params& params, const StateChannels& channels, bool is_there) {
-    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-    const float* source = params.ssm_state + channels.slot * params.ssm_state_stride +
-                          static_cast<int64_t>(channels.first) * kN + lane * kPieceFloats;
-    constexpr int kRowPieces = kN / kPieceFloats;
-    constexpr int kCopies = kTileChannels * kRowPieces / kWarpSize;
-    constexpr int kPeriod = kCopies / 4;  // the swizzle repeats every 4 rows
-    uint32_t targets[kPeriod];
+// B . C, lane by lane.
+template <int kN, typename T>
+__device__ __forceinline__ float warp_dot(const T* B, const T* C) {
+  const unsigned lane = threadIdx.x % kWarpSize;
+  float sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kPeriod; ++i) {
-      const int piece = i * kWarpSize + lane;
-      const int offset = state_offset<kN>(piece / kRowPieces, piece % kRowPieces * kPieceFloats);
-      targets[i] = shared_address(state + offset);
-    }
-#pragma unroll
-    for (int i = 0; i < kCopies; ++i) {
-      constexpr int kPeriodBytes = 4 * kN * static_cast<int>(sizeof(float));
-      copy_async(targets[i % kPeriod] + i / kPeriod * kPeriodBytes, source + i * kWarpSize * kPieceFloats, is_there);
-    }
-  }
-
-  // x of positions begin .. begin + count - 1.
-  template <typename Params>
-  __device__ __forceinline__ void copy_x(const Params& params, const StateChannels& channels, int begin, int count) {
-    constexpr int kRowPieces = kTileChannels / kVectorWidth<T>;
-    const int first = begin % params.log.num_entries;
-#pragma unroll 1
-    for (int piece = static_cast<int>(threadIdx.x) % kWarpSize; piece < count * kRowPieces; piece += kWarpSize) {
-      const int entry = ring_entry(params, first, piece / kRowPieces);
-      copy_async(shared_address(x + piece * kVectorWidth<T>),
-                 log_column<T>(params, channels.slot, entry, channels.first + piece % kRowPieces * kVectorWidth<T>),
-                 true);
-    }
-  }
-
-  // B of positions begin .. begin + count - 1; zeros after.
-  template <typename Params>
-  __device__ __forceinline__ void copy_B(const Params& params, const StateChannels& channels, int begin, int count) {
-    constexpr int kRowPieces = kN / kVectorWidth<T>;
-    const int64_t group_channel = inner_channels(params) + static_cast<int64_t>(channels.group) * kN;
-    const int first = begin % params.log.num_entries;
-#pragma unroll 4
-    for (int piece = static_cast<int>(threadIdx.x) % kWarpSize; piece < kMaxWindow * kRowPieces; piece += kWarpSize) {
-      const int input = piece / kRowPieces;
-      const int column = piece % kRowPieces * kVectorWidth<T>;
-      const int entry = ring_entry(params, first, input < count ? input : 0);
-      copy_async(shared_address(B + input_offset<T, kN>(input, column)),
-                 log_column<T>(params, channels.slot, entry, group_channel + column), input < count);
-    }
-  }
-
- private:
-  static constexpr int kPieceFloats = kVectorWidth<float>;
-
-  template <typename Params>
-  static __device__ __forceinline__ int ring_entry(const Params& params, int first, int input) {
-    const int entry = first + input;
-    return entry < params.log.num_entries ? entry : entry - params.log.num_entries;
-  }
-};
-
-// The lane's raw step size among positions begin .. begin + count - 1 of a head.
-template <typename T, typename Params>
-__device__ __forceinline__ T load_raw_dt(const Params& params, const StateChannels& channels, int begin, int count) {
-  const int lane = static_cast<int>(threadIdx.x) % kMaxWindow;
-  const int entry = (begin + (lane < count ? lane : 0)) % params.log.num_entries;
-  return *log_dt<T>(params, channels.slot, entry, channels.head);
+  for (int n = 0; n < kN; n += kWarpSize) sum = fmaf(to_float(B[n + lane]), to_float(C[n + lane]), sum);
+  return warp_sum(sum);
 }
 
 // Where the window that holds `position` ends.
@@ -143,19 +96,123 @@ __device__ __forceinline__ int window_end(int position) {
   return position / kMaxWindow * kMaxWindow + kMaxWindow;
 }
 
-// What folding a stretch of a head's inputs does to its state.
-struct FoldWeights {
-  float decay;
-  float input;  // the lane's
+// A slot's log of x and B from a position on, at a channel.
+template <typename T>
+class LogWalk {
+ public:
+  template <typename Params>
+  __device__ __forceinline__ LogWalk(const Params& params, int64_t slot, int position, int64_t channel)
+      : first_(static_cast<unsigned>(position) % static_cast<unsigned>(params.log.num_entries)),
+        num_entries_(static_cast<unsigned>(params.log.num_entries)),
+        width_(static_cast<unsigned>((inner_channels(params) + group_states(params)) * sizeof(T))),
+        source_(reinterpret_cast<const char*>(log_column<T>(params, slot, 0, channel))) {}
 
-  FoldWeights() = default;
-  template <typename T, typename Params>
-  __device__ __forceinline__ FoldWeights(const Params& params, int head, T raw_dt, int count) {
-    const float A = params.A[head];
-    const Stretch stretch(step_size(params, raw_dt, head), count, A);
-    decay = expf(stretch.total);
-    input = stretch.weight();
+  // The place of the index-th position, index <= num_entries.
+  __device__ __forceinline__ unsigned entry(int index) const {
+    const unsigned sum = first_ + static_cast<unsigned>(index);
+    return min(sum, sum - num_entries_);  // below zero wraps to large
+  }
+  __device__ __forceinline__ const T* at(int index) const {
+    return reinterpret_cast<const T*>(source_ + static_cast<uint64_t>(entry(index)) * width_);
+  }
+
+ private:
+  unsigned first_;
+  unsigned num_entries_;
+  unsigned width_;  // bytes of an entry
+  const char* source_;
+};
+
+// Positions begin .. begin + count - 1 of a slot's log, which lie in one window, folded by the warps of a block whose
+// channels are of one group. All threads of the block construct and apply it; B is free again after a barrier.
+template <typename T, int kN>
+class StretchFold {
+ public:
+  template <typename Params>
+  __device__ __forceinline__ StretchFold(const Params& params, const StateChannels& channels, int begin, int count,
+                                         T (&B)[kMaxWindow * kN])
+      : B_(B) {
+    const LogWalk<T> x(params, channels.slot, begin, channels.first);
+    const int lane = static_cast<int>(threadIdx.x) % kMaxWindow;
+    const int entry = static_cast<int>(x.entry(lane < count ? lane : 0));
+    const T raw_dt = *log_dt<T>(params, channels.slot, entry, channels.head);
+    factors_.load(count, [&](int k) { return x.at(k); });
+    const int64_t group_channel = inner_channels(params) + static_cast<int64_t>(channels.group) * kN;
+    stage_B(LogWalk<T>(params, channels.slot, begin, group_channel), count);
+    const Stretch stretch(step_size(params, raw_dt, channels.head), count, params.A[channels.head]);
+    decay_ = expf(stretch.total);
+    weight_ = stretch.weight();
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ void apply(StateTile<kN>& state) const {
+    uint32_t factors[kFactorTerms][4];
+    factors_.weigh(weight_, factors);
+    state.fold(decay_, factors, B_);
+  }
+
+ private:
+  __device__ __forceinline__ void stage_B(const LogWalk<T>& log, int count) {
+    constexpr int kPieces = kN / 8;
+#pragma unroll 2
+    for (int index = static_cast<int>(threadIdx.x); index < kMaxWindow * kPieces;
+         index += static_cast<int>(blockDim.x)) {
+      const int input = index / kPieces;
+      const int piece = index % kPieces;
+      Vector<T, 8> states{};
+      if (input < count) states = *reinterpret_cast<const Vector<T, 8>*>(log.at(input) + piece * 8);
+      store_input_piece<kN>(B_, input, piece, states);
+    }
+  }
+
+  T (&B_)[kMaxWindow * kN];
+  FoldFactors<T> factors_;
+  float decay_;
+  float weight_;
+};
+
+__device__ __forceinline__ unsigned lane_index() {
+  return threadIdx.x % kWarpSize;
+}
+
+// x of the inputs since a canonical base: a lane's channel is its index in the half-warp, and of a window's inputs it
+// has the first or the second half. From num_inputs on, where weights are zero, the last one stands.
+template <typename T>
+struct LaneInputs {
+  static constexpr int kCount = kMaxWindow / 2;
+  T x[kCount];
+
+  static __device__ __forceinline__ int first() { return static_cast<int>(lane_index() / kTileChannels * kCount); }
+
+  // at(i): input i's value for the lane's channel.
+  template <typename Source>
+  __device__ __forceinline__ LaneInputs(int num_inputs, Source&& at) {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) x[k] = at(min(first() + k, num_inputs - 1));
+  }
+
+  // sum_j weight_j x_j of the lane's channel.
+  __device__ __forceinline__ float weighted_sum(const float* weights) const {
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < kCount; k += 4) {
+      const auto four = *reinterpret_cast<const Vector<float, 4>*>(weights + first() + k);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum = fmaf(four.values[i], to_float(x[k + i]), sum);
+    }
+    return sum + __shfl_xor_sync(kFullWarp, sum, kTileChannels);
   }
 };
+
+inline constexpr int kFoldWarps = 4;  // a block at most
+
+// Warps of a block whose channels are of one group, at most `wanted`.
+inline int choose_fold_warps(int group_tiles, int wanted) {
+  int warps = 1;
+  for (int count = 2; count <= wanted; ++count) {
+    if (group_tiles % count == 0) warps = count;
+  }
+  return warps;
+}
 
 }  // namespace headway::cuda

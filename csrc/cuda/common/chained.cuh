@@ -35,24 +35,32 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 #endif
 }
 
-// shared_bytes: dynamic shared memory, up to what the device has for a block.
+// shared_bytes: dynamic shared memory, up to what the device has for a block. cluster_blocks: of a cluster, along x.
 template <typename... Params, typename... Args>
-void launch_chained_wide(const char* op, void (*kernel)(Params...), dim3 grid, int num_threads, int shared_bytes,
-                         cudaStream_t stream, Args&&... args) {
+void launch_chained_clusters(const char* op, void (*kernel)(Params...), dim3 grid, int cluster_blocks, int num_threads,
+                             int shared_bytes, cudaStream_t stream, Args&&... args) {
   if (shared_bytes > 0) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), op);
   }
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {static_cast<unsigned>(cluster_blocks), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(num_threads));
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = is_compiled_for(kernel, 90, op) ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = !is_compiled_for(kernel, 90, op) ? 0 : cluster_blocks > 1 ? 2 : 1;
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), op);
+}
+
+template <typename... Params, typename... Args>
+void launch_chained_wide(const char* op, void (*kernel)(Params...), dim3 grid, int num_threads, int shared_bytes,
+                         cudaStream_t stream, Args&&... args) {
+  launch_chained_clusters(op, kernel, grid, 1, num_threads, shared_bytes, stream, std::forward<Args>(args)...);
 }
 
 template <typename... Params, typename... Args>

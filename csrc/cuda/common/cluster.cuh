@@ -1,3 +1,5 @@
+// What the blocks of one cluster do together.
+//
 // A team: the blocks of one thread block cluster, or a single block where the device has no clusters (before sm_90).
 // Reductions over all its threads, in an order fixed by the team's shape.
 #pragma once
@@ -19,6 +21,26 @@ struct alignas(16) TeamMemory {
   unsigned char warps[kMaxTeamWarps][kTeamSlotBytes];
   unsigned char published[2][kTeamSlotBytes];  // two, so that one exchange needs one barrier
 };
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+// A cluster's barrier in two halves, neither of which orders memory but for barriers' inits published before.
+__device__ __forceinline__ void arrive_in_cluster() {
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+}
+__device__ __forceinline__ void wait_for_cluster() {
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// Stores a word at `target`'s place in another block's shared memory, which that block's barrier at `barrier` counts as
+// bytes landed.
+__device__ __forceinline__ void store_remote(uint32_t target, uint32_t word, uint32_t barrier, int rank) {
+  asm volatile(
+      "{ .reg .b32 there, counter; mapa.shared::cluster.u32 there, %0, %3; mapa.shared::cluster.u32 counter, %2, %3;\n"
+      "  st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [there], %1, [counter]; }" ::"r"(target),
+      "r"(word), "r"(barrier), "r"(rank)
+      : "memory");
+}
+#endif
 
 template <typename T>
 __device__ __forceinline__ T shuffle_xor(T value, int offset) {

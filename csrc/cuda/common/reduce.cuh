@@ -34,18 +34,23 @@ __device__ __forceinline__ float warp_max(float value) {
   return warp_reduce<Max, kLanes>(value);
 }
 
-// Every thread gets the result. blockDim.x is a multiple of 32, at most 1024; `scratch` holds 32 floats and may be used
-// again only after another barrier. `neutral` leaves the result unchanged.
+// The result over the block's first num_warps warps, for the threads of these; the whole block calls it. `scratch`
+// holds 32 floats and may be used again only after another barrier. `neutral` leaves the result unchanged.
 template <typename Op>
-__device__ __forceinline__ float block_reduce(float value, float neutral, float* scratch) {
+__device__ __forceinline__ float block_reduce(float value, float neutral, float* scratch, int num_warps) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int num_warps = static_cast<int>(blockDim.x) / kWarpSize;
   value = warp_reduce<Op>(value);
   if (num_warps == 1) return value;
   if (lane == 0) scratch[warp] = value;
   __syncthreads();
   return warp_reduce<Op>(lane < num_warps ? scratch[lane] : neutral);
+}
+
+// Every thread gets the result. blockDim.x is a multiple of 32, at most 1024.
+template <typename Op>
+__device__ __forceinline__ float block_reduce(float value, float neutral, float* scratch) {
+  return block_reduce<Op>(value, neutral, scratch, static_cast<int>(blockDim.x) / kWarpSize);
 }
 
 __device__ __forceinline__ float block_sum(float value, float* scratch) {
