@@ -83,9 +83,9 @@ void causal_conv1d(int num_rows, Address query_start, Address row_start, int64_t
 void ssm_scan(int num_rows, Address query_start, Address row_start, int64_t num_tokens, int num_heads, int head_dim,
               int num_groups, int state_size, Address x, int64_t x_stride, Address b, int64_t b_stride, Address c,
               int64_t c_stride, Address dt, int64_t dt_stride, Address a, Address d, Address dt_bias, float dt_min,
-              float dt_max, Address state, int64_t state_stride, Address read_slots, Address write_slots, Address out,
-              int dtype, int max_query_len, Address snapshot_starts, Address snapshot_positions, Address snapshot_slots,
-              Address stream) {
+              float dt_max, Address state, int64_t state_stride, int state_dtype, Address read_slots,
+              Address write_slots, Address out, int dtype, int max_query_len, Address snapshot_starts,
+              Address snapshot_positions, Address snapshot_slots, Address stream) {
   backend::ssm_scan({.rows = {num_rows, query_start, row_start},
                      .num_tokens = num_tokens,
                      .num_heads = num_heads,
@@ -111,6 +111,7 @@ void ssm_scan(int num_rows, Address query_start, Address row_start, int64_t num_
                      .write_slots = write_slots,
                      .out = out,
                      .dtype = DType{dtype},
+                     .state_dtype = DType{state_dtype},
                      .max_query_len = max_query_len,
                      .snapshots = {snapshot_starts, snapshot_positions, snapshot_slots}},
                     stream);

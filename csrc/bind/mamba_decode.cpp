@@ -28,10 +28,10 @@ void mamba_decode(int num_rows, Address query_start, Address row_start, int64_t 
                   Address dt, int64_t token_stride, Address conv_weight, Address conv_bias, Address a, Address d,
                   Address dt_bias, float dt_min, float dt_max, Address norm_weight, float norm_eps, int norm_group_size,
                   Address conv_state, int64_t conv_state_stride, Address ssm_state, int64_t ssm_state_stride,
-                  Address slots, Address state_base, Address log_columns, int64_t log_columns_stride, Address log_dt,
-                  int64_t log_dt_stride, Address log_raw, int64_t log_raw_stride, int num_entries, int num_raw,
-                  int window, int max_rewind, Address convolved, Address table, Address scanned, Address out, int dtype,
-                  Address stream) {
+                  int state_dtype, Address slots, Address state_base, Address log_columns, int64_t log_columns_stride,
+                  Address log_dt, int64_t log_dt_stride, Address log_raw, int64_t log_raw_stride, int num_entries,
+                  int num_raw, int window, int max_rewind, Address convolved, Address table, Address scanned,
+                  Address out, int dtype, Address stream) {
   cuda::mamba_decode({.rows = {num_rows, query_start, row_start},
                       .num_tokens = num_tokens,
                       .max_query_len = max_query_len,
@@ -66,16 +66,17 @@ void mamba_decode(int num_rows, Address query_start, Address row_start, int64_t 
                       .table = table,
                       .scanned = scanned,
                       .out = out,
-                      .dtype = DType{dtype}},
+                      .dtype = DType{dtype},
+                      .state_dtype = DType{state_dtype}},
                      stream);
 }
 
 void fold_states(int num_copies, Address copies, Address state_base, int num_heads, int head_dim, int num_groups,
                  int state_size, Address a, Address dt_bias, float dt_min, float dt_max, Address conv_state,
-                 int64_t conv_state_stride, Address ssm_state, int64_t ssm_state_stride, Address log_columns,
-                 int64_t log_columns_stride, Address log_dt, int64_t log_dt_stride, Address log_raw,
-                 int64_t log_raw_stride, int num_entries, int num_raw, int window, int max_rewind, int dtype,
-                 Address stream) {
+                 int64_t conv_state_stride, Address ssm_state, int64_t ssm_state_stride, int state_dtype,
+                 Address log_columns, int64_t log_columns_stride, Address log_dt, int64_t log_dt_stride,
+                 Address log_raw, int64_t log_raw_stride, int num_entries, int num_raw, int window, int max_rewind,
+                 int dtype, Address stream) {
   cuda::fold_states({.num_copies = num_copies,
                      .copies = copies,
                      .state_base = state_base,
@@ -93,7 +94,8 @@ void fold_states(int num_copies, Address copies, Address state_base, int num_hea
                      .ssm_state_stride = ssm_state_stride,
                      .log = state_log(log_columns, log_columns_stride, log_dt, log_dt_stride, log_raw, log_raw_stride,
                                       num_entries, num_raw, window, max_rewind),
-                     .dtype = DType{dtype}},
+                     .dtype = DType{dtype},
+                     .state_dtype = DType{state_dtype}},
                     stream);
 }
 

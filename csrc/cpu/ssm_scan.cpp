@@ -1,8 +1,11 @@
 // The Mamba-2 recurrence (arXiv 2405.21060) in its sequential form, for prompts and decode alike. A few state rows of
-// one head stay in registers over a tile of tokens; between tiles the state lies in its slot, in fp32, so cutting a
-// prompt anywhere changes nothing. Work items are (row, head, slice of P) and share nothing.
+// one head stay in registers over a tile of tokens; between tiles the state lies in its slot, so cutting a prompt
+// anywhere changes nothing: in fp32, or rounded to fp16 after every token. Work items are (row, head, slice of P) and
+// share nothing.
 #include <algorithm>
+#include <type_traits>
 
+#include "core/state_rounding.h"
 #include "cpu/element.h"
 #include "cpu/math.h"
 #include "cpu/parallel.h"
@@ -15,9 +18,15 @@ constexpr int kTileTokens = 16;
 constexpr int kMaxState = 512;
 constexpr int kMaxDots =
     256;  // products S C of a block of state rows and a tile's tokens, before their lanes are summed
+constexpr int kHalfRows = 16;  // state rows that are widened at once where slots hold fp16
 constexpr int kRegisters = kLanes == 16 ? 16 : 8;  // of the register file, for the state
 
 alignas(64) constexpr float kZeros[kMaxState] = {};  // the state of a row that starts afresh
+
+// An element of a slot that holds fp16.
+struct Half {
+  uint16_t bits;
+};
 
 // What the tokens of a tile bring to one head.
 struct Tile {
@@ -159,41 +168,71 @@ struct Item {
   int channel_end;
 };
 
+// y = the lanes' sums + D x, of a scanned block.
 template <class T>
+void store_outputs(const SsmScanParams& params, int64_t head, int64_t head_channel, int64_t token, int num_tokens,
+                   Block& block) {
+  const float skip = params.D[head];
+  const int num_dots = num_tokens * block.num_rows;
+  alignas(64) float y[kMaxDots];
+  for (int i = num_dots; i % kLanes != 0; ++i) block.dots[i] = F32{};
+  for (int i = 0; i < num_dots; i += kLanes) store(y + i, reduce_add_each(block.dots + i));
+  const int64_t token_size = int64_t{params.num_heads} * params.head_dim;
+  const T* x = as<T>(params.x) + token * params.x_stride + head_channel;
+  T* out = as<T>(params.out) + token * token_size + head_channel;
+  for (int t = 0; t < num_tokens; ++t) {
+    for (int i = 0; i < block.num_rows; i += kLanes) {
+      const int part = block.num_rows - i;
+      const F32 sum = load_part(y + t * block.num_rows + i, part);
+      const F32 value = fma(load_part(x + t * params.x_stride + i, part), broadcast(skip), sum);
+      store_part(out + t * token_size + i, value, part);
+    }
+  }
+}
+
+// Scans a block whose rows lie at `source` and go to `target`, [rows, N]; null: zeros. `position` is what they have
+// seen after the tile, `element` their place in the slot.
+void scan_block_of(const Tile& tile, Block& block, const float* source, float* target, int state_size, int padded,
+                   int32_t, int64_t) {
+  block.source = source;
+  block.target = target;
+  scan_block_of_size(tile, block, state_size, padded);
+}
+void scan_block_of(const Tile& tile, Block& block, const Half* source, Half* target, int state_size, int padded,
+                   int32_t position, int64_t element) {
+  alignas(64) float wide[kHalfRows * kMaxState];
+  const int size = block.num_rows * state_size;
+  for (int i = 0; source != nullptr && i < size; ++i) wide[i] = widen_state(source[i].bits);
+  block.source = source == nullptr ? nullptr : wide;
+  block.target = wide;
+  scan_block_of_size(tile, block, state_size, padded);
+  const StateRounding rounding(position);
+  for (int i = 0; i < size; ++i) {
+    target[i] = {round_state(wide[i], rounding.bits(static_cast<uint32_t>(element + i)))};
+  }
+}
+
+// source, target: the head's, [P, N]. S is float, or Half, whose tiles are single tokens.
+template <class T, class S>
 void scan_tile(const SsmScanParams& params, const Item& item, const Tile& tile, int64_t token, int padded,
-               const float* source, float* target) {
-  const int rows_a_block = std::max(1, kMaxDots / tile.num_tokens);
-  const int state_size = params.state_size;
-  const float skip = params.D[item.head];
+               const S* source, S* target) {
+  const int most_rows = std::is_same_v<S, Half> ? kHalfRows : kMaxDots;
+  const int rows_a_block = std::min(most_rows, std::max(1, kMaxDots / tile.num_tokens));
+  const int64_t position = params.rows.row_start[item.row] + token - params.rows.query_start[item.row];
   Block block;
   for (int channel = item.channel_begin; channel < item.channel_end; channel += rows_a_block) {
     block.num_rows = std::min(rows_a_block, item.channel_end - channel);
-    block.source = source == nullptr ? nullptr : source + int64_t{channel} * state_size;
-    block.target = target + int64_t{channel} * state_size;
     const int64_t head_channel = item.head * params.head_dim + channel;
+    const int64_t offset = int64_t{channel} * params.state_size;
     const T* x = as<T>(params.x) + token * params.x_stride + head_channel;
     for (int t = 0; t < tile.num_tokens; ++t) {
       for (int i = 0; i < block.num_rows; ++i) {
         block.inflow[t * block.num_rows + i] = tile.dt[t] * to_float(x[t * params.x_stride + i]);
       }
     }
-    scan_block_of_size(tile, block, state_size, padded);
-
-    // y = sum of the lanes + D x.
-    const int num_dots = tile.num_tokens * block.num_rows;
-    alignas(64) float y[kMaxDots];
-    for (int i = num_dots; i % kLanes != 0; ++i) block.dots[i] = F32{};
-    for (int i = 0; i < num_dots; i += kLanes) store(y + i, reduce_add_each(block.dots + i));
-    const int64_t token_size = int64_t{params.num_heads} * params.head_dim;
-    T* out = as<T>(params.out) + token * token_size + head_channel;
-    for (int t = 0; t < tile.num_tokens; ++t) {
-      for (int i = 0; i < block.num_rows; i += kLanes) {
-        const int part = block.num_rows - i;
-        const F32 sum = load_part(y + t * block.num_rows + i, part);
-        const F32 value = fma(load_part(x + t * params.x_stride + i, part), broadcast(skip), sum);
-        store_part(out + t * token_size + i, value, part);
-      }
-    }
+    scan_block_of(tile, block, source == nullptr ? nullptr : source + offset, target + offset, params.state_size,
+                  padded, static_cast<int32_t>(position) + tile.num_tokens, head_channel * params.state_size);
+    store_outputs<T>(params, item.head, head_channel, token, tile.num_tokens, block);
   }
 }
 
@@ -219,35 +258,38 @@ class SnapshotCursor {
 };
 
 // The item's channels of a head's state, from one slot to another; null: zeros.
-void copy_state(const SsmScanParams& params, const Item& item, const float* source, float* target) {
+template <class S>
+void copy_state(const SsmScanParams& params, const Item& item, const S* source, S* target) {
   const int64_t offset = int64_t{item.channel_begin} * params.state_size;
   const int64_t size = int64_t{item.channel_end - item.channel_begin} * params.state_size;
   if (source == nullptr) {
-    std::fill_n(target + offset, size, 0.0f);
+    std::fill_n(target + offset, size, S{});
   } else {
     std::copy_n(source + offset, size, target + offset);
   }
 }
 
-template <class T>
+template <class T, class S>
 void scan_item(const SsmScanParams& params, const Item& item) {
   const int64_t begin = params.rows.query_start[item.row];
   const int64_t end = params.rows.query_start[item.row + 1];
   const int64_t head_offset = item.head * params.head_dim * params.state_size;
-  const float* source = params.state + params.read_slots[item.row] * params.state_stride + head_offset;
-  float* target = params.state + params.write_slots[item.row] * params.state_stride + head_offset;
+  const int tile_tokens = std::is_same_v<S, Half> ? 1 : kTileTokens;
+  S* slots = as<S>(params.state) + head_offset;
+  const S* source = slots + params.read_slots[item.row] * params.state_stride;
+  S* target = slots + params.write_slots[item.row] * params.state_stride;
   if (params.rows.row_start[item.row] == 0) source = nullptr;
-  if (begin == end && source != target) copy_state(params, item, source, target);
+  if (begin == end && source != target) copy_state<S>(params, item, source, target);
   const int padded = (params.state_size + kLanes - 1) / kLanes * kLanes;
   SnapshotCursor snapshot(params, item.row);
   Tile tile;
   for (int64_t token = begin; token < end; token += tile.num_tokens) {
-    const int64_t tile_end = std::min({token + kTileTokens, end, snapshot.token()});
+    const int64_t tile_end = std::min({token + tile_tokens, end, snapshot.token()});
     load_tile<T>(params, item.head, token, static_cast<int>(tile_end - token), padded, tile);
     scan_tile<T>(params, item, tile, token, padded, source, target);
     source = target;
     for (; snapshot.token() == tile_end; snapshot.advance()) {
-      copy_state(params, item, target, params.state + snapshot.slot() * params.state_stride + head_offset);
+      copy_state<S>(params, item, target, slots + snapshot.slot() * params.state_stride);
     }
   }
 }
@@ -272,8 +314,13 @@ void ssm_scan(const SsmScanParams& params) {
     parallel_for(num_items, (params.num_tokens + params.rows.num_rows) * state_elements, [&](int64_t index) {
       const int begin = static_cast<int>(index % num_slices) * channels;
       const int64_t pair = index / num_slices;
-      scan_item<T>(params, {pair / params.num_heads, pair % params.num_heads, begin,
-                            std::min(begin + channels, params.head_dim)});
+      const Item item{pair / params.num_heads, pair % params.num_heads, begin,
+                      std::min(begin + channels, params.head_dim)};
+      if (params.state_dtype == DType::kFloat16) {
+        scan_item<T, Half>(params, item);
+      } else {
+        scan_item<T, float>(params, item);
+      }
     });
   });
 }

@@ -29,7 +29,7 @@ __device__ __forceinline__ void move_columns(const FoldStatesParams& params, con
   }
 }
 
-template <typename T, int kN>
+template <typename T, int kN, typename State>
 __global__ void __launch_bounds__(kThreads) fold_states_kernel(FoldStatesParams params, int state_blocks) {
   __shared__ alignas(16) T B[kMaxWindow * kN];
   const StateCopy copy = params.copies[blockIdx.y];
@@ -48,17 +48,23 @@ __global__ void __launch_bounds__(kThreads) fold_states_kernel(FoldStatesParams 
   const int64_t offset = static_cast<int64_t>(channels.first) * kN;
   StateTile<kN> state;
   state.clear();
-  if (base > 0) state.load(params.ssm_state + copy.src_slot * params.ssm_state_stride + offset);
+  State* states = static_cast<State*>(params.ssm_state) + offset;
+  if (base > 0) {
+    LoadedTile<State, kN> loaded;
+    state.load(loaded, states + copy.src_slot * params.ssm_state_stride);
+    state.set(loaded);
+  }
   for (int begin = base; begin < copy.position;) {
     const int end = min(copy.position, window_end(begin));
     if (begin > base) __syncthreads();  // B is folded
     StretchFold<T, kN>(params, channels, begin, end - begin, B).apply(state);
+    round_state_at<State>(state, channels, end);
     begin = end;
   }
-  state.store(params.ssm_state + copy.dst_slot * params.ssm_state_stride + offset);
+  state.store(states + copy.dst_slot * params.ssm_state_stride);
 }
 
-template <typename T, int kN>
+template <typename T, int kN, typename State>
 void launch(const FoldStatesParams& params, cudaStream_t stream) {
   require(params.head_dim % kTileChannels == 0, kOp, "head_dim must be a multiple of 16");
   const int group_tiles = params.num_heads / params.num_groups * (params.head_dim / kTileChannels);
@@ -69,7 +75,7 @@ void launch(const FoldStatesParams& params, cudaStream_t stream) {
   const int column_blocks = (conv_dim + num_threads - 1) / num_threads;
   require(params.num_copies <= 65535, kOp, "too many copies for one launch");
   const dim3 grid(static_cast<unsigned>(state_blocks + column_blocks), static_cast<unsigned>(params.num_copies));
-  fold_states_kernel<T, kN><<<grid, num_threads, 0, stream>>>(params, state_blocks);
+  fold_states_kernel<T, kN, State><<<grid, num_threads, 0, stream>>>(params, state_blocks);
   check_launch(kOp);
 }
 
@@ -79,12 +85,9 @@ void fold_states(const FoldStatesParams& params, Stream stream) {
   if (params.num_copies == 0) return;
   require(params.log.window == kMaxWindow, kOp, "window is " + std::to_string(params.log.window) + "; expected 16");
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  dispatch_dtype(params.dtype, kOp, [&](auto tag) {
-    using T = typename decltype(tag)::Type;
-    if (params.state_size == 64) return launch<T, 64>(params, cuda_stream);
-    if (params.state_size == 128) return launch<T, 128>(params, cuda_stream);
-    if (params.state_size == 256) return launch<T, 256>(params, cuda_stream);
-    require(false, kOp, "state_size is " + std::to_string(params.state_size) + "; expected 64, 128 or 256");
+  dispatch_mixer(params, kOp, [&](auto tag, auto state_size, auto state) {
+    launch<typename decltype(tag)::Type, decltype(state_size)::value, typename decltype(state)::Type>(params,
+                                                                                                      cuda_stream);
   });
 }
 

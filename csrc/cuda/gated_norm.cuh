@@ -17,14 +17,14 @@ __device__ __forceinline__ float gate_piece(const Vector<T, kWidth>& y, const Ve
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
     const float gate = to_float(z.values[i]);
-    values[i] = to_float(y.values[i]) * (sizeof(T) == 4 ? silu(gate) : fast_silu(gate));
+    values[i] = __fmul_rn(to_float(y.values[i]), sizeof(T) == 4 ? silu(gate) : fast_silu(gate));
     sum = fmaf(values[i], values[i], sum);
   }
   return sum;
 }
 
 __device__ __forceinline__ float norm_scale(float sum_of_squares, int64_t group_size, float eps) {
-  return rsqrtf(sum_of_squares / static_cast<float>(group_size) + eps);
+  return rsqrtf(__fdiv_rn(sum_of_squares, static_cast<float>(group_size)) + eps);
 }
 
 template <typename T, int kWidth>

@@ -24,7 +24,9 @@ bool is_aligned(const MambaDecodeParams& params) {
          is_vectorisable<T>(params.log.raw, params.log.raw_stride, conv_dim) &&
          is_vectorisable<T>(params.log.columns, params.log.columns_stride, d_inner + states) &&
          is_vectorisable<T>(params.convolved, conv_dim, conv_dim) &&
-         is_vectorisable<float>(params.ssm_state, params.ssm_state_stride, params.state_size);
+         (params.state_dtype == DType::kFloat32
+              ? is_vectorisable<float>(params.ssm_state, params.ssm_state_stride, params.state_size)
+              : is_vectorisable<__half>(params.ssm_state, params.ssm_state_stride, params.state_size));
 }
 
 void require_log(const MambaDecodeParams& params) {

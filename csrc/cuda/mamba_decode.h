@@ -3,7 +3,11 @@
 
 #include <cuda_runtime.h>
 
+#include <string>
+#include <type_traits>
+
 #include "core/state_base.h"
+#include "cuda/common/dtype.cuh"
 #include "params/mamba.h"
 
 namespace headway::cuda {
@@ -23,6 +27,19 @@ void launch_decode_inputs(const MambaDecodeParams& params, cudaStream_t stream);
 
 // Reads the state out for the new tokens, and moves it where the window's base moves: params.scanned.
 void launch_decode_state(const MambaDecodeParams& params, cudaStream_t stream);
+
+// Calls body(TypeTag<element>, std::integral_constant<int, N>, TypeTag<state>) for a record of a mixer's sizes.
+template <typename Params, typename Body>
+void dispatch_mixer(const Params& params, const char* op, Body&& body) {
+  dispatch_dtype(params.dtype, op, [&](auto tag) {
+    dispatch_state(params.state_dtype, op, [&](auto state) {
+      if (params.state_size == 64) return body(tag, std::integral_constant<int, 64>{}, state);
+      if (params.state_size == 128) return body(tag, std::integral_constant<int, 128>{}, state);
+      if (params.state_size == 256) return body(tag, std::integral_constant<int, 256>{}, state);
+      require(false, op, "state_size is " + std::to_string(params.state_size) + "; expected 64, 128 or 256");
+    });
+  });
+}
 
 // A row as the step's tensors say.
 struct RowRecord {

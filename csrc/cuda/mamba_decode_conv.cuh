@@ -97,13 +97,27 @@ struct PieceStep {
     if (is_kept && row.next_base > row.base) move_base();
   }
 
+  // The same for rows of one token, which it returns.
+  __device__ __forceinline__ Piece<T> run_one(const Filter<T>& filter) const {
+    Piece<T> window[kTaps];
+    load_past(window);
+    window[kTaps - 1] = load_piece(new_column(0));
+    if (is_kept) {
+      keep_past(window);
+      store_piece(raw_column(0), window[kTaps - 1]);
+      if (row.next_base > row.base) move_base();
+    }
+    return filter.apply(window);
+  }
+
   __device__ __forceinline__ void load_past(Piece<T> (&window)[kTaps]) const {
+    const bool is_at_base = row.start == row.base;
 #pragma unroll
     for (int tap = 0; tap + 1 < kTaps; ++tap) {
-      const int position = row.start - (kTaps - 1) + tap;
+      const int offset = tap - (kTaps - 1);
+      const T* column = is_at_base ? base_column(tap) : raw_column(offset);
       window[tap] = {};
-      if (position >= 0)
-        window[tap] = load_piece(row.start == row.base ? base_column(tap) : raw_column(position - row.start));
+      if (row.start + offset >= 0) window[tap] = load_piece(column);
     }
   }
 

@@ -56,7 +56,7 @@ struct BlockShare {
   int base;     // canonical
   int num_old;  // inputs in the log from there on
 
-  __device__ __forceinline__ BlockShare(const MambaDecodeParams& params, const RowTiles& tiles)
+  __device__ __forceinline__ BlockShare(const MambaDecodeParams& params, const RowTiles& tiles, int cluster_blocks)
       : row(params, static_cast<int>(blockIdx.y)) {
     const int num_warps = static_cast<int>(blockDim.x / kWarpSize);
     const int tile = static_cast<int>(blockIdx.x) * num_warps;
@@ -65,118 +65,133 @@ struct BlockShare {
     num_channels = num_warps * kTileChannels;
     first_head = tiles.of_head.divide(tile);
     num_heads = tiles.of_head.divide(tile + num_warps - 1) - first_head + 1;
-    num_blocks = tiles.group_count / num_warps;
-    rank = static_cast<int>(blockIdx.x) % num_blocks;
+    num_blocks = cluster_blocks;
+    rank = rank_in_cluster();
     base = row.canonical(row.start);
     num_old = row.start - base;
   }
 };
 
-// Starts copying `count` rows of `width` elements, a multiple of 16 bytes, to shared memory. row(i): where row i lies.
-template <typename T, typename Row>
-__device__ __forceinline__ void copy_rows(T* memory, int count, int width, Row&& row) {
-  const unsigned pieces = static_cast<unsigned>(width) / kVectorWidth<T>;
-#pragma unroll 1
-  for (unsigned index = threadIdx.x; index < static_cast<unsigned>(count) * pieces; index += blockDim.x) {
-    const unsigned i = index / pieces;
-    const unsigned offset = index % pieces * kVectorWidth<T>;
-    copy_async(shared_address(memory + i * width + offset), row(static_cast<int>(i)) + offset, true);
-  }
-}
-
-// What the token's inputs since the base have left in the log, and what its norm takes.
+// Starts copying what the token's inputs since the base have left in the log, and what its norm takes.
 template <typename T, int kN>
 __device__ __forceinline__ void copy_inputs(const MambaDecodeParams& params, const BlockShare& share,
-                                            BlockMemory<T, kN>& memory) {
+                                            const LogWalk<T>& log, BlockMemory<T, kN>& memory) {
+  constexpr int kWidth = kVectorWidth<T>;
+  constexpr unsigned kPieces = kN / kWidth;
   const int64_t group_channel = inner_channels(params) + static_cast<int64_t>(share.channels.group) * kN;
-  const LogWalk<T> B(params, share.row.slot, share.base, group_channel);
-  copy_rows(memory.B, share.num_old, kN, [&](int i) { return B.at(i); });
-  const LogWalk<T> x(params, share.row.slot, share.base, share.first_channel);
-  copy_rows(memory.x, share.num_old, share.num_channels, [&](int i) { return x.at(i); });
-  const int64_t norm_channel = static_cast<int64_t>(share.channels.group) * params.norm_group_size;
-  const T* z = static_cast<const T*>(params.z) + share.row.token * params.token_stride + norm_channel;
-  const T* weight = static_cast<const T*>(params.norm_weight) + norm_channel;
-  copy_rows(memory.z, 1, params.norm_group_size, [&](int) { return z; });
-  copy_rows(memory.weight, 1, params.norm_group_size, [&](int) { return weight; });
+#pragma unroll 1
+  for (unsigned index = threadIdx.x; index < share.num_old * kPieces; index += blockDim.x) {
+    const unsigned n = index % kPieces * kWidth;
+    const T* source = log.at(static_cast<int>(index / kPieces)) + group_channel + n;
+    copy_async(shared_address(memory.B + index / kPieces * kN + n), source, true);
+  }
+  // A warp its own channels of x.
+  constexpr unsigned kTilePieces = kTileChannels / kWidth;
+#pragma unroll 1
+  for (unsigned index = lane_index(); index < share.num_old * kTilePieces; index += kWarpSize) {
+    const unsigned offset = share.channels.first + index % kTilePieces * kWidth;
+    T* target = memory.x + index / kTilePieces * share.num_channels + offset - share.first_channel;
+    copy_async(shared_address(target), log.at(static_cast<int>(index / kTilePieces)) + offset, true);
+  }
+  const int offset = static_cast<int>(threadIdx.x) * kWidth;
+  if (offset < params.norm_group_size) {
+    const int64_t channel = static_cast<int64_t>(share.channels.group) * params.norm_group_size + offset;
+    const T* z = static_cast<const T*>(params.z) + share.row.token * params.token_stride;
+    copy_async(shared_address(memory.z + offset), z + channel, true);
+    copy_async(shared_address(memory.weight + offset), static_cast<const T*>(params.norm_weight) + channel, true);
+  }
   commit_copies();
 }
 
 // B, C and the block's x.
 template <typename T, int kN>
 __device__ __forceinline__ void convolve(const MambaDecodeParams& params, const BlockShare& share,
-                                         BlockMemory<T, kN>& memory) {
+                                         const LogWalk<T>& log, BlockMemory<T, kN>& memory) {
   constexpr int kPieces = kN / kPieceWidth;
   const int num_pieces = 2 * kPieces + share.num_channels / kPieceWidth;
-#pragma unroll 1
-  for (int piece = static_cast<int>(threadIdx.x); piece < num_pieces; piece += static_cast<int>(blockDim.x)) {
-    const bool is_x = piece >= 2 * kPieces;
-    const bool is_c = !is_x && piece >= kPieces;
-    const int n = piece % kPieces * kPieceWidth;
-    const int p = (piece - 2 * kPieces) * kPieceWidth;
-    const int64_t state = inner_channels(params) + (is_c ? group_states(params) : 0) +
-                          static_cast<int64_t>(share.channels.group) * kN + n;
-    const int64_t channel = is_x ? share.first_channel + p : state;
-    T* target = is_x   ? memory.x + share.num_old * share.num_channels + p
-                : is_c ? memory.C + n
-                       : memory.B + share.num_old * kN + n;
-    const bool is_kept = is_x || share.rank == 0;
-    const Filter<T> filter(params, channel);
-    PieceStep<T>{params, share.row, channel, is_kept}.run(filter, [&](int, const Piece<T>& out) {
-      store_piece(target, out);
-      const int entry = share.row.start % params.log.num_entries;
-      if (is_kept && !is_c) store_piece(log_column<T>(params, share.row.slot, entry, channel), out);
-    });
-  }
+  const int start_entry =
+      static_cast<int>(static_cast<unsigned>(share.row.start) % static_cast<unsigned>(params.log.num_raw));
+  const int piece = static_cast<int>(threadIdx.x);
+  if (piece >= num_pieces) return;
+  const bool is_x = piece >= 2 * kPieces;
+  const bool is_c = !is_x && piece >= kPieces;
+  const int n = piece % kPieces * kPieceWidth;
+  const int p = (piece - 2 * kPieces) * kPieceWidth;
+  const int64_t state =
+      inner_channels(params) + (is_c ? group_states(params) : 0) + static_cast<int64_t>(share.channels.group) * kN + n;
+  const int64_t channel = is_x ? share.first_channel + p : state;
+  T* target = is_x   ? memory.x + share.num_old * share.num_channels + p
+              : is_c ? memory.C + n
+                     : memory.B + share.num_old * kN + n;
+  const bool is_kept = is_x || share.rank == 0;
+  const Filter<T> filter(params, channel);
+  const Piece<T> out = PieceStep<T>{params, share.row, channel, is_kept, start_entry}.run_one(filter);
+  store_piece(target, out);
+  if (is_kept && !is_c) store_piece(log.at(share.num_old) + channel, out);
 }
 
 // Step sizes of the block's heads, the token's to the log, and their constants.
 template <typename T, int kN>
 __device__ __forceinline__ void stage_steps(const MambaDecodeParams& params, const BlockShare& share,
-                                            BlockMemory<T, kN>& memory) {
-  const LogWalk<T> log(params, share.row.slot, share.base, 0);
+                                            const LogWalk<T>& log, BlockMemory<T, kN>& memory) {
 #pragma unroll 1
-  for (int index = static_cast<int>(blockDim.x - 1 - threadIdx.x); index < share.num_heads * kMaxWindow;
-       index += static_cast<int>(blockDim.x)) {  // from the last on: the first ones convolve
-    const int entry = index % kMaxWindow;
-    const int head = share.first_head + index / kMaxWindow;
+  for (unsigned index = blockDim.x - 1 - threadIdx.x; index < static_cast<unsigned>(share.num_heads * kMaxWindow);
+       index += blockDim.x) {  // from the last on: the first ones convolve
+    const int entry = static_cast<int>(index % kMaxWindow);
+    const int head = share.first_head + static_cast<int>(index / kMaxWindow);
     if (entry > share.num_old) continue;
     T* kept = log_dt<T>(params, share.row.slot, static_cast<int>(log.entry(entry)), head);
+    const T* brought = static_cast<const T*>(params.dt) + share.row.token * params.token_stride + head;
     const bool is_new = entry == share.num_old;
-    const T raw = is_new ? static_cast<const T*>(params.dt)[share.row.token * params.token_stride + head] : *kept;
-    if (is_new) *kept = raw;
-    memory.dt[index / kMaxWindow][entry] = step_size(params, raw, head);
+    const T raw = *(is_new ? brought : kept);
     if (is_new) {
+      *kept = raw;
       memory.A[index / kMaxWindow] = params.A[head];
       memory.D[index / kMaxWindow] = params.D[head];
     }
+    memory.dt[index / kMaxWindow][entry] = step_size(params, raw, head);
   }
 }
 
 template <typename T, int kN>
 __device__ __forceinline__ void score_inputs(const BlockShare& share, BlockMemory<T, kN>& memory) {
-#pragma unroll 1
-  for (int entry = static_cast<int>(threadIdx.x / kWarpSize); entry <= share.num_old;
-       entry += static_cast<int>(blockDim.x / kWarpSize)) {
-    const float score = warp_dot<kN>(memory.B + entry * kN, memory.C);
-    if (threadIdx.x % kWarpSize == 0) memory.scores[entry] = score;
+  const int num_warps = static_cast<int>(blockDim.x / kWarpSize);
+#pragma unroll 4
+  for (int entry = static_cast<int>(threadIdx.x / kWarpSize); entry < kMaxWindow; entry += num_warps) {
+    const float score = warp_dot<kN>(memory.B + entry * kN, memory.C);  // nobody uses those beyond the token
+    if (lane_index() == 0) memory.scores[entry] = score;
   }
 }
 
-// Half a warp a head.
+// x in shared memory, at a channel.
+template <typename T>
+struct StagedInputs {
+  const T* source;
+  int width;
+  __device__ __forceinline__ const T* at(int i) const { return source + i * width; }
+};
+
+// Half a warp a head: a warp's heads are at most two, of which the second may be none.
 template <typename T, int kN>
-__device__ __forceinline__ void weigh_inputs(const BlockShare& share, BlockMemory<T, kN>& memory) {
-  const int count = share.num_old + 1;
-  const int lane = static_cast<int>(threadIdx.x % kMaxWindow);
-  const int half = static_cast<int>(threadIdx.x % kWarpSize / kMaxWindow);
-#pragma unroll 1
-  for (int pair = static_cast<int>(threadIdx.x / kWarpSize); 2 * pair < share.num_heads;
-       pair += static_cast<int>(blockDim.x / kWarpSize)) {
-    const int index = min(2 * pair + half, share.num_heads - 1);
-    const Stretch stretch(lane < count ? memory.dt[index][lane] : 0.0f, count, memory.A[index]);
-    if (index != 2 * pair + half) continue;
-    store_weights(stretch, count, memory.scores[lane], memory.D[index], memory.table[index]);
+struct HeadWeights {
+  int index;
+  int count;
+  bool is_head;
+  Stretch stretch;
+
+  __device__ __forceinline__ HeadWeights(const BlockShare& share, const BlockMemory<T, kN>& memory)
+      : index(static_cast<int>(threadIdx.x / kMaxWindow)),
+        count(share.num_old + 1),
+        is_head(index < share.num_heads),
+        stretch(is_head && lane() < count ? memory.dt[index][lane()] : 0.0f, count, is_head ? memory.A[index] : 0.0f) {}
+
+  __device__ __forceinline__ void store(BlockMemory<T, kN>& memory) const {
+    if (is_head) store_weights(stretch, count, memory.scores[lane()], memory.D[index], memory.table[index]);
   }
-}
+
+ private:
+  static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x % kMaxWindow); }
+};
 
 // The warp's outputs, to every block of the cluster: a half-warp each to every other one.
 template <typename T, int kN>
@@ -214,18 +229,18 @@ __device__ __forceinline__ void normalise(const MambaDecodeParams& params, const
   store_normalised(out, reinterpret_cast<const NormPiece<T>*>(memory.weight)[thread], values, scale);
 }
 
-template <typename T, int kN>
+template <typename T, int kN, typename State>
 __global__ void __launch_bounds__(kMaxWarps<T, kN>* kWarpSize, 1)
-    decode_fused_kernel(MambaDecodeParams params, RowTiles tiles) {
+    decode_fused_kernel(MambaDecodeParams params, RowTiles tiles, int cluster_blocks) {
   __shared__ BlockMemory<T, kN> memory;
   const Barrier has_outputs{shared_address(&memory.has_outputs)};
-  const BlockShare share(params, tiles);
+  const BlockShare share(params, tiles, cluster_blocks);
   const SlotRow& row = share.row;
-  float* slot_state =
-      params.ssm_state + row.slot * params.ssm_state_stride + static_cast<int64_t>(share.channels.first) * kN;
+  State* slot_state = static_cast<State*>(params.ssm_state) + row.slot * params.ssm_state_stride +
+                      static_cast<int64_t>(share.channels.first) * kN;
   const bool has_state = row.base > 0 && !row.is_padding();
   // The launch before may be this one for the row's token before: only what cannot be stale goes ahead of it.
-  if (has_state && lane_index() == 0) prefetch_bytes(slot_state, kTileChannels * kN * static_cast<int>(sizeof(float)));
+  if (has_state && lane_index() == 0) prefetch_bytes(slot_state, kTileChannels * kN * static_cast<int>(sizeof(State)));
   if (threadIdx.x == 0) {
     has_outputs.init(1);
     Barrier::publish_inits();
@@ -242,25 +257,26 @@ __global__ void __launch_bounds__(kMaxWarps<T, kN>* kWarpSize, 1)
   }
   if (row.num_tokens == 0) return;
 
-  StateTile<kN> state;
-  if (has_state) {
-    state.load(slot_state);
-  } else {
-    state.clear();
-  }
-  copy_inputs(params, share, memory);
-  convolve(params, share, memory);
-  stage_steps(params, share, memory);
+  LoadedTile<State, kN> loaded{};
+  if (has_state) StateTile<kN>::load(loaded, slot_state);
+  const LogWalk<T> log(params, row.slot, share.base, 0);
+  copy_inputs(params, share, log, memory);
+  convolve(params, share, log, memory);
+  stage_steps(params, share, log, memory);
   wait_copies<0>();
   __syncthreads();
+  const HeadWeights<T, kN> weights_of(share, memory);
   score_inputs(share, memory);
   __syncthreads();
-  weigh_inputs(share, memory);
+  weights_of.store(memory);
+  StateTile<kN> state;
+  state.set(loaded);
   for (int base = row.base; base < share.base;) {
     const int end = window_end(base);
     __syncthreads();  // the stretch before is folded
     StretchFold<T, kN>(params, share.channels, base, end - base, memory.B).apply(state);
     base = end;
+    round_state_at<State>(state, share.channels, base);
     if (base == row.next_base) state.store(slot_state);
   }
   __syncthreads();
@@ -268,7 +284,7 @@ __global__ void __launch_bounds__(kMaxWarps<T, kN>* kWarpSize, 1)
   LaneQuery<T, kN> query;
   query.load(memory.C);
   const unsigned channel = share.channels.first - share.first_channel + lane_index() % kTileChannels;
-  const LaneInputs<T> inputs(share.num_old + 1, [&](int i) { return memory.x[i * share.num_channels + channel]; });
+  const LaneInputs<T> inputs(share.num_old + 1, StagedInputs<T>{memory.x + channel, share.num_channels});
   const float* weights = memory.table[share.channels.head - share.first_head];
   const float sum = inputs.weighted_sum(weights);
   const float y = fmaf(weights[kMaxWindow], state.dot(query), sum);
@@ -280,16 +296,19 @@ __global__ void __launch_bounds__(kMaxWarps<T, kN>* kWarpSize, 1)
 
 #else
 
-template <typename T, int kN>
-__global__ void decode_fused_kernel(MambaDecodeParams, RowTiles) {}  // never launched
+template <typename T, int kN, typename State>
+__global__ void decode_fused_kernel(MambaDecodeParams, RowTiles, int) {}  // never launched
 
 #endif
 
-// Blocks of a cluster, one for a group of a row, or 0 where that cannot be: as many as leave a block four warps.
-int choose_cluster(int group_tiles, int max_warps) {
+// Blocks of a cluster, one for a group of a row: as many as leave a block warps enough to convolve its channels at
+// once; 0 where that cannot be.
+template <typename T, int kN>
+int choose_cluster(int group_tiles) {
   for (int blocks = kMaxBlocks; blocks > 0; blocks /= 2) {
     const int warps = group_tiles / blocks;
-    if (group_tiles % blocks == 0 && warps <= max_warps && (warps >= 4 || blocks == 1)) return blocks;
+    const bool can_convolve = (2 * kN + warps * kTileChannels) / kPieceWidth <= warps * kWarpSize;
+    if (group_tiles % blocks == 0 && warps <= kMaxWarps<T, kN> && can_convolve) return blocks;
   }
   return 0;
 }
@@ -302,15 +321,15 @@ bool is_norm_aligned(const MambaDecodeParams& params) {
          is_vectorisable<T>(params.out, d_inner, params.norm_group_size);
 }
 
-template <typename T, int kN>
+template <typename T, int kN, typename State>
 bool launch(const MambaDecodeParams& params, cudaStream_t stream) {
   const RowTiles tiles(params);
-  const int cluster = choose_cluster(tiles.group_count, kMaxWarps<T, kN>);
-  const auto kernel = decode_fused_kernel<T, kN>;
+  const int cluster = choose_cluster<T, kN>(tiles.group_count);
+  const auto kernel = decode_fused_kernel<T, kN, State>;
   if (cluster == 0 || !is_compiled_for(kernel, 90, kOp)) return false;
   const int warps = tiles.group_count / cluster;
   const dim3 grid(static_cast<unsigned>(tiles.count / warps), static_cast<unsigned>(params.rows.num_rows));
-  launch_chained_clusters(kOp, kernel, grid, cluster, warps * kWarpSize, 0, stream, params, tiles);
+  launch_chained_clusters(kOp, kernel, grid, cluster, warps * kWarpSize, 0, stream, params, tiles, cluster);
   return true;
 }
 
@@ -323,12 +342,10 @@ bool launch_decode_fused(const MambaDecodeParams& params, cudaStream_t stream) {
     return false;
   }
   bool is_launched = false;
-  dispatch_dtype(params.dtype, kOp, [&](auto tag) {
+  dispatch_mixer(params, kOp, [&](auto tag, auto state_size, auto state) {
     using T = typename decltype(tag)::Type;
     if (!is_norm_aligned<T>(params)) return;
-    if (params.state_size == 64) is_launched = launch<T, 64>(params, stream);
-    if (params.state_size == 128) is_launched = launch<T, 128>(params, stream);
-    if (params.state_size == 256) is_launched = launch<T, 256>(params, stream);
+    is_launched = launch<T, decltype(state_size)::value, typename decltype(state)::Type>(params, stream);
   });
   return is_launched;
 }

@@ -2,10 +2,8 @@
 //
 // A warp owns 16 channels of a row. Their state, which no other kernel of the step touches, is on its way to registers
 // before the launch before it is over; it goes back only when the window's base moves. The rest of a warp's needs it
-// loads at once: C, the weights of the inputs since the base, and their x. Each block also starts fetching into the L2
-// cache what the block will read that takes its place on the multiprocessor: memory then works while blocks compute.
+// loads at once: C, the weights of the inputs since the base, and their x.
 #include "cuda/common/chained.cuh"
-#include "cuda/common/device.h"
 #include "cuda/state_window.cuh"
 
 namespace headway::cuda {
@@ -17,35 +15,53 @@ constexpr char kOp[] = "mamba_decode";
 template <int kN>
 constexpr int kResidentBlocks = kN > 128 ? 2 : 4;
 
-// y of new tokens i .. i + count - 1, which share the canonical base `base` that the state is at.
+// y of new tokens i .. i + count - 1, which share the canonical base `base` that the state is at. To construct it
+// starts the loads that it needs.
 template <typename T, int kN>
-__device__ __forceinline__ void read_out(const MambaDecodeParams& params, const SlotRow& row,
-                                         const StateChannels& channels, const StateTile<kN>& state, int base, int i,
-                                         int count) {
-  const unsigned lane = lane_index();
-  const int64_t token = row.token + i;
-  const int64_t token_width = conv_channels(params);
-  const T* C = static_cast<const T*>(params.convolved) + token * token_width + inner_channels(params) +
-               group_states(params) + static_cast<int64_t>(channels.group) * kN;
-  const float* weights = params.table + (token * params.num_heads + channels.head) * kTableWidth;
-  T* out = static_cast<T*>(params.scanned) + token * inner_channels(params) + channels.first + lane;
-  LaneQuery<T, kN> query;
-  query.load(C);
-  const LogWalk<T> log(params, channels.slot, base, channels.first + lane % kTileChannels);
-  const LaneInputs<T> inputs(row.start + i + count - base, [&](int input) { return *log.at(input); });
-#pragma unroll 1
-  for (;;) {
-    const float sum = inputs.weighted_sum(weights);
-    const float decay = weights[kMaxWindow];
-    const float y = fmaf(decay, state.dot(query), sum);
-    if (lane < kTileChannels) *out = from_float<T>(y);
-    if (--count == 0) return;
-    C += token_width;
-    query.load(C);
-    weights += params.num_heads * kTableWidth;
-    out += inner_channels(params);
+class ReadOut {
+ public:
+  __device__ __forceinline__ ReadOut(const MambaDecodeParams& params, const SlotRow& row, const StateChannels& channels,
+                                     int base, int i, int count)
+      : params_(params),
+        first_token_(row.token + i),
+        channels_(channels),
+        count_(count),
+        inputs_(row.start + i + count - base,
+                LogWalk<T>(params, channels.slot, base, channels.first + lane_index() % kTileChannels)) {
+    query_.load(query_at(0));
   }
-}
+
+  __device__ __forceinline__ void run(const StateTile<kN>& state) const {
+    const unsigned lane = lane_index();
+    const float* weights = params_.table + (first_token_ * params_.num_heads + channels_.head) * kTableWidth;
+    T* out = static_cast<T*>(params_.scanned) + first_token_ * inner_channels(params_) + channels_.first + lane;
+    LaneQuery<T, kN> query = query_;
+#pragma unroll 1
+    for (int i = 0;;) {
+      const float sum = inputs_.weighted_sum(weights);
+      const float decay = weights[kMaxWindow];
+      const float y = fmaf(decay, state.dot(query), sum);
+      if (lane < kTileChannels) *out = from_float<T>(y);
+      if (++i == count_) return;
+      query.load(query_at(i));
+      weights += params_.num_heads * kTableWidth;
+      out += inner_channels(params_);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ const T* query_at(int i) const {
+    return static_cast<const T*>(params_.convolved) + (first_token_ + i) * conv_channels(params_) +
+           inner_channels(params_) + group_states(params_) + static_cast<int64_t>(channels_.group) * kN;
+  }
+
+  const MambaDecodeParams& params_;
+  int64_t first_token_;
+  const StateChannels& channels_;
+  int count_;
+  LaneInputs<T> inputs_;
+  LaneQuery<T, kN> query_;
+};
 
 template <typename T>
 __device__ __forceinline__ void clear_outputs(const MambaDecodeParams& params, const SlotRow& row,
@@ -58,37 +74,10 @@ __device__ __forceinline__ void clear_outputs(const MambaDecodeParams& params, c
   }
 }
 
-// How far ahead a block fetches.
-struct Wave {
-  int rows;
-  int blocks;
-};
-
-// The states of the block that comes a wave of blocks later.
-struct LaterStates {
-  const float* source;  // null: there are none to read
-
-  __device__ __forceinline__ LaterStates(const MambaDecodeParams& params, const Wave& wave, int block_floats) {
-    const int sum = static_cast<int>(blockIdx.x) + wave.blocks;
-    const bool is_carried = sum >= static_cast<int>(gridDim.x);
-    const int row = static_cast<int>(blockIdx.y) + wave.rows + (is_carried ? 1 : 0);
-    const int block = is_carried ? sum - static_cast<int>(gridDim.x) : sum;
-    const bool is_inside = row < params.rows.num_rows;
-    const int64_t slot = params.slots[is_inside ? row : 0];
-    const bool is_there = params.state_base[is_inside ? row : 0] > 0 && slot != 0;
-    source = params.ssm_state + slot * params.ssm_state_stride + block * block_floats;
-    if (!is_inside || !is_there) source = nullptr;
-  }
-
-  __device__ __forceinline__ void fetch(int num_bytes) const {
-    if (threadIdx.x == 0 && source != nullptr) prefetch_bytes(source, num_bytes);
-  }
-};
-
 // From one canonical base to the next, and the tokens between.
-template <typename T, int kN>
+template <typename T, int kN, typename State>
 __device__ __forceinline__ void fold_and_read(const MambaDecodeParams& params, const SlotRow& row,
-                                              const StateChannels& channels, T (&B)[kMaxWindow * kN], float* slot_state,
+                                              const StateChannels& channels, T (&B)[kMaxWindow * kN], State* slot_state,
                                               StateTile<kN>& state) {
   int base = row.base;
 #pragma unroll 1
@@ -99,46 +88,46 @@ __device__ __forceinline__ void fold_and_read(const MambaDecodeParams& params, c
       const int end = window_end(base);
       StretchFold<T, kN>(params, channels, base, end - base, B).apply(state);
       base = end;
+      round_state_at<State>(state, channels, base);
       if (base == row.next_base) state.store(slot_state);
       continue;
     }
     const int count = min(row.num_tokens - i, window_end(position) - position);
-    read_out<T, kN>(params, row, channels, state, base, i, count);
+    ReadOut<T, kN>(params, row, channels, base, i, count).run(state);
     i += count;
   }
 }
 
-template <typename T, int kN>
+template <typename T, int kN, typename State>
 __global__ void __launch_bounds__(kFoldWarps* kWarpSize, kResidentBlocks<kN>)
-    decode_state_kernel(MambaDecodeParams params, RowTiles tiles, Wave wave) {
+    decode_state_kernel(MambaDecodeParams params, RowTiles tiles) {
   __shared__ alignas(16) T B[kMaxWindow * kN];
   const int num_warps = static_cast<int>(blockDim.x / kWarpSize);
   const int warp = static_cast<int>(threadIdx.x / kWarpSize);
-  const int block_floats = num_warps * kTileChannels * kN;
 
   // What the launch before does not write: the row and its state.
   const SlotRow row(params, static_cast<int>(blockIdx.y));
-  const LaterStates later(params, wave, block_floats);
   const StateChannels channels = tiles.channels(row.slot, static_cast<int>(blockIdx.x) * num_warps + warp);
-  float* slot_state = params.ssm_state + row.slot * params.ssm_state_stride + static_cast<int64_t>(channels.first) * kN;
-  StateTile<kN> state;
-  if (row.base > 0 && !row.is_padding()) {
-    state.load(slot_state);
-  } else {
-    state.clear();
-  }
-  later.fetch(block_floats * static_cast<int>(sizeof(float)));
+  State* slot_state = static_cast<State*>(params.ssm_state) + row.slot * params.ssm_state_stride +
+                      static_cast<int64_t>(channels.first) * kN;
+  LoadedTile<State, kN> loaded{};
+  if (row.base > 0 && !row.is_padding()) StateTile<kN>::load(loaded, slot_state);
   wait_for_previous_kernel();
   allow_next_kernel();
   if (row.is_padding()) return clear_outputs<T>(params, row, channels);
+  if (row.num_tokens == 0) return;
+  StateTile<kN> state;
   // Most steps fold nothing: theirs are all tokens of the window that the state is at the begin of.
   if (row.base >= row.canonical(row.start + row.num_tokens - 1)) {
-    return read_out<T, kN>(params, row, channels, state, row.base, 0, row.num_tokens);
+    const ReadOut<T, kN> read_out(params, row, channels, row.base, 0, row.num_tokens);
+    state.set(loaded);
+    return read_out.run(state);
   }
+  state.set(loaded);
   fold_and_read<T, kN>(params, row, channels, B, slot_state, state);
 }
 
-template <typename T, int kN>
+template <typename T, int kN, typename State>
 void launch(const MambaDecodeParams& params, cudaStream_t stream) {
   require(params.head_dim % kTileChannels == 0, kOp,
           "head_dim is " + std::to_string(params.head_dim) + "; expected a multiple of 16");
@@ -148,23 +137,15 @@ void launch(const MambaDecodeParams& params, cudaStream_t stream) {
   // Blocks share one B; single warps while that leaves multiprocessors idle.
   const int64_t num_tiles = static_cast<int64_t>(params.rows.num_rows) * tiles.count;
   const int warps = choose_fold_warps(tiles.group_count, num_tiles >= 4096 ? kFoldWarps : num_tiles >= 1024 ? 2 : 1);
-  const auto kernel = decode_state_kernel<T, kN>;
-  const int ahead = resident_blocks(kernel, warps * kWarpSize, 0, kOp);
-  const int row_blocks = tiles.count / warps;
-  const dim3 grid(static_cast<unsigned>(row_blocks), static_cast<unsigned>(params.rows.num_rows));
-  launch_chained(kOp, kernel, grid, warps * kWarpSize, stream, params, tiles,
-                 Wave{ahead / row_blocks, ahead % row_blocks});
+  const dim3 grid(static_cast<unsigned>(tiles.count / warps), static_cast<unsigned>(params.rows.num_rows));
+  launch_chained(kOp, decode_state_kernel<T, kN, State>, grid, warps * kWarpSize, stream, params, tiles);
 }
 
 }  // namespace
 
 void launch_decode_state(const MambaDecodeParams& params, cudaStream_t stream) {
-  dispatch_dtype(params.dtype, kOp, [&](auto tag) {
-    using T = typename decltype(tag)::Type;
-    if (params.state_size == 64) return launch<T, 64>(params, stream);
-    if (params.state_size == 128) return launch<T, 128>(params, stream);
-    if (params.state_size == 256) return launch<T, 256>(params, stream);
-    require(false, kOp, "state_size is " + std::to_string(params.state_size) + "; expected 64, 128 or 256");
+  dispatch_mixer(params, kOp, [&](auto tag, auto state_size, auto state) {
+    launch<typename decltype(tag)::Type, decltype(state_size)::value, typename decltype(state)::Type>(params, stream);
   });
 }
 

@@ -55,7 +55,7 @@ class SnapshotCursor {
   // The slot that takes the state after `position` tokens of the sequence, or null.
   __device__ __forceinline__ float* take(int position) {
     if (position != position_) return nullptr;
-    float* slot = params_.state + params_.snapshots.slots[next_++] * params_.state_stride;
+    float* slot = static_cast<float*>(params_.state) + params_.snapshots.slots[next_++] * params_.state_stride;
     look();
     return slot;
   }

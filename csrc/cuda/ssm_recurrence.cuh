@@ -1,12 +1,16 @@
-// The Mamba-2 recurrence token by token, fp32 throughout: what a block does for one row and one head.
+// The Mamba-2 recurrence token by token, fp32 throughout: what a block does for one row and one head. A state that
+// slots hold as fp16 is rounded after every token, so that cuts change nothing.
 //
 // Some rows of the head's state matrix [P, N] stay in registers over all tokens. A state row lies across kLanes lanes
 // in 16-byte pieces; y is the lanes' sum in an order that depends on N alone, so neither batch, nor block size, nor
 // cuts change a bit.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/common/math.cuh"
 #include "cuda/common/reduce.cuh"
+#include "cuda/common/state_rounding.cuh"
 #include "cuda/common/vector.cuh"
 #include "params/mamba.h"
 
@@ -102,22 +106,37 @@ struct StateRows {
     }
   }
 
-  __device__ __forceinline__ void load(const float* source, int num_rows, int state_size) {
+  template <typename State>
+  __device__ __forceinline__ void load(const State* source, int num_rows, int state_size) {
     for_each_piece(num_rows, state_size, [&](float (&piece)[kPiece], int offset, int inside) {
       if constexpr (kIsExact) {
-        load_floats<float, kPiece>(source + offset, piece);
+        load_floats<State, kPiece>(source + offset, piece);
       } else {
-        for (int i = 0; i < kPiece; ++i) piece[i] = i < inside ? source[offset + i] : 0.0f;
+        for (int i = 0; i < kPiece; ++i) piece[i] = i < inside ? to_float(source[offset + i]) : 0.0f;
       }
     });
   }
 
-  __device__ __forceinline__ void store(float* target, int num_rows, int state_size) {
+  // Of State __half: values that round() has made fit.
+  template <typename State>
+  __device__ __forceinline__ void store(State* target, int num_rows, int state_size) {
     for_each_piece(num_rows, state_size, [&](float (&piece)[kPiece], int offset, int inside) {
       if constexpr (kIsExact) {
-        store_floats<float, kPiece>(target + offset, piece);
+        store_floats<State, kPiece>(target + offset, piece);
       } else {
-        for (int i = 0; i < kPiece && i < inside; ++i) target[offset + i] = piece[i];
+        for (int i = 0; i < kPiece && i < inside; ++i) target[offset + i] = from_float<State>(piece[i]);
+      }
+    });
+  }
+
+  // To fp16's values. `element`: where the warp's first row begins in the slot.
+  __device__ __forceinline__ void round(const StateRounding& rounding, int64_t element, int num_rows, int state_size) {
+    for_each_piece(num_rows, state_size, [&](float (&piece)[kPiece], int offset, int) {
+      const auto first = static_cast<uint32_t>(element + offset);
+      if constexpr (kIsExact) {
+        round_states(rounding, first, piece);
+      } else {
+        for (int i = 0; i < kPiece; ++i) piece[i] = round_to_half(piece[i], rounding.bits(first + i));
       }
     });
   }
@@ -175,20 +194,22 @@ __device__ __forceinline__ void store_warp_rows(const SsmScanParams& params, con
 struct RecurrentSpan {
   int64_t begin;
   int64_t end;
-  const float* source;
-  float* target;
+  const void* source;
+  void* target;
   int64_t origin = 0;
   int first_snapshot = 0;
   int end_snapshot = 0;
 };
 
 // All tokens of a row.
+template <typename State = float>
 __device__ __forceinline__ RecurrentSpan recurrent_span(const SsmScanParams& params, int row) {
   const int start = params.rows.row_start[row];
   const int64_t begin = params.rows.query_start[row];
+  State* slots = static_cast<State*>(params.state);
   RecurrentSpan span{begin, params.rows.query_start[row + 1],
-                     start > 0 ? params.state + params.read_slots[row] * params.state_stride : nullptr,
-                     params.state + params.write_slots[row] * params.state_stride, begin - start};
+                     start > 0 ? slots + params.read_slots[row] * params.state_stride : nullptr,
+                     slots + params.write_slots[row] * params.state_stride, begin - start};
   if (params.snapshots.starts != nullptr) {
     span.first_snapshot = params.snapshots.starts[row];
     span.end_snapshot = params.snapshots.starts[row + 1];
@@ -204,7 +225,7 @@ __device__ __forceinline__ int64_t snapshot_token(const SsmScanParams& params, c
 
 // Scans the span for channels [first_p, first_p + num_p) of one head. The whole block calls it; `tile` is free again
 // when it returns.
-template <typename T, int kN, bool kIsExact>
+template <typename T, int kN, bool kIsExact, typename State = float>
 __device__ __forceinline__ void scan_recurrently(const SsmScanParams& params, const RecurrentSpan& span, int head,
                                                  int first_p, int num_p, ScanTile<kN>& tile) {
   using L = ScanLayout<kN>;
@@ -217,7 +238,9 @@ __device__ __forceinline__ void scan_recurrently(const SsmScanParams& params, co
     const int64_t offset = (static_cast<int64_t>(head) * params.head_dim + p + warp_row) * params.state_size;
     StateRows<kN, kIsExact> state;
     state.clear();
-    if (span.source != nullptr) state.load(span.source + offset, warp_rows, params.state_size);
+    if (span.source != nullptr) {
+      state.load(static_cast<const State*>(span.source) + offset, warp_rows, params.state_size);
+    }
     int snapshot = span.first_snapshot;
     while (snapshot_token(params, span, snapshot) <= span.begin) ++snapshot;
     for (int64_t token = span.begin; token < span.end;) {
@@ -230,17 +253,21 @@ __device__ __forceinline__ void scan_recurrently(const SsmScanParams& params, co
       for (int t = 0; t < num_steps; ++t) {
         state.step(tile.B[t], tile.C[t], &tile.x[t][warp_row], tile.dt[t], tile.decay[t], params.D[head], warp_rows,
                    &tile.y[t][warp_row]);
+        if constexpr (std::is_same_v<State, __half>) {
+          const StateRounding rounding(static_cast<int32_t>(token + t + 1 - span.origin));
+          state.round(rounding, offset, warp_rows, params.state_size);
+        }
       }
       __syncwarp();  // y stays within the warp
       store_warp_rows<T, kN>(params, tile, token, count, head, p + warp_row, warp_row, warp_rows);
       __syncthreads();
       if (tile_end == next_snapshot) {
-        float* slot = params.state + params.snapshots.slots[snapshot++] * params.state_stride;
+        State* slot = static_cast<State*>(params.state) + params.snapshots.slots[snapshot++] * params.state_stride;
         state.store(slot + offset, warp_rows, params.state_size);
       }
       token = tile_end;
     }
-    state.store(span.target + offset, warp_rows, params.state_size);
+    state.store(static_cast<State*>(span.target) + offset, warp_rows, params.state_size);
   }
 }
 

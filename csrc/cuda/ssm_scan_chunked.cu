@@ -82,9 +82,10 @@ __device__ __forceinline__ void scan_row(const Work& work, int row, Shared<kN, k
     ChannelWarp<kN, kSlice> warp(work, shared, warp_idx);
     warp.copy_chunk(0, first);
     const bool has_state = tokens.start > 0;
-    warp.load_state(has_state ? params.state + params.read_slots[row] * params.state_stride : nullptr);
+    warp.load_state(has_state ? static_cast<float*>(params.state) + params.read_slots[row] * params.state_stride
+                              : nullptr);
     run_channel_warp(warp, tokens, SnapshotCursor(params, row));
-    warp.store_state(params.state + params.write_slots[row] * params.state_stride);
+    warp.store_state(static_cast<float*>(params.state) + params.write_slots[row] * params.state_stride);
   }
 }
 

@@ -10,7 +10,7 @@ namespace {
 
 constexpr char kOp[] = "ssm_scan";
 
-template <typename T, int kN, bool kIsExact>
+template <typename T, int kN, bool kIsExact, typename State>
 __global__ void __launch_bounds__(kMaxScanWarps* kWarpSize)
     recurrent_scan_kernel(SsmScanParams params, int slices, bool skips_chunked) {
   __shared__ ScanTile<kN> tile;
@@ -24,11 +24,12 @@ __global__ void __launch_bounds__(kMaxScanWarps* kWarpSize)
   }
   const int slice_rows = static_cast<int>(blockDim.x) / kWarpSize * ScanLayout<kN>::kWarpRows;
   const int first_p = slice * slice_rows;
-  const RecurrentSpan span = recurrent_span(params, row);
-  scan_recurrently<T, kN, kIsExact>(params, span, head, first_p, min(slice_rows, params.head_dim - first_p), tile);
+  const RecurrentSpan span = recurrent_span<State>(params, row);
+  scan_recurrently<T, kN, kIsExact, State>(params, span, head, first_p, min(slice_rows, params.head_dim - first_p),
+                                           tile);
 }
 
-template <typename T, int kN, bool kIsExact>
+template <typename T, int kN, bool kIsExact, typename State>
 void launch(const SsmScanParams& params, bool skips_chunked, cudaStream_t stream) {
   using L = ScanLayout<kN>;
   // As many warps a block as a head has state rows for; single warps when that leaves the chip empty.
@@ -37,28 +38,32 @@ void launch(const SsmScanParams& params, bool skips_chunked, cudaStream_t stream
   const int warps = num_heads < 256 ? 1 : (head_warps < kMaxScanWarps ? head_warps : kMaxScanWarps);
   const int slices = (head_warps + warps - 1) / warps;
   require(num_heads * slices <= INT32_MAX, kOp, "num_rows * num_heads is too large for one launch");
-  recurrent_scan_kernel<T, kN, kIsExact>
+  recurrent_scan_kernel<T, kN, kIsExact, State>
       <<<static_cast<unsigned>(num_heads * slices), warps * kWarpSize, 0, stream>>>(params, slices, skips_chunked);
   check_launch(kOp);
 }
 
-template <typename T>
+template <typename T, typename State>
 void launch_state_size(const SsmScanParams& params, bool skips_chunked, cudaStream_t stream) {
   const int state_size = params.state_size;
-  const bool is_aligned = is_vectorisable<float>(params.state, params.state_stride, state_size);
-  if (is_aligned && state_size == 16) return launch<T, 16, true>(params, skips_chunked, stream);
-  if (is_aligned && state_size == 32) return launch<T, 32, true>(params, skips_chunked, stream);
-  if (is_aligned && state_size == 64) return launch<T, 64, true>(params, skips_chunked, stream);
-  if (is_aligned && state_size == 128) return launch<T, 128, true>(params, skips_chunked, stream);
-  if (is_aligned && state_size == 256) return launch<T, 256, true>(params, skips_chunked, stream);
-  if (state_size <= 64) return launch<T, 64, false>(params, skips_chunked, stream);
-  if (state_size <= 256) return launch<T, 256, false>(params, skips_chunked, stream);
+  const bool is_aligned = is_vectorisable<State>(params.state, params.state_stride, state_size);
+  if (is_aligned && state_size == 16) return launch<T, 16, true, State>(params, skips_chunked, stream);
+  if (is_aligned && state_size == 32) return launch<T, 32, true, State>(params, skips_chunked, stream);
+  if (is_aligned && state_size == 64) return launch<T, 64, true, State>(params, skips_chunked, stream);
+  if (is_aligned && state_size == 128) return launch<T, 128, true, State>(params, skips_chunked, stream);
+  if (is_aligned && state_size == 256) return launch<T, 256, true, State>(params, skips_chunked, stream);
+  if (state_size <= 64) return launch<T, 64, false, State>(params, skips_chunked, stream);
+  if (state_size <= 256) return launch<T, 256, false, State>(params, skips_chunked, stream);
   require(false, kOp, "state_size is " + std::to_string(state_size) + "; the limit is 256");
 }
 
 void launch_dtype(const SsmScanParams& params, bool skips_chunked, cudaStream_t stream) {
-  dispatch_dtype(params.dtype, kOp,
-                 [&](auto tag) { launch_state_size<typename decltype(tag)::Type>(params, skips_chunked, stream); });
+  dispatch_dtype(params.dtype, kOp, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    dispatch_state(params.state_dtype, kOp, [&](auto state) {
+      launch_state_size<T, typename decltype(state)::Type>(params, skips_chunked, stream);
+    });
+  });
 }
 
 }  // namespace

@@ -42,10 +42,10 @@ __device__ __forceinline__ void scan_chunks(const Work& work, int row, const chu
     CopyGroup<kN>(work, shared).run(tokens, turn);
   } else {
     TileGroup<kN, kStraddles> group(work, shared);
-    const float* source = params.state + params.read_slots[row] * params.state_stride;
+    const float* source = static_cast<float*>(params.state) + params.read_slots[row] * params.state_stride;
     group.load_state(tokens.start > 0 ? source : nullptr);
     group.run(tokens, chunk::SnapshotCursor(params, row), turn);
-    group.store_state(params.state + params.write_slots[row] * params.state_stride);
+    group.store_state(static_cast<float*>(params.state) + params.write_slots[row] * params.state_stride);
   }
 }
 

@@ -12,6 +12,7 @@
 
 #include "cuda/common/mma.cuh"
 #include "cuda/common/reduce.cuh"
+#include "cuda/common/state_rounding.cuh"
 #include "cuda/common/vector.cuh"
 
 namespace headway::cuda {
@@ -100,7 +101,8 @@ class FoldFactors {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         uint32_t terms[kFactorTerms];
-        split_pair(first * to_float(x_[2 * half][r]), second * to_float(x_[2 * half + 1][r]), terms);
+        split_pair(__fmul_rn(first, to_float(x_[2 * half][r])), __fmul_rn(second, to_float(x_[2 * half + 1][r])),
+                   terms);
 #pragma unroll
         for (int i = 0; i < kFactorTerms; ++i) factors[i][2 * half + r] = terms[i];
       }
@@ -114,6 +116,12 @@ class FoldFactors {
   T x_[4][2];  // of input(i), channels lane / 4 and lane / 4 + 8
 };
 
+// A tile as slots hold it, on its way to registers: nothing waits for it before it is used.
+template <typename State, int kN>
+struct LoadedTile {
+  Vector<State, kStatePiece> pieces[2][kN / 16];
+};
+
 template <int kN>
 class StateTile {
  public:
@@ -123,20 +131,40 @@ class StateTile {
   }
 
   // From and to [16, N] contiguous in global memory, where nobody reads it again soon.
-  __device__ __forceinline__ void load(const float* source) {
+  template <typename State>
+  static __device__ __forceinline__ void load(LoadedTile<State, kN>& loaded, const State* source) {
     source += lane_offset();
-    for_each_piece([&](int p, int r, int offset) {
-      const float4 piece = __ldcs(reinterpret_cast<const float4*>(source + offset));
-      values_[2 * p][2 * r] = piece.x, values_[2 * p][2 * r + 1] = piece.y;
-      values_[2 * p + 1][2 * r] = piece.z, values_[2 * p + 1][2 * r + 1] = piece.w;
+    for_each_piece([&](int p, int r, int offset) { loaded.pieces[r][p] = load_streamed(source + offset); });
+  }
+  template <typename State>
+  __device__ __forceinline__ void set(const LoadedTile<State, kN>& loaded) {
+    for_each_piece([&](int p, int r, int) {
+      const auto& piece = loaded.pieces[r][p].values;
+      values_[2 * p][2 * r] = to_float(piece[0]), values_[2 * p][2 * r + 1] = to_float(piece[1]);
+      values_[2 * p + 1][2 * r] = to_float(piece[2]), values_[2 * p + 1][2 * r + 1] = to_float(piece[3]);
     });
   }
-  __device__ __forceinline__ void store(float* target) const {
+  // Of State __half: values that round() has made fit.
+  template <typename State>
+  __device__ __forceinline__ void store(State* target) const {
     target += lane_offset();
     for_each_piece([&](int p, int r, int offset) {
-      const float4 piece = {values_[2 * p][2 * r], values_[2 * p][2 * r + 1], values_[2 * p + 1][2 * r],
-                            values_[2 * p + 1][2 * r + 1]};
-      __stcs(reinterpret_cast<float4*>(target + offset), piece);
+      store_streamed(target + offset, Vector<State, kStatePiece>{from_float<State>(values_[2 * p][2 * r]),
+                                                                 from_float<State>(values_[2 * p][2 * r + 1]),
+                                                                 from_float<State>(values_[2 * p + 1][2 * r]),
+                                                                 from_float<State>(values_[2 * p + 1][2 * r + 1])});
+    });
+  }
+
+  // To fp16's values. `element`: where the tile begins in the slot.
+  __device__ __forceinline__ void round(const StateRounding& rounding, uint32_t element) {
+    element += lane_offset();
+    for_each_piece([&](int p, int r, int offset) {
+      float piece[kStatePiece] = {values_[2 * p][2 * r], values_[2 * p][2 * r + 1], values_[2 * p + 1][2 * r],
+                                  values_[2 * p + 1][2 * r + 1]};
+      round_states(rounding, element + offset, piece);
+      values_[2 * p][2 * r] = piece[0], values_[2 * p][2 * r + 1] = piece[1];
+      values_[2 * p + 1][2 * r] = piece[2], values_[2 * p + 1][2 * r + 1] = piece[3];
     });
   }
 
@@ -190,6 +218,7 @@ class StateTile {
 
   static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x % kWarpSize); }
 
+  // Within [16, N].
   static __device__ __forceinline__ int lane_offset() { return lane() / 4 * kN + lane() % 4 * kStatePiece; }
 
   // visit(p, r, offset from the lane's first) for each piece: of states 16 p + 4 (lane % 4) and on, of row

@@ -4,8 +4,11 @@
 //   S_e = exp(A sum(dt)) S_b + sum_j exp(A sum_{k > j} dt_k) dt_j x_j B_j^T          (fold, arXiv 2405.21060)
 //   y_t = exp(A sum(dt)) S_b C_t + sum_{j <= t} exp(A sum_{j < k <= t} dt_k) dt_j (B_j . C_t) x_j + D x_t  (read out)
 //
-// Sums run from a canonical base on (core/state_base.h), so that their order depends on positions alone.
+// Sums run from a canonical base on (core/state_base.h), so that their order depends on positions alone. Several
+// kernels make the same numbers: where a product meets a sum, the code says whether both are rounded.
 #pragma once
+
+#include <type_traits>
 
 #include "cuda/common/math.cuh"
 #include "cuda/common/reciprocal.cuh"
@@ -64,18 +67,18 @@ struct Stretch {
       const float other = __shfl_up_sync(kFullWarp, sum, offset, kMaxWindow);
       if (lane >= offset) sum += other;
     }
-    before = A * sum;
+    before = __fmul_rn(A, sum);
     total = __shfl_sync(kFullWarp, before, count - 1, kMaxWindow);
   }
 
   // Weight of the lane's input at the end of the stretch; 0 beyond.
-  __device__ __forceinline__ float weight() const { return dt * expf(total - before); }
+  __device__ __forceinline__ float weight() const { return __fmul_rn(dt, expf(total - before)); }
 };
 
 // Half a warp writes a token's row of the table, the token being the stretch's last: lane k brings B_k . C.
 __device__ __forceinline__ void store_weights(const Stretch& stretch, int count, float score, float D, float* table) {
   const int lane = static_cast<int>(threadIdx.x % kMaxWindow);
-  float weight = lane < count ? stretch.weight() * score : 0.0f;
+  float weight = lane < count ? __fmul_rn(stretch.weight(), score) : 0.0f;
   if (lane == count - 1) weight += D;
   table[lane] = weight;
   if (lane < kTableWidth - kMaxWindow) table[kMaxWindow + lane] = lane == 0 ? expf(stretch.total) : 0.0f;
@@ -105,22 +108,22 @@ class LogWalk {
       : first_(static_cast<unsigned>(position) % static_cast<unsigned>(params.log.num_entries)),
         num_entries_(static_cast<unsigned>(params.log.num_entries)),
         width_(static_cast<unsigned>((inner_channels(params) + group_states(params)) * sizeof(T))),
-        source_(reinterpret_cast<const char*>(log_column<T>(params, slot, 0, channel))) {}
+        source_(reinterpret_cast<char*>(log_column<T>(params, slot, 0, channel))) {}
 
   // The place of the index-th position, index <= num_entries.
   __device__ __forceinline__ unsigned entry(int index) const {
     const unsigned sum = first_ + static_cast<unsigned>(index);
     return min(sum, sum - num_entries_);  // below zero wraps to large
   }
-  __device__ __forceinline__ const T* at(int index) const {
-    return reinterpret_cast<const T*>(source_ + static_cast<uint64_t>(entry(index)) * width_);
+  __device__ __forceinline__ T* at(int index) const {
+    return reinterpret_cast<T*>(source_ + static_cast<uint64_t>(entry(index)) * width_);
   }
 
  private:
   unsigned first_;
   unsigned num_entries_;
   unsigned width_;  // bytes of an entry
-  const char* source_;
+  char* source_;
 };
 
 // Positions begin .. begin + count - 1 of a slot's log, which lie in one window, folded by the warps of a block whose
@@ -184,11 +187,11 @@ struct LaneInputs {
 
   static __device__ __forceinline__ int first() { return static_cast<int>(lane_index() / kTileChannels * kCount); }
 
-  // at(i): input i's value for the lane's channel.
+  // *source.at(i): input i's value for the lane's channel.
   template <typename Source>
-  __device__ __forceinline__ LaneInputs(int num_inputs, Source&& at) {
+  __device__ __forceinline__ LaneInputs(int num_inputs, const Source& source) {
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) x[k] = at(min(first() + k, num_inputs - 1));
+    for (int k = 0; k < kCount; ++k) x[k] = *source.at(min(first() + k, num_inputs - 1));
   }
 
   // sum_j weight_j x_j of the lane's channel.
@@ -203,6 +206,14 @@ struct LaneInputs {
     return sum + __shfl_xor_sync(kFullWarp, sum, kTileChannels);
   }
 };
+
+// A state that slots hold as fp16 has its values whenever it could be kept, whether it is or not.
+template <typename State, int kN>
+__device__ __forceinline__ void round_state_at(StateTile<kN>& state, const StateChannels& channels, int position) {
+  if constexpr (std::is_same_v<State, __half>) {
+    state.round(StateRounding(position), static_cast<uint32_t>(channels.first) * kN);
+  }
+}
 
 inline constexpr int kFoldWarps = 4;  // a block at most
 

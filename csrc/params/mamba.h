@@ -25,7 +25,7 @@ struct CausalConv1dParams {
   SnapshotList snapshots = {};
 };
 
-// Mamba-2 recurrence over ragged rows, state carried in fp32:
+// Mamba-2 recurrence over ragged rows, state carried in fp32 and rounded (core/state_rounding.h) where slots hold fp16:
 //   dt = clamp(softplus(dt_raw + dt_bias), dt_min, dt_max);  S = exp(A dt) S + dt x B^T;  y = S C + D x.
 // Head h uses group h / (H / G).
 struct SsmScanParams {
@@ -48,12 +48,13 @@ struct SsmScanParams {
   const float* dt_bias;       // [H]
   float dt_min;
   float dt_max;
-  float* state;               // [num_slots, H, P, N], slots state_stride apart
+  void* state;                // [num_slots, H, P, N] state_dtype, slots state_stride apart
   int64_t state_stride;
   const int32_t* read_slots;  // [R]; not read where row_start is 0
   const int32_t* write_slots; // [R]
   void* out;                  // [T, H, P] dtype, contiguous
   DType dtype;
+  DType state_dtype = DType::kFloat32;  // or kFloat16
   int32_t max_query_len = 0;  // host bound on a row's tokens, to choose kernels by; 0 = not known
   SnapshotList snapshots = {};
 };
@@ -100,16 +101,17 @@ struct MambaDecodeParams {
   int32_t norm_group_size;
   void* conv_state;               // [num_slots, W - 1, conv_dim] dtype: the columns before state_base
   int64_t conv_state_stride;
-  float* ssm_state;               // [num_slots, H, P, N], slots ssm_state_stride apart: after state_base tokens
+  void* ssm_state;  // [num_slots, H, P, N] state_dtype, ssm_state_stride apart: after state_base tokens
   int64_t ssm_state_stride;
-  const int32_t* slots;           // [R]; rows of the dummy slot are padding: their outputs are zeros
-  const int32_t* state_base;      // [R] tokens folded into the slot's state
+  const int32_t* slots;  // [R]; rows of the dummy slot are padding: their outputs are zeros
+  const int32_t* state_base;  // [R] tokens folded into the slot's state
   StateLogParams log;
-  void* convolved;                // [T, conv_dim] dtype: scratch
-  float* table;                   // [T, H, 20]: scratch
-  void* scanned;                  // [T, H * P] dtype: scratch
-  void* out;                      // [T, H * P] dtype, contiguous
+  void* convolved;  // [T, conv_dim] dtype: scratch
+  float* table;  // [T, H, 20]: scratch
+  void* scanned;  // [T, H * P] dtype: scratch
+  void* out;  // [T, H * P] dtype, contiguous
   DType dtype;
+  DType state_dtype;  // float32, or float16, rounded (core/state_rounding.h) at canonical bases
 };
 
 // States of one layer to slots, with what their logs hold: the target's state has seen the copy's position, its log is
@@ -117,22 +119,23 @@ struct MambaDecodeParams {
 // it.
 struct FoldStatesParams {
   int32_t num_copies;
-  const StateCopy* copies;        // [num_copies] memory of the device
-  const int32_t* state_base;      // [num_slots]
-  int32_t num_heads;              // H
-  int32_t head_dim;               // P
-  int32_t num_groups;             // G
-  int32_t state_size;             // N
-  const float* A;                 // [H] negative
-  const float* dt_bias;           // [H]
+  const StateCopy* copies;  // [num_copies] memory of the device
+  const int32_t* state_base;  // [num_slots]
+  int32_t num_heads;  // H
+  int32_t head_dim;  // P
+  int32_t num_groups;  // G
+  int32_t state_size;  // N
+  const float* A;  // [H] negative
+  const float* dt_bias;  // [H]
   float dt_min;
   float dt_max;
-  void* conv_state;               // [num_slots, W - 1, conv_dim] dtype, W = 4
+  void* conv_state;  // [num_slots, W - 1, conv_dim] dtype, W = 4
   int64_t conv_state_stride;
-  float* ssm_state;               // [num_slots, H, P, N]
+  void* ssm_state;  // [num_slots, H, P, N] state_dtype
   int64_t ssm_state_stride;
   StateLogParams log;
   DType dtype;
+  DType state_dtype;
 };
 
 }  // namespace headway

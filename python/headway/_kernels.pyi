@@ -80,6 +80,7 @@ def ssm_scan(
     dt_max: float,
     state: int,
     state_stride: int,
+    state_dtype: int,
     read_slots: int,
     write_slots: int,
     out: int,

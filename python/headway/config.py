@@ -34,6 +34,14 @@ class EngineConfig:
         choices=("auto", "float32", "bfloat16", "float16"),
         help="of weights and KV; auto: the checkpoint's on a GPU, float32 on a CPU",
     )
+    mamba_ssm_cache_dtype: str = setting(
+        "float32",
+        kind="str",
+        choices=("float32", "float16"),
+        tier="advanced",
+        help="of the Mamba states that are kept between steps; float16 takes half the memory and is rounded at random, "
+        "by position, so that the mean is kept; prompts are then scanned token by token",
+    )
     load_format: str = setting(
         "auto",
         kind="str",

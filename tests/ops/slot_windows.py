@@ -91,6 +91,7 @@ class WindowedRows:
         *,
         max_rewind: int = 7,
         max_query_len: int = 8,
+        ssm_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.op = ops.mamba_decode
         self.case, self.weights = case, mixer_weights(case, dtype, device)
@@ -101,7 +102,7 @@ class WindowedRows:
             conv[row + 1] = normal(*conv.shape[1:], dtype=dtype, seed=10 + row)
             conv[row + 1, : max(0, case.width - 1 - origins[row])] = 0  # before the sequence
             ssm[row + 1] = normal(*ssm.shape[1:], seed=300 + row)
-        self.conv_state, self.ssm_state = conv.to(device), ssm.to(device)
+        self.conv_state, self.ssm_state = conv.to(device), ssm.to(device, ssm_dtype)
         self.log = StateLog.allocate(
             num_slots,
             d_inner=case.d_inner,

@@ -54,6 +54,14 @@ void dispatch_dtype(DType dtype, const char* op, Body&& body) {
   require(false, op, "dtype must be float32, bfloat16 or float16");
 }
 
+// The same for states in slots.
+template <typename Body>
+void dispatch_state(DType dtype, const char* op, Body&& body) {
+  if (dtype == DType::kFloat32) return body(TypeTag<float>{});
+  if (dtype == DType::kFloat16) return body(TypeTag<__half>{});
+  require(false, op, "state_dtype must be float32 or float16");
+}
+
 // The same for kernels that multiply on tensor cores.
 template <typename Body>
 void dispatch_half(DType dtype, const char* op, Body&& body) {

@@ -33,6 +33,23 @@ __device__ __forceinline__ void store_floats(T* target, const float (&in)[kCount
   *reinterpret_cast<Vector<T, kCount>*>(target) = vector;
 }
 
+// Four elements that nobody reads again soon.
+__device__ __forceinline__ Vector<float, 4> load_streamed(const float* source) {
+  const float4 four = __ldcs(reinterpret_cast<const float4*>(source));
+  return {four.x, four.y, four.z, four.w};
+}
+__device__ __forceinline__ Vector<__half, 4> load_streamed(const __half* source) {
+  const uint2 words = __ldcs(reinterpret_cast<const uint2*>(source));
+  return *reinterpret_cast<const Vector<__half, 4>*>(&words);
+}
+__device__ __forceinline__ void store_streamed(float* target, const Vector<float, 4>& four) {
+  __stcs(reinterpret_cast<float4*>(target),
+         make_float4(four.values[0], four.values[1], four.values[2], four.values[3]));
+}
+__device__ __forceinline__ void store_streamed(__half* target, const Vector<__half, 4>& four) {
+  __stcs(reinterpret_cast<uint2*>(target), *reinterpret_cast<const uint2*>(&four));
+}
+
 // 16 bytes that no one reads again. kFetchBytes: what the L2 cache fetches at a time, 128 or 256.
 template <int kFetchBytes>
 __device__ __forceinline__ uint4 load_once(const void* source) {

@@ -76,13 +76,16 @@ def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly
     defaults = read_generation_defaults(folder, is_applied=config.generation_config == "auto")
     tokenizer = load_tokenizer(config, folder)
     window = choose_window(config, model_config, device.type, dtype, launch_depth(config, device.type))
-    sizes = model_bytes(model_config, config.block_size, dtype, window)
+    ssm_dtype = _DTYPES[config.mamba_ssm_cache_dtype]
+    sizes = model_bytes(model_config, config.block_size, dtype, window, ssm_dtype)
     memory = plan_memory(config, sizes, device.type, available_bytes(config, device))
     logger.info("memory plan\n%s", memory)
     model = load_weights(config, path, device, dtype, memory, progress)
     ledger_config = ledger_settings(config, memory, model_config, device.type, dtype, window)
     blocks, slots = memory.num_blocks + 1, ledger_config.num_slots + 1
-    caches = ModelCaches.allocate(model_config, blocks, memory.block_size, slots, dtype, device, window)
+    caches = ModelCaches.allocate(
+        model_config, blocks, memory.block_size, slots, dtype, device, window, ssm_dtype
+    )
     log_prefix_cache(config, ledger_config, sizes.per_slot)
     runner = make_runner(config, model, caches, ledger_config, device)
     limits = request_limits(config, memory, model_config, defaults, tokenizer)
@@ -230,9 +233,13 @@ def load_template(folder: Path) -> ChatTemplate | None:
 
 
 def model_bytes(
-    model: ModelConfig, block_size: int, dtype: torch.dtype, window: StateWindow = IN_PLACE
+    model: ModelConfig,
+    block_size: int,
+    dtype: torch.dtype,
+    window: StateWindow = IN_PLACE,
+    ssm_dtype: torch.dtype = torch.float32,
 ) -> ModelBytes:
-    caches = cache_bytes(model, block_size, dtype, window)
+    caches = cache_bytes(model, block_size, dtype, window, ssm_dtype)
     return ModelBytes(
         weights=weight_bytes(model, dtype),
         per_block=caches.per_block,

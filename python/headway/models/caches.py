@@ -10,7 +10,6 @@ import torch
 from headway.models.config import MambaConfig, ModelConfig
 from headway.ops.state_log import IN_PLACE, StateLog, StateWindow
 
-_SSM_STATE_BYTES = torch.float32.itemsize
 _MAX_DECODE_TOKENS = 1  # that a row brings to a step over its log
 
 
@@ -23,7 +22,11 @@ class CacheBytes:
 
 
 def cache_bytes(
-    config: ModelConfig, block_size: int, dtype: torch.dtype, window: StateWindow = IN_PLACE
+    config: ModelConfig,
+    block_size: int,
+    dtype: torch.dtype,
+    window: StateWindow = IN_PLACE,
+    ssm_dtype: torch.dtype = torch.float32,
 ) -> CacheBytes:
     """What a block of block_size tokens and a slot take; 0 where the model has no such layer."""
     per_block = per_slot = 0
@@ -33,7 +36,7 @@ def cache_bytes(
     if config.mamba is not None:
         mamba = config.mamba
         conv_bytes = (mamba.conv_width - 1) * mamba.conv_dim * dtype.itemsize
-        ssm_bytes = mamba.d_inner * mamba.state_size * _SSM_STATE_BYTES
+        ssm_bytes = mamba.d_inner * mamba.state_size * ssm_dtype.itemsize
         log_bytes = 0 if window.num_tokens == 0 else _log(mamba, 1, window, dtype, "meta").num_bytes
         per_slot = config.count("mamba") * (conv_bytes + ssm_bytes + log_bytes)
     return CacheBytes(per_block, per_slot)
@@ -66,7 +69,7 @@ class ModelCaches:
         torch.Tensor, ...
     ]  # the two below in one piece each: [Lm, ...]; empty without Mamba layers
     conv_state: tuple[torch.Tensor, ...]  # [num_slots, W - 1, conv_dim], model dtype, oldest raw column first
-    ssm_state: tuple[torch.Tensor, ...]  # [num_slots, H, P, N] float32
+    ssm_state: tuple[torch.Tensor, ...]  # [num_slots, H, P, N] float32 or float16
     keys: tuple[torch.Tensor, ...]  # [num_blocks, S, Hkv, D], model dtype
     values: tuple[torch.Tensor, ...]  # [num_blocks, S, Hkv, D], model dtype
     state_log: tuple[StateLog, ...] = ()  # empty where states are kept in place
@@ -81,6 +84,7 @@ class ModelCaches:
         dtype: torch.dtype,
         device: torch.device | str,
         window: StateWindow = IN_PLACE,
+        ssm_dtype: torch.dtype = torch.float32,
     ) -> ModelCaches:
         """Zeroed caches. num_blocks and num_slots count the dummy; they are ignored where no layer uses them."""
 
@@ -97,7 +101,7 @@ class ModelCaches:
             ssm_shape = (num_layers, num_slots, mamba.num_heads, mamba.head_dim, mamba.state_size)
             pools = (
                 torch.zeros(conv_shape, dtype=dtype, device=device),
-                torch.zeros(ssm_shape, dtype=torch.float32, device=device),
+                torch.zeros(ssm_shape, dtype=ssm_dtype, device=device),
             )
             if window.num_tokens:
                 logs = tuple(_log(mamba, num_slots, window, dtype, device) for _ in range(num_layers))

@@ -66,6 +66,13 @@ def dtype_code(op: str, argument: str, tensor: Tensor) -> int:
     return code
 
 
+def state_dtype_code(op: str, argument: str, tensor: Tensor) -> int:
+    """The kernels' number for the dtype of states in slots."""
+    if tensor.dtype not in (torch.float32, torch.float16):
+        raise ValueError(f"{op}: {argument} must be float32 or float16, got {tensor.dtype}")
+    return DTYPE_CODES[tensor.dtype]
+
+
 def output_like(op: str, out: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
     """out after its checks, or a new contiguous tensor of this shape with like's dtype and device."""
     if out is None:

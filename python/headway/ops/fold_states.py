@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from headway.ops.backend import target_of
-from headway.ops.checks import check_index, dtype_code
+from headway.ops.checks import check_index, dtype_code, state_dtype_code
 from headway.ops.layout import STATE_COPY
 from headway.ops.state_log import MixerWeights, StateLog
 from headway.ops.state_replay import replay_to
@@ -28,7 +28,7 @@ def fold_states(
     Args:
         weights: of the mixer.
         conv_state: [num_slots, W - 1, conv_dim]; updated.
-        ssm_state: [num_slots, H, P, N] float32; updated.
+        ssm_state: [num_slots, H, P, N] float32 or float16; updated.
         log: read.
         state_base: [num_slots] tokens that the slots' states have seen, as `begin_step` finds it.
         copies_address: of StateCopy records in memory that the device reads. No slot is the target of one copy and
@@ -60,6 +60,7 @@ def fold_states(
         num_copies, copies_address, state_base.data_ptr(), num_heads, head_dim, num_groups, state_size,
         weights.A.data_ptr(), weights.dt_bias.data_ptr(), weights.dt_min, weights.dt_max,
         conv_state.data_ptr(), conv_state.stride(0), ssm_state.data_ptr(), ssm_state.stride(0),
+        state_dtype_code(op, "ssm_state", ssm_state),
         log.columns.data_ptr(), log.columns.stride(0), log.dt.data_ptr(), log.dt.stride(0),
         log.raw.data_ptr(), log.raw.stride(0), log.columns.shape[1], log.raw.shape[1],
         log.window.num_tokens, log.window.max_rewind, dtype_code(op, "conv_state", conv_state), stream,

@@ -21,6 +21,7 @@ from headway.ops.checks import (
     check_vector,
     dtype_code,
     output_like,
+    state_dtype_code,
 )
 from headway.ops.records import Snapshots
 
@@ -134,7 +135,8 @@ def ssm_scan(
         A: [H] float32, negative.
         D: [H] float32.
         dt_bias: [H] float32.
-        state: [num_slots, H, P, N] float32; updated.
+        state: [num_slots, H, P, N] float32, or float16: rounded at random, without bias, by position and place
+            (csrc/core/state_rounding.h); updated.
         query_start: [R + 1] prefix sums of the rows' tokens.
         row_start: [R] absolute position of each row's first token.
         read_slots: [R].
@@ -159,7 +161,7 @@ def ssm_scan(
         check_same_dtype(op, name, tensor, torch.float32)
     check_shape(op, "state", state, (state.shape[0], num_heads, head_dim, state_size), "num_slots, H, P, N")
     check_inner_dense(op, "state", state)
-    check_same_dtype(op, "state", state, torch.float32)
+    state_dtype = state_dtype_code(op, "state", state)
     _check_rows(op, num_rows, query_start, row_start, read_slots, write_slots)
     result = output_like(op, out, (num_tokens, num_heads, head_dim), x)
     kernels, stream = target_of(x)
@@ -169,7 +171,7 @@ def ssm_scan(
         num_tokens, num_heads, head_dim, num_groups, state_size,
         x.data_ptr(), x.stride(0), B.data_ptr(), B.stride(0), C.data_ptr(), C.stride(0), dt.data_ptr(), dt.stride(0),
         A.data_ptr(), D.data_ptr(), dt_bias.data_ptr(), dt_min, dt_max,
-        state.data_ptr(), state.stride(0), read_slots.data_ptr(), write_slots.data_ptr(),
+        state.data_ptr(), state.stride(0), state_dtype, read_slots.data_ptr(), write_slots.data_ptr(),
         result.data_ptr(), dtype_code(op, "x", x), max_query_len,
         *_addresses(op, snapshots, num_rows), stream,
     )

@@ -20,6 +20,7 @@ from headway.ops.checks import (
     check_vector,
     dtype_code,
     output_like,
+    state_dtype_code,
 )
 from headway.ops.norm import gated_rms_norm
 from headway.ops.state_log import WINDOW_TOKENS, MixerWeights, StateLog
@@ -92,7 +93,7 @@ def mamba_decode(
         dt: [T, H] raw.
         weights: of the mixer.
         conv_state: [num_slots, W - 1, conv_dim] raw columns before the base, oldest first; updated.
-        ssm_state: [num_slots, H, P, N] float32 at the base; updated.
+        ssm_state: [num_slots, H, P, N] float32, or float16 as `ssm_scan` rounds it, at the base; updated.
         log: updated.
         query_start: [R + 1] prefix sums of the rows' tokens.
         row_start: [R] position of each row's first token.
@@ -133,7 +134,7 @@ def mamba_decode(
         weights.A.data_ptr(), weights.D.data_ptr(), weights.dt_bias.data_ptr(), weights.dt_min, weights.dt_max,
         weights.norm_weight.data_ptr(), weights.norm_eps, weights.norm_group_size,
         conv_state.data_ptr(), conv_state.stride(0), ssm_state.data_ptr(), ssm_state.stride(0),
-        slots.data_ptr(), state_base.data_ptr(),
+        state_dtype_code(op, "ssm_state", ssm_state), slots.data_ptr(), state_base.data_ptr(),
         log.columns.data_ptr(), log.columns.stride(0), log.dt.data_ptr(), log.dt.stride(0),
         log.raw.data_ptr(), log.raw.stride(0), log.columns.shape[1], log.raw.shape[1],
         log.window.num_tokens, log.window.max_rewind,
@@ -169,7 +170,7 @@ def _check(
     for name, tensor in (("z", z), ("columns", columns), ("dt", dt), ("conv_state", conv_state)):
         check_inner_dense(op, name, tensor)
         check_same_dtype(op, name, tensor, z.dtype)
-    check_same_dtype(op, "ssm_state", ssm_state, torch.float32)
+    state_dtype_code(op, "ssm_state", ssm_state)
     if not z.stride(0) == columns.stride(0) == dt.stride(0):
         strides = (z.stride(0), columns.stride(0), dt.stride(0))
         raise ValueError(f"{op}: z, columns and dt must be slices of one tensor, got token strides {strides}")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headway.ops.records import Snapshots
 from headway.ops.reference.common import deliver, silu, wide
+from headway.ops.reference.state_rounding import round_state_ref
 
 
 def causal_conv1d_ref(
@@ -78,8 +79,10 @@ def ssm_scan_ref(
         wanted = dict(_snapshots_of(row, starts[row], snapshots))
         for token in range(bounds[row], bounds[row + 1]):
             inflow = (step[token, :, None] * wide(x[token]))[:, :, None] * key[token, :, None, :]
-            current = current * decay[token, :, None, None] + inflow
+            current = wide(current) * decay[token, :, None, None] + inflow
             result[token] = (current * query[token, :, None, :]).sum(-1) + wide(D)[:, None] * wide(x[token])
+            if state.dtype == torch.float16:
+                current = round_state_ref(current, starts[row] + token + 1 - bounds[row])
             if token + 1 - bounds[row] in wanted:
                 state[wanted[token + 1 - bounds[row]]] = current
         state[slot] = current
