@@ -3,12 +3,14 @@
 // fragments of x serve the outputs and, transposed, the state.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/common/accumulators.cuh"
 #include "cuda/ssm_chunk.cuh"
 
 namespace headway::cuda::chunk {
 
-template <int kN, int kSlice>
+template <int kN, int kSlice, typename State>
 struct ChannelWarp {
   static constexpr int kTiles = kN / 8;
   static constexpr int kPitch = Shared<kN, kSlice>::kPitch;
@@ -31,12 +33,19 @@ struct ChannelWarp {
   // Slots -------------------------------------------------------------------------------------------------------------
 
   // slot: null for zeros.
-  __device__ __forceinline__ void load_state(const float* slot) {
+  __device__ __forceinline__ void load_state(const State* slot) {
     load_accumulators(state, slot == nullptr ? nullptr : slot + state_offset(), num_channels);
   }
 
-  __device__ __forceinline__ void store_state(float* slot) {
+  __device__ __forceinline__ void store_state(State* slot) const {
     store_accumulators(state, slot + state_offset(), num_channels);
+  }
+
+  // After each chunk: a state that slots hold as fp16 has its values wherever a prompt may be cut.
+  __device__ __forceinline__ void round_state(int position) {
+    if constexpr (std::is_same_v<State, __half>) {
+      round_accumulators(state, StateRounding(position), static_cast<uint32_t>(state_offset()));
+    }
   }
 
   __device__ __forceinline__ int64_t state_offset() const {

@@ -53,9 +53,10 @@ class SnapshotCursor {
   }
 
   // The slot that takes the state after `position` tokens of the sequence, or null.
-  __device__ __forceinline__ float* take(int position) {
+  template <typename State = float>
+  __device__ __forceinline__ State* take(int position) {
     if (position != position_) return nullptr;
-    float* slot = static_cast<float*>(params_.state) + params_.snapshots.slots[next_++] * params_.state_stride;
+    State* slot = static_cast<State*>(params_.state) + params_.snapshots.slots[next_++] * params_.state_stride;
     look();
     return slot;
   }
@@ -70,10 +71,10 @@ class SnapshotCursor {
 };
 
 // A row's last tokens, or all of a row without chunks, token by token.
-template <int kN>
+template <int kN, typename State = float>
 __device__ __forceinline__ void scan_rest(const SsmScanParams& params, int row, int head, int first_channel,
                                           int num_channels, void* shared) {
-  RecurrentSpan span = recurrent_span(params, row);
+  RecurrentSpan span = recurrent_span<State>(params, row);
   const RowTokens chunked(params.rows, row);
   if (chunked.num_tokens > 0) {
     if (span.begin + chunked.num_tokens == span.end) return;
@@ -81,7 +82,7 @@ __device__ __forceinline__ void scan_rest(const SsmScanParams& params, int row, 
     span.source = span.target;
   }
   auto& tile = *static_cast<ScanTile<kN>*>(shared);
-  scan_recurrently<__nv_bfloat16, kN, true>(params, span, head, first_channel, num_channels, tile);
+  scan_recurrently<__nv_bfloat16, kN, true, State>(params, span, head, first_channel, num_channels, tile);
 }
 
 }  // namespace headway::cuda::chunk

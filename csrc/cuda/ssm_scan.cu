@@ -17,10 +17,9 @@ void ssm_scan(const SsmScanParams& params, Stream stream) {
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const bool has_bound = params.max_query_len > 0 && params.max_query_len < params.num_tokens;
   const int64_t max_row_tokens = has_bound ? params.max_query_len : params.num_tokens;
-  if (max_row_tokens <= kMaxRecurrentTokens || params.state_dtype != DType::kFloat32) {
-    return launch_recurrent_scan(params, cuda_stream);
-  }
-  if (can_scan_warpgroups(params)) return launch_warpgroup_scan(params, cuda_stream);
+  if (max_row_tokens <= kMaxRecurrentTokens) return launch_recurrent_scan(params, cuda_stream);
+  if (params.state_dtype == DType::kFloat32 && can_scan_warpgroups(params))
+    return launch_warpgroup_scan(params, cuda_stream);
   if (can_scan_chunks(params)) return launch_chunked_scan(params, cuda_stream);
   launch_recurrent_scan(params, cuda_stream);
 }

@@ -24,8 +24,8 @@ constexpr char kOp[] = "ssm_scan";
 
 // The two roles of a row's chunks meet twice a chunk: when its data is there and the last one's has been read, and when
 // its weights are there. The next chunk's copies run meanwhile.
-template <int kN, int kSlice>
-__device__ __forceinline__ void run_channel_warp(ChannelWarp<kN, kSlice>& warp, const RowTokens& tokens,
+template <int kN, int kSlice, typename State>
+__device__ __forceinline__ void run_channel_warp(ChannelWarp<kN, kSlice, State>& warp, const RowTokens& tokens,
                                                  SnapshotCursor snapshots) {
   Chunk chunk = tokens.chunk_at(0);
   int done = 0;
@@ -40,7 +40,8 @@ __device__ __forceinline__ void run_channel_warp(ChannelWarp<kN, kSlice>& warp, 
     __syncthreads();
     warp.add_tokens(stage);
     warp.store_outputs(stage, chunk);
-    if (float* slot = snapshots.take(tokens.start + done); slot != nullptr) warp.store_state(slot);
+    warp.round_state(tokens.start + done);
+    if (State* slot = snapshots.take<State>(tokens.start + done); slot != nullptr) warp.store_state(slot);
     chunk = next;
   }
 }
@@ -67,7 +68,7 @@ __device__ __forceinline__ void run_score_warp(const ScoreWarp<kN, kSlice>& warp
   }
 }
 
-template <int kN, int kSlice>
+template <int kN, int kSlice, typename State>
 __device__ __forceinline__ void scan_row(const Work& work, int row, Shared<kN, kSlice>& shared) {
   const SsmScanParams& params = work.params;
   const RowTokens tokens(params.rows, row);
@@ -79,17 +80,17 @@ __device__ __forceinline__ void scan_row(const Work& work, int row, Shared<kN, k
     if (warp.block == 0) warp.clock.store_decays(shared.decays[0], warp.clock.load_dt(first), first);
     run_score_warp(warp, tokens);
   } else {
-    ChannelWarp<kN, kSlice> warp(work, shared, warp_idx);
+    ChannelWarp<kN, kSlice, State> warp(work, shared, warp_idx);
     warp.copy_chunk(0, first);
+    State* slots = static_cast<State*>(params.state);
     const bool has_state = tokens.start > 0;
-    warp.load_state(has_state ? static_cast<float*>(params.state) + params.read_slots[row] * params.state_stride
-                              : nullptr);
+    warp.load_state(has_state ? slots + params.read_slots[row] * params.state_stride : nullptr);
     run_channel_warp(warp, tokens, SnapshotCursor(params, row));
-    warp.store_state(static_cast<float*>(params.state) + params.write_slots[row] * params.state_stride);
+    warp.store_state(slots + params.write_slots[row] * params.state_stride);
   }
 }
 
-template <int kN, int kSlice, int kResident>
+template <int kN, int kSlice, int kResident, typename State>
 __global__ void __launch_bounds__(kThreads<kSlice>, kResident)
     chunked_scan_kernel(SsmScanParams params, int slices, int num_chunk_blocks) {
   extern __shared__ __align__(128) unsigned char shared_bytes[];
@@ -104,9 +105,9 @@ __global__ void __launch_bounds__(kThreads<kSlice>, kResident)
     const int head = item / slices % params.num_heads;
     const int first_channel = item % slices * kSlice;
     const int num_channels = min(kSlice, params.head_dim - first_channel);
-    scan_row<kN, kSlice>(Work{params, head, head / heads_per_group, first_channel, num_channels}, row, shared);
+    scan_row<kN, kSlice, State>(Work{params, head, head / heads_per_group, first_channel, num_channels}, row, shared);
     __syncthreads();  // the row's state is in its slot, and shared memory is free
-    scan_rest<kN>(params, row, head, first_channel, num_channels, &shared);
+    scan_rest<kN, State>(params, row, head, first_channel, num_channels, &shared);
     __syncthreads();
   }
 
@@ -114,12 +115,12 @@ __global__ void __launch_bounds__(kThreads<kSlice>, kResident)
   const int item = block - num_chunk_blocks;
   const int row = item / params.num_heads;
   if (RowTokens(params.rows, row).num_tokens > 0) return;
-  scan_rest<kN>(params, row, item % params.num_heads, 0, params.head_dim, &shared);
+  scan_rest<kN, State>(params, row, item % params.num_heads, 0, params.head_dim, &shared);
 }
 
 // Launch ------------------------------------------------------------------------------------------------------------
 
-template <int kN, int kSlice, int kResident>
+template <int kN, int kSlice, int kResident, typename State>
 void launch(const SsmScanParams& params, int num_processors, cudaStream_t stream) {
   static_assert(kSlice % kBlock == 0);
   const int slices = (params.head_dim + kSlice - 1) / kSlice;
@@ -131,7 +132,7 @@ void launch(const SsmScanParams& params, int num_processors, cudaStream_t stream
   const int64_t num_blocks = num_chunk_blocks + static_cast<int64_t>(params.rows.num_rows) * params.num_heads;
   require(num_blocks <= INT32_MAX / 2, kOp, "num_rows * num_heads is too large for one launch");
   constexpr int kSharedBytes = sizeof(Shared<kN, kSlice>);
-  const auto kernel = chunked_scan_kernel<kN, kSlice, kResident>;
+  const auto kernel = chunked_scan_kernel<kN, kSlice, kResident, State>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes), kOp);
   static_assert(sizeof(ScanTile<kN>) <= kSharedBytes, "the recurrence works in the same shared memory");
   kernel<<<static_cast<unsigned>(num_blocks), kThreads<kSlice>, kSharedBytes, stream>>>(
@@ -164,13 +165,13 @@ Variant cheapest_variant(const SsmScanParams& params, int num_processors) {
   return best;
 }
 
-template <int kN>
+template <int kN, typename State>
 void launch_cheapest(const SsmScanParams& params, int num_processors, cudaStream_t stream) {
   const Variant variant = cheapest_variant(params, num_processors);
-  if (variant.slice == 80) return launch<kN, 80, 1>(params, num_processors, stream);
-  if (variant.slice == 32) return launch<kN, 32, 1>(params, num_processors, stream);
-  if (variant.num_resident == 1) return launch<kN, 64, 1>(params, num_processors, stream);
-  launch<kN, 64, 2>(params, num_processors, stream);
+  if (variant.slice == 80) return launch<kN, 80, 1, State>(params, num_processors, stream);
+  if (variant.slice == 32) return launch<kN, 32, 1, State>(params, num_processors, stream);
+  if (variant.num_resident == 1) return launch<kN, 64, 1, State>(params, num_processors, stream);
+  launch<kN, 64, 2, State>(params, num_processors, stream);
 }
 
 }  // namespace
@@ -189,9 +190,12 @@ bool can_scan_chunks(const SsmScanParams& params) {
 
 void launch_chunked_scan(const SsmScanParams& params, cudaStream_t stream) {
   const int processors = device_attribute(cudaDevAttrMultiProcessorCount, kOp);
-  if (params.state_size == 256) return launch<256, 32, 1>(params, processors, stream);
-  if (params.state_size == 64) return launch_cheapest<64>(params, processors, stream);
-  launch_cheapest<128>(params, processors, stream);
+  dispatch_state(params.state_dtype, kOp, [&](auto tag) {
+    using State = typename decltype(tag)::Type;
+    if (params.state_size == 256) return launch<256, 32, 1, State>(params, processors, stream);
+    if (params.state_size == 64) return launch_cheapest<64, State>(params, processors, stream);
+    launch_cheapest<128, State>(params, processors, stream);
+  });
 }
 
 }  // namespace headway::cuda

@@ -259,16 +259,17 @@ def test_dummy_activations_stay_of_order_one_at_full_depth(name: str, tmp_path: 
 
 def test_cache_bytes_are_those_of_the_allocated_caches() -> None:
     config = config_from_dict({**case_named("nemotron_h").settings, "model_type": "nemotron_h"})
-    for dtype, window in (
-        (torch.float32, IN_PLACE),
-        (torch.bfloat16, IN_PLACE),
-        (torch.bfloat16, StateWindow(16, 3)),
+    for dtype, window, ssm_dtype in (
+        (torch.float32, IN_PLACE, torch.float32),
+        (torch.bfloat16, IN_PLACE, torch.float16),
+        (torch.bfloat16, StateWindow(16, 3), torch.float32),
+        (torch.bfloat16, StateWindow(16, 3), torch.float16),
     ):
-        sizes = cache_bytes(config, 16, dtype, window)
-        caches = ModelCaches.allocate(config, 5, 16, 3, dtype, "cpu", window)
+        sizes = cache_bytes(config, 16, dtype, window, ssm_dtype)
+        caches = ModelCaches.allocate(config, 5, 16, 3, dtype, "cpu", window, ssm_dtype)
         assert len(caches.state_log) == (config.count("mamba") if window.num_tokens else 0)
         assert caches.num_bytes == 5 * sizes.per_block + 3 * sizes.per_slot
-        assert all(state.dtype == torch.float32 and not state.any() for state in caches.ssm_state)
+        assert all(state.dtype == ssm_dtype and not state.any() for state in caches.ssm_state)
         assert all(
             tensor.dtype == dtype and not tensor.any() for tensor in (*caches.conv_state, *caches.keys)
         )

@@ -48,7 +48,7 @@ BAD = [
     ("causal_conv1d", "row_start", lambda t: t.long(), "row_start must be int32, got torch.int64"),
     ("ssm_scan", "B", lambda t: torch.cat([t, t, t], 1), "divides H = 4, got 3"),
     ("ssm_scan", "dt", lambda t: t[:, :3], r"dt must have shape \[T, H\]"),
-    ("ssm_scan", "state", lambda t: t.bfloat16(), "state must be torch.float32, got torch.bfloat16"),
+    ("ssm_scan", "state", lambda t: t.bfloat16(), "state must be float32 or float16, got torch.bfloat16"),
     ("ssm_scan", "A", lambda t: t[:2], r"A must be a contiguous \[H\] = \[4\]"),
     ("rotary", "cos_sin", lambda t: t[:, :-1].contiguous(), "even number of columns up to D = 64, got 63"),
     ("rotary", "positions", lambda t: t[1:], "positions must be a contiguous"),

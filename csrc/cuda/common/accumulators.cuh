@@ -5,6 +5,8 @@
 #include <cstdint>
 
 #include "cuda/common/reduce.cuh"
+#include "cuda/common/state_rounding.cuh"
+#include "cuda/common/vector.cuh"
 
 namespace headway::cuda {
 
@@ -22,22 +24,37 @@ __device__ __forceinline__ void for_each_accumulator_pair(int num_rows, Visit&& 
 }
 
 // source: null for zeros, which rows from num_rows on get as well.
-template <int kTiles>
-__device__ __forceinline__ void load_accumulators(float (&values)[kTiles][4], const float* source, int num_rows = 16) {
+template <int kTiles, typename State>
+__device__ __forceinline__ void load_accumulators(float (&values)[kTiles][4], const State* source, int num_rows = 16) {
 #pragma unroll
   for (auto& tile : values) tile[0] = tile[1] = tile[2] = tile[3] = 0.0f;
   if (source == nullptr) return;
   for_each_accumulator_pair<kTiles>(num_rows, [&](int tile, int i, int offset) {
-    const float2 pair = *reinterpret_cast<const float2*>(source + offset);
-    values[tile][i] = pair.x;
-    values[tile][i + 1] = pair.y;
+    float pair[2];
+    load_floats<State, 2>(source + offset, pair);
+    values[tile][i] = pair[0];
+    values[tile][i + 1] = pair[1];
   });
 }
 
-template <int kTiles>
-__device__ __forceinline__ void store_accumulators(const float (&values)[kTiles][4], float* target, int num_rows = 16) {
+// Of State __half: values that round_accumulators has made fit.
+template <int kTiles, typename State>
+__device__ __forceinline__ void store_accumulators(const float (&values)[kTiles][4], State* target, int num_rows = 16) {
   for_each_accumulator_pair<kTiles>(num_rows, [&](int tile, int i, int offset) {
-    *reinterpret_cast<float2*>(target + offset) = {values[tile][i], values[tile][i + 1]};
+    const float pair[2] = {values[tile][i], values[tile][i + 1]};
+    store_floats<State, 2>(target + offset, pair);
+  });
+}
+
+// To fp16's values. `element`: where the rows begin in the slot.
+template <int kTiles>
+__device__ __forceinline__ void round_accumulators(float (&values)[kTiles][4], const StateRounding& rounding,
+                                                   uint32_t element) {
+  for_each_accumulator_pair<kTiles>(16, [&](int tile, int i, int offset) {
+    float pair[2] = {values[tile][i], values[tile][i + 1]};
+    round_states(rounding, element + offset, pair);
+    values[tile][i] = pair[0];
+    values[tile][i + 1] = pair[1];
   });
 }
 
