@@ -49,11 +49,7 @@ __global__ void __launch_bounds__(kThreads) fold_states_kernel(FoldStatesParams 
   StateTile<kN> state;
   state.clear();
   State* states = static_cast<State*>(params.ssm_state) + offset;
-  if (base > 0) {
-    LoadedTile<State, kN> loaded;
-    state.load(loaded, states + copy.src_slot * params.ssm_state_stride);
-    state.set(loaded);
-  }
+  if (base > 0) state.load(states + copy.src_slot * params.ssm_state_stride);
   for (int begin = base; begin < copy.position;) {
     const int end = min(copy.position, window_end(begin));
     if (begin > base) __syncthreads();  // B is folded

@@ -13,14 +13,14 @@ constexpr int kBlockWarps = 8;  // groups of a block where a group is a warp's: 
 
 // A group is the block's, or where kIsWarps one warp's.
 template <typename T, int kWidth, int kItems, bool kIsWarps>
-__global__ void __launch_bounds__(max_row_threads(kItems, kWidth)) gated_rms_norm_kernel(GatedRmsNormParams params) {
+__global__ void __launch_bounds__(max_row_threads(kItems, kWidth))
+    gated_rms_norm_kernel(GatedRmsNormParams params, unsigned num_groups) {
   allow_next_kernel();
   __shared__ float scratch[kWarpSize];
   const int num_threads = kIsWarps ? kWarpSize : static_cast<int>(blockDim.x);
   const int thread = static_cast<int>(threadIdx.x) % num_threads;
-  const int64_t num_groups = params.hidden / params.group_size;
-  const int64_t index = kIsWarps ? blockIdx.x * int64_t{kBlockWarps} + threadIdx.x / kWarpSize : blockIdx.x;
-  const int64_t token = index / num_groups;
+  const unsigned index = kIsWarps ? blockIdx.x * kBlockWarps + threadIdx.x / kWarpSize : blockIdx.x;
+  const int64_t token = index / num_groups;  // of 32 bits: one of 64 is a subroutine
   const int64_t group_begin = (index - token * num_groups) * params.group_size;
   const int num_pieces = static_cast<int>(params.group_size / kWidth);
   const T* y = static_cast<const T*>(params.y) + token * params.hidden + group_begin;
@@ -54,17 +54,18 @@ __global__ void __launch_bounds__(max_row_threads(kItems, kWidth)) gated_rms_nor
 
 template <typename T, int kWidth>
 void launch_width(const GatedRmsNormParams& params, cudaStream_t stream) {
-  const int64_t num_groups = params.num_tokens * (params.hidden / params.group_size);
+  const auto token_groups = static_cast<unsigned>(params.hidden / params.group_size);
+  const int64_t num_groups = params.num_tokens * token_groups;
   require(num_groups <= INT32_MAX, kOp, "num_tokens * num_groups is too large for one launch");
   if (params.group_size <= kWidth * kWarpSize) {
     const auto num_blocks = static_cast<unsigned>((num_groups + kBlockWarps - 1) / kBlockWarps);
     launch_chained(kOp, gated_rms_norm_kernel<T, kWidth, 1, true>, dim3(num_blocks), kBlockWarps * kWarpSize, stream,
-                   params);
+                   params, token_groups);
     return;
   }
   dispatch_row_shape<kWidth>(params.group_size, kOp, [&](auto items, int threads) {
     launch_chained(kOp, gated_rms_norm_kernel<T, kWidth, decltype(items)::value, false>,
-                   dim3(static_cast<unsigned>(num_groups)), threads, stream, params);
+                   dim3(static_cast<unsigned>(num_groups)), threads, stream, params, token_groups);
   });
 }
 

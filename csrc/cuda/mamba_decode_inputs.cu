@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   const RawSteps<T> steps(params, row, heads);
   stage_group<T, kN>(params, row, heads, filter, channel, memory);
   steps.for_each(heads, [&](int i, int entry, int head) {
-    memory.dt[entry][head] = step_size(params, steps.values[i], heads.first_head + head);
+    memory.dt[entry][head] = step_size(params, steps.values[i], params.dt_bias[heads.first_head + head]);
   });
   if (thread < heads.num_heads) memory.A[thread] = params.A[heads.first_head + thread];
   __syncthreads();

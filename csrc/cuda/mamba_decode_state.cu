@@ -110,20 +110,20 @@ __global__ void __launch_bounds__(kFoldWarps* kWarpSize, kResidentBlocks<kN>)
   const StateChannels channels = tiles.channels(row.slot, static_cast<int>(blockIdx.x) * num_warps + warp);
   State* slot_state = static_cast<State*>(params.ssm_state) + row.slot * params.ssm_state_stride +
                       static_cast<int64_t>(channels.first) * kN;
-  LoadedTile<State, kN> loaded{};
-  if (row.base > 0 && !row.is_padding()) StateTile<kN>::load(loaded, slot_state);
+  StateTile<kN> state;
+  TileLoad<State, kN> load;
+  load.begin(state, slot_state, row.base > 0 && !row.is_padding());
   wait_for_previous_kernel();
   allow_next_kernel();
   if (row.is_padding()) return clear_outputs<T>(params, row, channels);
   if (row.num_tokens == 0) return;
-  StateTile<kN> state;
   // Most steps fold nothing: theirs are all tokens of the window that the state is at the begin of.
   if (row.base >= row.canonical(row.start + row.num_tokens - 1)) {
     const ReadOut<T, kN> read_out(params, row, channels, row.base, 0, row.num_tokens);
-    state.set(loaded);
+    load.end(state);
     return read_out.run(state);
   }
-  state.set(loaded);
+  load.end(state);
   fold_and_read<T, kN>(params, row, channels, B, slot_state, state);
 }
 

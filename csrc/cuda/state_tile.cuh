@@ -116,12 +116,6 @@ class FoldFactors {
   T x_[4][2];  // of input(i), channels lane / 4 and lane / 4 + 8
 };
 
-// A tile as slots hold it, on its way to registers: nothing waits for it before it is used.
-template <typename State, int kN>
-struct LoadedTile {
-  Vector<State, kStatePiece> pieces[2][kN / 16];
-};
-
 template <int kN>
 class StateTile {
  public:
@@ -132,17 +126,9 @@ class StateTile {
 
   // From and to [16, N] contiguous in global memory, where nobody reads it again soon.
   template <typename State>
-  static __device__ __forceinline__ void load(LoadedTile<State, kN>& loaded, const State* source) {
+  __device__ __forceinline__ void load(const State* source) {
     source += lane_offset();
-    for_each_piece([&](int p, int r, int offset) { loaded.pieces[r][p] = load_streamed(source + offset); });
-  }
-  template <typename State>
-  __device__ __forceinline__ void set(const LoadedTile<State, kN>& loaded) {
-    for_each_piece([&](int p, int r, int) {
-      const auto& piece = loaded.pieces[r][p].values;
-      values_[2 * p][2 * r] = to_float(piece[0]), values_[2 * p][2 * r + 1] = to_float(piece[1]);
-      values_[2 * p + 1][2 * r] = to_float(piece[2]), values_[2 * p + 1][2 * r + 1] = to_float(piece[3]);
-    });
+    for_each_piece([&](int p, int r, int offset) { set_piece(p, r, load_streamed(source + offset)); });
   }
   // Of State __half: values that round() has made fit.
   template <typename State>
@@ -154,6 +140,12 @@ class StateTile {
                                                                  from_float<State>(values_[2 * p + 1][2 * r]),
                                                                  from_float<State>(values_[2 * p + 1][2 * r + 1])});
     });
+  }
+
+  template <typename State>
+  __device__ __forceinline__ void set_piece(int p, int r, const Vector<State, kStatePiece>& piece) {
+    values_[2 * p][2 * r] = to_float(piece.values[0]), values_[2 * p][2 * r + 1] = to_float(piece.values[1]);
+    values_[2 * p + 1][2 * r] = to_float(piece.values[2]), values_[2 * p + 1][2 * r + 1] = to_float(piece.values[3]);
   }
 
   // To fp16's values. `element`: where the tile begins in the slot.
@@ -213,6 +205,8 @@ class StateTile {
   }
 
  private:
+  template <typename State, int kSize>
+  friend class TileLoad;
   static constexpr int kTiles = kN / 8;
   float values_[kTiles][4];  // columns 2 (lane % 4) and the next of row lane / 4, then of row lane / 4 + 8
 
@@ -250,6 +244,40 @@ class StateTile {
       for (int term = 0; term < kInputTerms<T>; ++term) inputs[term][i] = terms[term];
     }
   }
+};
+
+// A tile's way to registers, begun long before it is used: what needs converting is converted at its end, so that
+// nothing waits before.
+template <typename State, int kN>
+class TileLoad {
+ public:
+  // is_there: else zeros.
+  __device__ __forceinline__ void begin(StateTile<kN>&, const State* source, bool is_there) {
+    using Tile = StateTile<kN>;
+    source += Tile::lane_offset();
+    Tile::for_each_piece([&](int p, int r, int offset) {
+      pieces_[r][p] = is_there ? load_streamed(source + offset) : Vector<State, kStatePiece>{};
+    });
+  }
+  __device__ __forceinline__ void end(StateTile<kN>& state) const {
+    StateTile<kN>::for_each_piece([&](int p, int r, int) { state.set_piece(p, r, pieces_[r][p]); });
+  }
+
+ private:
+  Vector<State, kStatePiece> pieces_[2][kN / 16];
+};
+
+template <int kN>
+class TileLoad<float, kN> {
+ public:
+  __device__ __forceinline__ void begin(StateTile<kN>& state, const float* source, bool is_there) {
+    if (is_there) {
+      state.load(source);
+    } else {
+      state.clear();
+    }
+  }
+  __device__ __forceinline__ void end(StateTile<kN>&) const {}
 };
 
 }  // namespace headway::cuda

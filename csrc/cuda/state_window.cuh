@@ -47,8 +47,8 @@ struct RowTiles {
 };
 
 template <typename T, typename Params>
-__device__ __forceinline__ float step_size(const Params& params, T raw, int head) {
-  return fminf(fmaxf(softplus(to_float(raw) + params.dt_bias[head]), params.dt_min), params.dt_max);
+__device__ __forceinline__ float step_size(const Params& params, T raw, float bias) {
+  return fminf(fmaxf(softplus(to_float(raw) + bias), params.dt_min), params.dt_max);
 }
 
 // Lane l's entry of a stretch of `count` <= kMaxWindow tokens; dt is the lane's step size. Each half of a warp has a
@@ -139,10 +139,12 @@ class StretchFold {
     const int lane = static_cast<int>(threadIdx.x) % kMaxWindow;
     const int entry = static_cast<int>(x.entry(lane < count ? lane : 0));
     const T raw_dt = *log_dt<T>(params, channels.slot, entry, channels.head);
+    const float dt_bias = params.dt_bias[channels.head];
+    const float A = params.A[channels.head];
     factors_.load(count, [&](int k) { return x.at(k); });
     const int64_t group_channel = inner_channels(params) + static_cast<int64_t>(channels.group) * kN;
     stage_B(LogWalk<T>(params, channels.slot, begin, group_channel), count);
-    const Stretch stretch(step_size(params, raw_dt, channels.head), count, params.A[channels.head]);
+    const Stretch stretch(step_size(params, raw_dt, dt_bias), count, A);
     decay_ = expf(stretch.total);
     weight_ = stretch.weight();
     __syncthreads();
@@ -157,14 +159,24 @@ class StretchFold {
  private:
   __device__ __forceinline__ void stage_B(const LogWalk<T>& log, int count) {
     constexpr int kPieces = kN / 8;
-#pragma unroll 2
-    for (int index = static_cast<int>(threadIdx.x); index < kMaxWindow * kPieces;
-         index += static_cast<int>(blockDim.x)) {
-      const int input = index / kPieces;
-      const int piece = index % kPieces;
-      Vector<T, 8> states{};
-      if (input < count) states = *reinterpret_cast<const Vector<T, 8>*>(log.at(input) + piece * 8);
-      store_input_piece<kN>(B_, input, piece, states);
+    constexpr int kAtOnce = 2;  // a thread's loads under way
+    const int num_threads = static_cast<int>(blockDim.x);
+#pragma unroll 1
+    for (int first = static_cast<int>(threadIdx.x); first < kMaxWindow * kPieces; first += kAtOnce * num_threads) {
+      Vector<T, 8> states[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int index = first + i * num_threads;
+        const T* source = log.at(min(index / kPieces, count - 1)) + index % kPieces * 8;
+        states[i] = *reinterpret_cast<const Vector<T, 8>*>(source);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int index = first + i * num_threads;
+        const int input = index / kPieces;
+        if (input >= count) states[i] = {};
+        if (input < kMaxWindow) store_input_piece<kN>(B_, input, index % kPieces, states[i]);
+      }
     }
   }
 
