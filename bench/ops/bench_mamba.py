@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import torch
 
@@ -73,7 +74,9 @@ PREFILL = {"1x512": [512], "1x4096": [4096], "8x2048": [2048] * 8, "ragged32_16k
 class Mixer:
     """One layer's buffers for one step: the in_proj output, what follows from it, and the rows' slots."""
 
-    def __init__(self, shape: Shape, lengths: list[int], start: int) -> None:
+    def __init__(
+        self, shape: Shape, lengths: list[int], start: int, ssm_dtype: torch.dtype = torch.float32
+    ) -> None:
         self.shape = shape
         num_tokens, num_rows = sum(lengths), len(lengths)
         width = shape.d_inner + shape.conv_dim + shape.num_heads
@@ -90,7 +93,7 @@ class Mixer:
         self.gated = torch.empty(num_tokens, shape.d_inner, device=DEVICE, dtype=DTYPE)
         self.conv_state = torch.randn(num_rows + 1, 3, shape.conv_dim, device=DEVICE, dtype=DTYPE)
         state_shape = (num_rows + 1, shape.num_heads, shape.head_dim, shape.state_size)
-        self.ssm_state = torch.randn(state_shape, device=DEVICE) * 0.1
+        self.ssm_state = (torch.randn(state_shape, device=DEVICE) * 0.1).to(ssm_dtype)
         slots = torch.randperm(num_rows, device=DEVICE).int() + 1
         query_start = torch.tensor([0, *lengths], device=DEVICE).cumsum(0).int()
         self.rows = (query_start, torch.full_like(slots, start), slots, slots)
@@ -130,8 +133,15 @@ class Mixer:
 class WindowedMixer(Mixer):
     """The same over slot windows: every row at one position, which moves over all phases of a window."""
 
-    def __init__(self, shape: Shape, batch: int, query_len: int, max_rewind: int) -> None:
-        super().__init__(shape, [query_len] * batch, FIRST_POSITION)
+    def __init__(
+        self,
+        shape: Shape,
+        batch: int,
+        query_len: int,
+        max_rewind: int,
+        ssm_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(shape, [query_len] * batch, FIRST_POSITION, ssm_dtype)
         self.query_len = query_len
         self.weights = ops.MixerWeights(
             conv_weight=self.conv_weight,
@@ -203,23 +213,35 @@ def decode_entries(shape: Shape, name: str, batch: int) -> Iterator[Entry]:
     yield Entry(f"decode_chain/{name}/b{batch}", Mixer.chain, state + conv + norm)
 
 
+STATE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
 def run_windows(report: Report, shape: Shape, name: str, batch: int) -> None:
     """Averages over a whole window; the floor is that of states in place, read and written at every step."""
-    for query_len, max_rewind in ((1, 1), (4, 3)):
+    for (query_len, max_rewind), (state, ssm_dtype) in product(((1, 1), (4, 3)), STATE_DTYPES.items()):
         kind = "decode_window" if query_len == 1 else f"decode_window_{query_len}_tokens"
-        entry = f"{kind}/{name}/b{batch}/fp32"
+        entry = f"{kind}/{name}/b{batch}/{state}"
         if not report.wants(entry):
             continue
-        first = WindowedMixer(shape, batch, query_len, max_rewind)
+        make = partial(WindowedMixer, shape, batch, query_len, max_rewind, ssm_dtype)
+        first = make()
         copies = max(1, min(WINDOW, int(CACHE_BYTES / first.num_bytes)))
-        mixers = [first, *(WindowedMixer(shape, batch, query_len, max_rewind) for _ in range(copies - 1))]
+        mixers = [first, *(make() for _ in range(copies - 1))]
         num_phases = len(first.phases)
         calls = [
             partial(mixers[i % copies].decode, i // copies if copies % num_phases == 0 else i)
             for i in range(copies * num_phases)
         ]
+<<<<<<< HEAD
         peers = peers_of(first, entry) if query_len == 1 else {}
         report.add(entry, time_us(calls), 8.0 * batch * shape.state_elements, peers=peers)
+=======
+        has_peer = query_len == 1 and ssm_dtype == torch.float32
+        peers = peers_of(first, "decode_chain") if has_peer else {}
+        report.add(
+            entry, time_us(calls), 2.0 * ssm_dtype.itemsize * batch * shape.state_elements, peers=peers
+        )
+>>>>>>> b9e20ca (Time windows over float16 states; log the fourth decode step)
 
 
 def run_load(report: Report, shape: Shape, lengths: list[int], start: int, entries: list[Entry]) -> None:
