@@ -232,16 +232,10 @@ def run_windows(report: Report, shape: Shape, name: str, batch: int) -> None:
             partial(mixers[i % copies].decode, i // copies if copies % num_phases == 0 else i)
             for i in range(copies * num_phases)
         ]
-<<<<<<< HEAD
-        peers = peers_of(first, entry) if query_len == 1 else {}
-        report.add(entry, time_us(calls), 8.0 * batch * shape.state_elements, peers=peers)
-=======
-        has_peer = query_len == 1 and ssm_dtype == torch.float32
-        peers = peers_of(first, "decode_chain") if has_peer else {}
+        peers = peers_of(first, entry) if query_len == 1 and ssm_dtype == torch.float32 else {}
         report.add(
             entry, time_us(calls), 2.0 * ssm_dtype.itemsize * batch * shape.state_elements, peers=peers
         )
->>>>>>> b9e20ca (Time windows over float16 states; log the fourth decode step)
 
 
 def run_load(report: Report, shape: Shape, lengths: list[int], start: int, entries: list[Entry]) -> None:
