@@ -304,8 +304,9 @@ __global__ void decode_fused_kernel(MambaDecodeParams, RowTiles, int) {}  // nev
 // Blocks of a cluster, one for a group of a row; 0 where one launch cannot be or does not pay. Many small blocks are
 // quickest while half the multiprocessors are free; else the fewest, for each convolves its group's B and C, and these
 // only while all run at once. Measured on an H200: nano30b's shape at 1, 2, 4 and 8 rows takes 8, 4, 2 and 2 blocks.
-template <typename T, int kN>
-int choose_cluster(int group_tiles, int64_t num_groups, int num_processors) {
+template <typename T, int kN, typename State>
+int choose_cluster(int group_tiles, int64_t num_groups) {
+  const int num_processors = device_attribute(cudaDevAttrMultiProcessorCount, kOp);
   int fewest = 0;
   for (int blocks = kMaxBlocks; blocks > 1; --blocks) {
     const int warps = group_tiles / blocks;
@@ -314,7 +315,9 @@ int choose_cluster(int group_tiles, int64_t num_groups, int num_processors) {
     if (2 * num_groups * blocks <= num_processors) return blocks;
     fewest = blocks;
   }
-  return num_groups * fewest <= num_processors ? fewest : 0;
+  if (fewest == 0 || num_groups * fewest > num_processors) return 0;
+  const int num_threads = group_tiles / fewest * kWarpSize;
+  return num_groups <= max_active_clusters(decode_fused_kernel<T, kN, State>, fewest, num_threads, kOp) ? fewest : 0;
 }
 
 template <typename T>
@@ -328,11 +331,11 @@ bool is_norm_aligned(const MambaDecodeParams& params) {
 template <typename T, int kN, typename State>
 bool launch(const MambaDecodeParams& params, cudaStream_t stream) {
   const RowTiles tiles(params);
-  const int processors = device_attribute(cudaDevAttrMultiProcessorCount, kOp);
-  const int cluster = choose_cluster<T, kN>(tiles.group_count,
-                                            static_cast<int64_t>(params.rows.num_rows) * params.num_groups, processors);
   const auto kernel = decode_fused_kernel<T, kN, State>;
-  if (cluster == 0 || !is_compiled_for(kernel, 90, kOp)) return false;
+  if (!is_compiled_for(kernel, 90, kOp)) return false;
+  const int64_t num_groups = static_cast<int64_t>(params.rows.num_rows) * params.num_groups;
+  const int cluster = choose_cluster<T, kN, State>(tiles.group_count, num_groups);
+  if (cluster == 0) return false;
   const int warps = tiles.group_count / cluster;
   const dim3 grid(static_cast<unsigned>(tiles.count / warps), static_cast<unsigned>(params.rows.num_rows));
   launch_chained_clusters(kOp, kernel, grid, cluster, warps * kWarpSize, 0, stream, params, tiles, cluster);

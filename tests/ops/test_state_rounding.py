@@ -130,7 +130,8 @@ def test_cuts_on_the_grid_change_no_bit(case, dtype, device):
 
 
 def test_snapshots_are_rounded_as_the_slot_is(dtype, device):
-    case, length, at = CASES["p64_n128"], 23, 9
+    grid = max(scan_grid_tokens(device, dtype), 9)
+    case, length, at = CASES["p64_n128"], grid + 14, grid
     inputs = scan_inputs(case, length, dtype, device)
     state = empty_states(case, torch.float16, device)
     index = [torch.tensor(v, dtype=torch.int32, device=device) for v in ([0, length], [0], [1], [1])]
