@@ -98,6 +98,19 @@ def test_batch_mates_and_query_lengths_change_nothing(case, dtype, device):
             assert_bit_equal(out[row], single, f"row {row} at step {step}")
 
 
+@each_case
+def test_the_number_of_rows_changes_nothing(case, dtype, device):
+    """Few rows and many have kernels of their own; a row's bits are those it has alone."""
+    origins = [1 + 7 * row % 33 for row in range(40)]
+    inputs = Inputs.draw(case, len(origins), 40, dtype, device)
+    rows = WindowedRows(case, origins, dtype, device)
+    alone = WindowedRows(case, origins, dtype, device)
+    for num_rows in (3, 18, 26, 40):
+        first = rows.step(inputs, [1] * num_rows)[:2]
+        expected = torch.cat([alone.step(inputs, [1], [row]) for row in range(2)])
+        assert_bit_equal(first, expected, f"among {num_rows} rows")
+
+
 def test_padding_touches_nothing(dtype, device):
     rows = WindowedRows(SMALL, [4], dtype, device)
     inputs = Inputs.draw(SMALL, 1, 40, dtype, device)
