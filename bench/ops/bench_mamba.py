@@ -131,7 +131,8 @@ class Mixer:
 
 
 class WindowedMixer(Mixer):
-    """The same over slot windows: every row at one position, which moves over all phases of a window."""
+    """The same over slot windows. Rows move over all phases of a window: together or, as requests of their own
+    lengths do, a sixteenth of them at each."""
 
     def __init__(
         self,
@@ -140,9 +141,11 @@ class WindowedMixer(Mixer):
         query_len: int,
         max_rewind: int,
         ssm_dtype: torch.dtype = torch.float32,
+        is_spread: bool = False,
     ) -> None:
         super().__init__(shape, [query_len] * batch, FIRST_POSITION, ssm_dtype)
         self.query_len = query_len
+        self.row_phases = torch.arange(batch, device=DEVICE, dtype=torch.int32) % WINDOW * is_spread
         self.weights = ops.MixerWeights(
             conv_weight=self.conv_weight,
             conv_bias=self.conv_bias,
@@ -170,9 +173,8 @@ class WindowedMixer(Mixer):
 
     def _phase(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         """row_start and state_base of rows that come along from far back."""
-        base = (position - self.log.window.max_rewind) // WINDOW * WINDOW
-        slots = self.rows[2]
-        return torch.full_like(slots, position), torch.full_like(slots, base)
+        row_start = self.row_phases + position
+        return row_start, (row_start - self.log.window.max_rewind) // WINDOW * WINDOW
 
     def decode(self, phase: int) -> None:
         query_start, _, slots, _ = self.rows
@@ -218,12 +220,14 @@ STATE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 def run_windows(report: Report, shape: Shape, name: str, batch: int) -> None:
     """Averages over a whole window; the floor is that of states in place, read and written at every step."""
-    for (query_len, max_rewind), (state, ssm_dtype) in product(((1, 1), (4, 3)), STATE_DTYPES.items()):
+    for (query_len, max_rewind), (state, ssm_dtype), is_spread in product(
+        ((1, 1), (4, 3)), STATE_DTYPES.items(), (False, True)
+    ):
         kind = "decode_window" if query_len == 1 else f"decode_window_{query_len}_tokens"
-        entry = f"{kind}/{name}/b{batch}/{state}"
-        if not report.wants(entry):
+        entry = f"{kind}/{name}/b{batch}/{state}{'/spread' if is_spread else ''}"
+        if (is_spread and (batch < WINDOW or ssm_dtype != torch.float32)) or not report.wants(entry):
             continue
-        make = partial(WindowedMixer, shape, batch, query_len, max_rewind, ssm_dtype)
+        make = partial(WindowedMixer, shape, batch, query_len, max_rewind, ssm_dtype, is_spread)
         first = make()
         copies = max(1, min(WINDOW, int(CACHE_BYTES / first.num_bytes)))
         mixers = [first, *(make() for _ in range(copies - 1))]
