@@ -1,9 +1,9 @@
-// Products of up to 16 tokens with a matrix (large and tall ones: skinny_linear_warpgroup.cuh), for decode
-// steps: bound by reading the matrix, so it is read once and its reads never stop. Rows of the matrix are dealt out to
-// one block a multiprocessor, as evenly as rows go; a block's warps split the columns, so that no second kernel need
-// add anything up; a warp loads 32 columns of its group of rows ahead several times over, straight into the registers
-// that feed the tensor cores, across groups. The matrix does not depend on the previous kernel: the first loads are
-// under way while that one still runs.
+// Products of up to 16 tokens with a matrix (large ones: skinny_linear_warpgroup.cuh, skinny_linear_short.cuh), for
+// decode steps: bound by reading the matrix, so it is read once and its reads never stop. Rows of the matrix are dealt
+// out to one block a multiprocessor, as evenly as rows go; a block's warps split the columns, so that no second kernel
+// need add anything up; a warp loads 32 columns of its group of rows ahead several times over, straight into the
+// registers that feed the tensor cores, across groups. The matrix does not depend on the previous kernel: the first
+// loads are under way while that one still runs.
 //
 // The order of columns within a product is free as long as both operands agree: lane l = 4 g + t loads columns 8 t ..
 // 8 t + 7 of every 32, of row g of the matrix and of token g, and products take 4 of them each. A sum's order depends
@@ -261,6 +261,8 @@ void launch_slices(const SkinnyLinearParams& params, cudaStream_t stream) {
           kOp, "num_inputs and x's stride must be multiples of 8, x and the matrix 16-byte aligned");
   if (can_multiply_warpgroups(params)) {
     for_each_slice<T>(params, kMaxWarpgroupTokens, [&](const auto& slice) { launch_warpgroup_linear(slice, stream); });
+  } else if (can_multiply_short(params)) {
+    for_each_slice<T>(params, kMaxShortTokens, [&](const auto& slice) { launch_short_linear(slice, stream); });
   } else {
     for_each_slice<T>(params, kMaxTokens, [&](const auto& slice) { launch_dtype<T>(slice, stream); });
   }

@@ -13,7 +13,6 @@ using namespace skinny;
 
 // Of the ring; the rest of a multiprocessor's 227 KiB is left to the short kernels between two products.
 constexpr int kRingBytes = 160 * 1024;
-constexpr int64_t kMaxSmallBytes = int64_t{16} << 20;  // of a matrix that skinny_linear.cu is quicker with
 constexpr int kMinBlockRows = 48;  // a panel costs some 200 ns however few its rows
 constexpr int kPanelAlignment = 1024;
 constexpr int kMaxGroupRows = kMaxRowTiles * kTileRows;
@@ -88,9 +87,8 @@ void launch_dtype(const SkinnyLinearParams& params, cudaStream_t stream) {
 
 bool can_multiply_warpgroups(const SkinnyLinearParams& params) {
   if (!runs_sm90a_code(kSkinnyLinearOp)) return false;
-  const int64_t weight_bytes = int64_t{params.num_outputs} * params.num_inputs * kElementBytes;
   const int num_multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount, kSkinnyLinearOp);
-  return weight_bytes > kMaxSmallBytes && params.num_outputs >= kMinBlockRows * num_multiprocessors;
+  return is_large_matrix(params) && params.num_outputs >= kMinBlockRows * num_multiprocessors;
 }
 
 void launch_warpgroup_linear(const SkinnyLinearParams& params, cudaStream_t stream) {

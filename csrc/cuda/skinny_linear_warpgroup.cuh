@@ -12,6 +12,7 @@
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/tensor_map.cuh"
 #include "cuda/common/wgmma_narrow.cuh"
+#include "cuda/skinny_linear_ring.cuh"
 #include "params/linear.h"
 
 namespace headway::cuda::skinny {
@@ -21,7 +22,6 @@ inline constexpr int kGroupThreads = kGroupWarps * kWarpSize;
 inline constexpr int kThreads = kGroupThreads + kWarpSize;  // the last warp copies
 inline constexpr int kTileRows = 64;  // of one product
 inline constexpr int kMaxRowTiles = 4;  // of a group of rows: a box of the copy engine has at most 256 rows
-inline constexpr int kMaxStages = 32;
 
 struct WarpgroupWork {
   SkinnyLinearParams linear;
@@ -32,23 +32,6 @@ struct WarpgroupWork {
   int num_stages;  // of the ring
   int weight_bytes;  // of a stage, padded to the swizzle's 1,024; x follows
   int stage_bytes;
-};
-
-// A slot of the ring, and which time round it is.
-struct RingSlot {
-  int index = 0;
-  uint32_t parity = 0;
-
-  __device__ __forceinline__ void advance(int num_stages) {
-    if (++index < num_stages) return;
-    index = 0;
-    parity ^= 1;
-  }
-};
-
-struct Barriers {
-  alignas(8) uint64_t full[kMaxStages];
-  uint64_t free[kMaxStages];
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)

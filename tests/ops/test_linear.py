@@ -117,16 +117,19 @@ def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> 
 
 
 # (inputs, outputs): fewer columns than a block has warps, several groups of rows a block, columns that end in a chunk;
-# beyond 16 MiB few rows a block and many columns, multiprocessors without a block, two groups of rows, columns that end
-# in a panel
+# beyond 16 MiB few rows a block (of one tile, three, five and six; columns that end in a box and that do not, that end in
+# a panel), then many: multiprocessors without a block, two groups of rows, columns that end in a panel
 SKINNY_SHAPES = [
     (8, 1),
     (64, 7),
     (264, 2112),
+    (16_448, 520),
+    (3712, 2688),
     (4480, 4480),
+    (1536, 5941),
+    (4488, 2000),
     (1000, 22656),
     (2688, 10304),
-    (16_448, 520),
     (264, 40_001),
     (72, 117_000),
 ]
