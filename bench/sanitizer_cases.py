@@ -25,6 +25,7 @@ CASES = (
     "tests/ops/test_linear.py::test_skinny_linear[torch.bfloat16-(8, 1)]",
     "tests/ops/test_linear.py::test_skinny_linear[torch.bfloat16-(64, 7)]",
     "tests/ops/test_linear.py::test_skinny_linear[torch.bfloat16-(264, 2112)]",
+    "tests/ops/test_linear.py::test_skinny_linear[torch.bfloat16-(3712, 2688)]",
     "tests/ops/test_mamba.py::test_against_the_oracle[fp32-cuda-mixed-narrow-conv]",
     "tests/ops/test_mamba.py::test_against_the_oracle[fp32-cuda-mixed-narrow-scan]",
     "tests/ops/test_mamba.py::test_against_the_oracle[bf16-cuda-mixed-regular-conv]",

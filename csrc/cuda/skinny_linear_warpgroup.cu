@@ -13,7 +13,7 @@ using namespace skinny;
 
 // Of the ring; the rest of a multiprocessor's 227 KiB is left to the short kernels between two products.
 constexpr int kRingBytes = 160 * 1024;
-constexpr int kMinBlockRows = 48;  // a panel costs some 200 ns however few its rows
+constexpr int kMinBlockRows = 48;  // a panel costs some 200 ns however few its rows: skinny_linear_short.cuh
 constexpr int kPanelAlignment = 1024;
 constexpr int kMaxGroupRows = kMaxRowTiles * kTileRows;
 constexpr int64_t kElementBytes = 2;

@@ -117,8 +117,8 @@ def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> 
 
 
 # (inputs, outputs): fewer columns than a block has warps, several groups of rows a block, columns that end in a chunk;
-# beyond 16 MiB few rows a block (of one tile, three, five and six; columns that end in a box and that do not, that end in
-# a panel), then many: multiprocessors without a block, two groups of rows, columns that end in a panel
+# beyond 16 MiB few rows a block (one tile, three, five, six; columns that end in a box, between panels, in a panel),
+# then many: multiprocessors without a block, two groups of rows, columns that end in a panel
 SKINNY_SHAPES = [
     (8, 1),
     (64, 7),

@@ -15,9 +15,11 @@ from headway import ops
 
 # Sizes of the kernels for few tokens; rows count by multiprocessor.
 MIN_SKINNY_BYTES: Final = 2**20  # smaller ones take a launch, whoever multiplies
-MAX_SMALL_BYTES: Final = 16 * 2**20  # larger ones are streamed: csrc/cuda/skinny_linear_warpgroup.cu
+MAX_SMALL_BYTES: Final = 16 * 2**20  # larger ones are streamed: csrc/cuda/skinny_linear_{warpgroup,short}.cu
 SKINNY_GROUP_ROWS: Final = 40  # of a small matrix: kMaxTiles of csrc/cuda/skinny_linear.cu
-MIN_STREAMED_ROWS: Final = 48  # of a large one: with fewer, cuBLAS's split of the columns is quicker
+MIN_STREAMED_ROWS: Final = 48  # of a large one; those with fewer are streamed by several panels at a time
+SHORT_PANEL_COLUMNS: Final = 64  # whole panels only
+MIN_SHORT_ROWS: Final = 32  # fewer are not measured within a step
 # With fewer, more than 16 tokens cost what reading the matrix gains; with more, than 32.
 MIN_TALL_ROWS: Final = 96
 
@@ -177,8 +179,10 @@ def _max_skinny_tokens(weight: torch.Tensor) -> int:
     if weight.nbytes < MIN_SKINNY_BYTES:
         return 0
     if weight.nbytes > MAX_SMALL_BYTES:
-        if device.major != 9 or rows < MIN_STREAMED_ROWS:
+        if device.major != 9:
             return 0
+        if rows < MIN_STREAMED_ROWS:
+            return 16 if rows >= MIN_SHORT_ROWS and weight.shape[1] % SHORT_PANEL_COLUMNS == 0 else 0
         return 32 if rows >= MIN_TALL_ROWS else 16
     return 16 if rows <= SKINNY_GROUP_ROWS else 8 if rows <= 2 * SKINNY_GROUP_ROWS else 0
 
