@@ -25,6 +25,11 @@ SIMULATION = [f"tests/sim/{name}.cpp" for name in ("client", "device", "host", "
 FUZZ = [*LIBRARY, *SIMULATION, "tests/fuzz/*.cpp"]
 TREE = ["core/*.cpp", "tests/check.cpp", "tests/tree/*.cpp"]
 SIM = [*LIBRARY, "tests/sim/*.cpp"]
+CHECKS = [
+    "core/*.cpp",
+    *(f"tests/{name}.cpp" for name in ("check", "main", "counting_new")),
+    "tests/core/*.cpp",
+]
 
 WARNINGS = ["-std=c++20", "-pthread", "-Wall", "-Wextra", "-Wshadow", "-D_GLIBCXX_ASSERTIONS"]
 NO_PATHS = "-fmacro-prefix-map={}/="  # so that messages name files as below csrc/

@@ -1,4 +1,4 @@
-"""Do the fuzzer and the simulation find bugs? Each mutant of `mutants.toml` breaks a line of csrc/core."""
+"""Do the fuzzer, the simulation and the checks find bugs? Each mutant of `mutants.toml` breaks a line of csrc/core."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.core import evidence, native
-from tests.core.native import CSRC, FUZZ, QUICK, SANITIZED, SIM, Program
+from tests.core.native import CHECKS, CSRC, FUZZ, QUICK, SANITIZED, SIM, Program
 
 REQUIRED_SCORE = 0.95
 NUM_OF_THE_DAY = 4
@@ -50,6 +50,8 @@ class Hunt:
 HUNTS = [
     Hunt("random operations", Program(FUZZ, QUICK), ("--ops", 300_000)),
     Hunt("random traces", Program(SIM, QUICK), ("--traces", 3_000)),
+    Hunt("checks", Program(CHECKS, QUICK), ()),
+    Hunt("random operations, another seed", Program(FUZZ, QUICK), ("--ops", 600_000, "--seed", 11)),
     Hunt("random operations, sanitized", Program(FUZZ, SANITIZED), ("--ops", 50_000)),
 ]
 # What the device, the client and the policy see by themselves, with check_integrity() never called.
@@ -73,8 +75,8 @@ def killer(mutant: Mutant, folder: Path, hunts: list[Hunt] = HUNTS) -> str:
         except subprocess.TimeoutExpired:
             return f"{hunt.name}: hangs"
         if done.returncode != 0:
-            said = (done.stdout.strip().splitlines() or ["crashed"])[-1]
-            return f"{hunt.name}: {said}"
+            lines = done.stdout.strip().splitlines() or ["crashed"]
+            return f"{hunt.name}: {next((line for line in lines if line.startswith('FAILED')), lines[-1])}"
     return ""
 
 
@@ -96,7 +98,7 @@ def test_the_list_is_sound() -> None:
 def test_an_unbroken_core_is_not_killed(tmp_path: Path) -> None:
     """The hunts cry wolf at wolves alone."""
     unbroken = Mutant("none", "core/ledger.h", "class Ledger {", "class Ledger {", "nothing", "none")
-    assert killer(unbroken, tmp_path, HUNTS[:2]) == ""
+    assert killer(unbroken, tmp_path, HUNTS[:3]) == ""
 
 
 @pytest.mark.parametrize("index", range(NUM_OF_THE_DAY))
