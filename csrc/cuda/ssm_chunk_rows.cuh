@@ -25,6 +25,22 @@ __device__ __forceinline__ int find_chunked_row(const RowList& rows, int rank) {
   return -1;
 }
 
+// The rank-th longest of every 32 rows, so that neighbours in rank are alike. Called by whole warps.
+__device__ __forceinline__ int find_row_by_length(const RowList& rows, int rank) {
+  if (rows.num_rows == 1) return 0;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const int first = rank / kWarpSize * kWarpSize;
+  const int row = first + lane;
+  const int num_tokens = row < rows.num_rows ? rows.query_start[row + 1] - rows.query_start[row] : -1;
+  int lane_rank = 0;
+#pragma unroll
+  for (int other = 0; other < kWarpSize; ++other) {
+    const int length = __shfl_sync(kFullWarp, num_tokens, other);
+    lane_rank += length > num_tokens || (length == num_tokens && other < lane);
+  }
+  return first + __ffs(static_cast<int>(__ballot_sync(kFullWarp, lane_rank == rank - first))) - 1;
+}
+
 // The row's chunked tokens, cut by the grid.
 struct RowTokens {
   int begin;  // flat
@@ -35,6 +51,18 @@ struct RowTokens {
       : begin(rows.query_start[row]), start(rows.row_start[row]) {
     num_tokens = num_chunked_tokens(start, rows.query_start[row + 1] - rows.query_start[row]);
   }
+
+  __device__ __forceinline__ int num_chunks() const {
+    return num_tokens == 0 ? 0 : (start % kTokens + num_tokens + kTokens - 1) / kTokens;
+  }
+
+  // Tokens of the first `count` chunks, as if the row had no end.
+  __device__ __forceinline__ int num_done(int count) const {
+    return count == 0 ? 0 : count * kTokens - start % kTokens;
+  }
+
+  // Without tokens beyond the end.
+  __device__ __forceinline__ Chunk chunk(int index) const { return chunk_at(num_done(index)); }
 
   // From the row's `done`-th token to the next point of the grid; empty at the end.
   __device__ __forceinline__ Chunk chunk_at(int done) const {

@@ -36,10 +36,16 @@ void launch_recurrent_scan(const SsmScanParams& params, cudaStream_t stream);
 // The same for the rows that have no chunks; the others are left alone.
 void launch_short_rows_scan(const SsmScanParams& params, cudaStream_t stream);
 
+// True when the kernel for heads of 80 channels has code for these shapes, strides and this device.
+bool can_scan_wide(const SsmScanParams& params);
+
+// What launch_chunked_scan does, in a second launch for rows without chunks where there may be some.
+void launch_wide_scan(const SsmScanParams& params, cudaStream_t stream);
+
 // True when the warpgroup kernel has code for these shapes, strides and this device.
 bool can_scan_warpgroups(const SsmScanParams& params);
 
-// What launch_chunked_scan does, in a second launch for rows without chunks where there may be some.
+// As launch_wide_scan.
 void launch_warpgroup_scan(const SsmScanParams& params, cudaStream_t stream);
 
 // True when the chunked kernel has code for these shapes, strides and this device.

@@ -28,8 +28,9 @@ CASES = {
     "p64_n256_g1": MambaCase(2, 64, 1, 256),
     "p128_n256_g2": MambaCase(2, 128, 2, 256),
     "p24_n128_g1": MambaCase(3, 24, 1, 128, dt_max=0.1),
+    "p80_n128_g2_heads": MambaCase(8, 80, 2, 128),
+    "p160_n128_g1": MambaCase(2, 160, 1, 128),
     # Tiles of 64 channels that straddle heads, and an odd number of them a group
-    "p80_n128_g2_tiles": MambaCase(8, 80, 2, 128),
     "p96_n128_g1": MambaCase(4, 96, 1, 128, gap=8),
     "p80_n64_g1": MambaCase(4, 80, 1, 64),
     "three_tiles": MambaCase(3, 64, 1, 128),
@@ -42,6 +43,7 @@ LENGTHS = {
     "among_decode": Rows((1,) * 70 + (100, 0, 33), (5,) * 70 + (0, 7, 64)),
     "long": Rows((700,), (0,)),
 }
+LONG_ROWS = Rows((1500, 9, 700, 333, 1000, 2, 64, 65), (70, 0, 0, 128, 64, 5, 64, 0))
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
@@ -104,9 +106,11 @@ def test_outputs_before_any_cut_are_bit_equal(case):
 
 
 @each_case
-def test_batch_mates_change_nothing(case):
-    """A batch chooses wider slices of a head than a row alone does."""
-    rows = Rows((90, 5, 1, 200, 64), (0, 3, 9, 64, 128))
+@pytest.mark.parametrize(
+    "rows", [Rows((90, 5, 1, 200, 64), (0, 3, 9, 64, 128)), LONG_ROWS], ids=["short", "long"]
+)
+def test_batch_mates_change_nothing(case, rows):
+    """A batch chooses wider slices of a head than a row alone does, which several blocks may share by its chunks."""
     arguments = on_device(scan_arguments(case, rows, torch.bfloat16), "cuda")
     initial, whole = arguments["state"].clone(), ops.ssm_scan(**arguments)
     state, begin = initial.clone(), 0

@@ -111,4 +111,11 @@ __device__ __forceinline__ float fast_exp2(float x) {
   return result;
 }
 
+// The inverse; -inf for 0.
+__device__ __forceinline__ float fast_log2(float x) {
+  float result;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 }  // namespace headway::cuda

@@ -1,0 +1,77 @@
+// Further products of a warpgroup (wgmma.cuh has the layouts): 16 or 64 columns of the accumulators, both operands from
+// shared memory, their rows either way.
+#pragma once
+
+#include "cuda/common/wgmma.cuh"
+
+namespace headway::cuda::wgmma {
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// The descriptor of an address that all lanes agree on, said so that the compiler knows: it then steps from operand to
+// operand in uniform registers, which is where products take descriptors from.
+__device__ __forceinline__ uint64_t describe_uniform(uint32_t address) {
+  return describe(__shfl_sync(0xffffffffu, address, 0));
+}
+
+#define HEADWAY_TILES_2(d, i)                                                                                          \
+  "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3]), "+f"(d[i + 1][0]), "+f"(d[i + 1][1]), "+f"(d[i + 1][2]), \
+      "+f"(d[i + 1][3])
+#define HEADWAY_TILES_8(d, i) \
+  HEADWAY_TILES_2(d, i), HEADWAY_TILES_2(d, i + 2), HEADWAY_TILES_2(d, i + 4), HEADWAY_TILES_2(d, i + 6)
+
+// d[64, the kColumns columns from tile kFirst on] = a b, or += where accumulates: a [64, 16] and b from shared memory,
+// the rows of both running the same way.
+template <Rows kRows, int kFirst, int kColumns, int kTiles>
+__device__ __forceinline__ void multiply_shared(float (&d)[kTiles][4], uint64_t a, uint64_t b, bool accumulates) {
+  static_assert((kColumns == 16 || kColumns == 64) && kFirst + kColumns / 8 <= kTiles);
+  if constexpr (kColumns == 64) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %34, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+        "%32, %33, p, 1, 1, %35, %35; }\n"
+        : HEADWAY_TILES_8(d, kFirst)
+        : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)), "n"(static_cast<int>(kRows)));
+  } else {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %10, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, p, 1, 1, %11, %11; }\n"
+        : HEADWAY_TILES_2(d, kFirst)
+        : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)), "n"(static_cast<int>(kRows)));
+  }
+}
+
+// The same with a from registers; kRows: which way b's rows run.
+template <Rows kRows, int kFirst, int kColumns, int kTiles>
+__device__ __forceinline__ void multiply(float (&d)[kTiles][4], const uint32_t (&a)[4], uint64_t b, bool accumulates) {
+  static_assert((kColumns == 16 || kColumns == 64) && kFirst + kColumns / 8 <= kTiles);
+  if constexpr (kColumns == 64) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %37, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+        "{%32, %33, %34, %35}, %36, p, 1, 1, %38; }\n"
+        : HEADWAY_TILES_8(d, kFirst)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulates)),
+          "n"(static_cast<int>(kRows)));
+  } else {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %13, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7}, {%8, %9, %10, %11}, %12, p, 1, 1, %14; }\n"
+        : HEADWAY_TILES_2(d, kFirst)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulates)),
+          "n"(static_cast<int>(kRows)));
+  }
+}
+
+#undef HEADWAY_TILES_8
+#undef HEADWAY_TILES_2
+
+#endif
+
+}  // namespace headway::cuda::wgmma

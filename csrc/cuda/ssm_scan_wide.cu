@@ -1,0 +1,133 @@
+// ssm_scan for prompts on sm_90a where heads have 80 channels: ssm_wide.cuh's blocks over the items of
+// ssm_scan_plan.cuh, the last few tokens of a row token by token (ssm_recurrence.cuh), and the launch.
+//
+// What is bit-equal: as in ssm_scan_chunked.cu.
+#include "cuda/common/device.h"
+#include "cuda/common/sm90a_code.h"
+#include "cuda/common/vector.cuh"
+#include "cuda/ssm_chunk_rows.cuh"
+#include "cuda/ssm_scan.h"
+#include "cuda/ssm_scan_plan.cuh"
+#include "cuda/ssm_wide.cuh"
+#include "cuda/ssm_wide_copies.cuh"
+#include "cuda/ssm_wide_outputs.cuh"
+#include "cuda/ssm_wide_states.cuh"
+
+namespace headway::cuda {
+namespace {
+
+using namespace wide;
+using chunk::ScanItem;
+using chunk::ScanPlan;
+
+constexpr char kOp[] = "ssm_scan";
+constexpr int kTileChannels = 80;
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+template <int kN, int kP>
+__device__ __forceinline__ void scan_chunks(const Work& work, const ScanPlan& plan, Shared<kN, kP>& shared,
+                                            Place place) {
+  const SsmScanParams& params = work.params;
+  const ScanItem& item = work.item;
+  const int role = static_cast<int>(threadIdx.x) / kGroupThreads;
+  float* slots = static_cast<float*>(params.state);
+  const float* source = item.tokens.start > 0 ? slots + params.read_slots[item.row] * params.state_stride : nullptr;
+  if (role == 1) {
+    StateGroup<kN, kP> group(work, shared);
+    group.load(source);
+    chunk::arrive_segment(plan);
+    group.run(chunk::SnapshotCursor(params, item.row), place);
+    chunk::wait_segments(plan);
+    if (item.is_last) group.store(slots + params.write_slots[item.row] * params.state_stride);
+  } else {
+    chunk::arrive_segment(plan);
+    if (role == 0) {
+      CopyGroup<kN, kP> group(work, shared);
+      group.prefetch_state(source);
+      group.run(place);
+    } else {
+      OutputGroup<kN, kP>(work, shared).run(place);
+    }
+    chunk::wait_segments(plan);
+  }
+}
+
+#endif
+
+template <int kN, int kP>
+__global__ void __launch_bounds__(kThreads, 1)
+    wide_scan_kernel(const __grid_constant__ SsmScanParams params, const __grid_constant__ Maps maps,
+                     const __grid_constant__ ScanPlan plan) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ __align__(1024) unsigned char shared_bytes[];
+  auto& shared = *reinterpret_cast<Shared<kN, kP>*>(shared_bytes);
+  if (threadIdx.x == 0) {
+    for (const CUtensorMap* map : {&maps.x, &maps.B, &maps.C}) prefetch_tensor_map(*map);
+    shared.init_barriers();
+  }
+  __syncthreads();
+
+  Place start;
+  const int head_tiles = params.head_dim / kP;
+  chunk::for_each_item(params.rows, plan, [&](const ScanItem& item) {
+    const int head = item.index / head_tiles;
+    const int channel = item.index % head_tiles * kP;
+    if (item.has_chunks()) {
+      scan_chunks<kN, kP>(Work{params, maps, item, head, head * params.head_dim + channel}, plan, shared, start);
+    }
+    start.turn += item.end;
+    start.output += item.end - item.first_output;
+    if (!item.has_rest()) return;  // the next item begins while this one ends
+    __syncthreads();  // the row's state is in its slot, and the stages are free
+    if (item.is_last) chunk::scan_rest<kN>(params, item.row, head, channel, kP, &shared);
+    __syncthreads();
+  });
+#endif
+}
+
+// Launch ------------------------------------------------------------------------------------------------------------
+
+// [num_tokens, num_columns] with rows `stride` apart.
+CUtensorMap map_rows(const void* base, int64_t num_columns, int64_t num_tokens, int64_t stride) {
+  const auto stride_bytes = static_cast<uint64_t>(stride) * sizeof(Bf16);
+  TensorBoxes boxes{};
+  boxes.base = const_cast<void*>(base);
+  boxes.sizes = {static_cast<uint64_t>(num_columns), static_cast<uint64_t>(num_tokens), 1, 1};
+  boxes.strides_bytes = {stride_bytes, stride_bytes, stride_bytes};
+  boxes.box = {kPanelColumns, kTokens, 1, 1};
+  return make_tensor_map(boxes, kOp);
+}
+
+Maps make_maps(const SsmScanParams& params) {
+  const int64_t states = static_cast<int64_t>(params.num_groups) * params.state_size;
+  const int64_t channels = static_cast<int64_t>(params.num_heads) * params.head_dim;
+  return {map_rows(params.x, channels, params.num_tokens, params.x_stride),
+          map_rows(params.B, states, params.num_tokens, params.b_stride),
+          map_rows(params.C, states, params.num_tokens, params.c_stride)};
+}
+
+template <int kN>
+void launch(const SsmScanParams& params, cudaStream_t stream) {
+  using Memory = Shared<kN, kTileChannels>;
+  static_assert(sizeof(ScanTile<kN>) <= sizeof(Memory::stages), "the recurrence works where stages lie");
+  const int row_items = params.num_heads * params.head_dim / kTileChannels;
+  const int num_processors = device_attribute(cudaDevAttrMultiProcessorCount, kOp);
+  const ScanPlan plan = chunk::plan_scan(params, row_items, num_processors, kOp);
+  chunk::launch_plan(wide_scan_kernel<kN, kTileChannels>, plan, kThreads, sizeof(Memory), params, stream, kOp,
+                     make_maps(params));
+}
+
+}  // namespace
+
+bool can_scan_wide(const SsmScanParams& params) {
+  const bool has_shape = (params.state_size == 64 || params.state_size == 128) && params.head_dim % kTileChannels == 0;
+  return has_shape && can_scan_chunks(params) && runs_sm90a_code(kOp);
+}
+
+void launch_wide_scan(const SsmScanParams& params, cudaStream_t stream) {
+  if (params.state_size == 64) return launch<64>(params, stream);
+  launch<128>(params, stream);
+}
+
+}  // namespace headway::cuda
