@@ -147,6 +147,10 @@ class AsyncLLM(ChatRenderer):
         """What has come since the last call. Raises the ticket's error once there is nothing before it."""
         return [_engine_output(ticket, delta) for delta in self._desk.take_deltas(ticket)]
 
+    def take_tokens(self, ticket: Ticket) -> list[int]:
+        """`take` for less, where a request without text merely goes on; else empty, and `take` must be asked."""
+        return self._desk.take_tokens(ticket)
+
     def leave(self, ticket: Ticket) -> None:
         """Ends what is not over. Legal twice."""
         self._desk.leave(ticket)

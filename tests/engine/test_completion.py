@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
+from collections.abc import Sequence
 
 import pytest
 
 from headway.engine.completion import Completion, Request
+from headway.errors import RequestError
 from headway.request import SamplingParams
 from headway.sampling.stop import StopMatcher
 
@@ -27,6 +29,9 @@ class LetterDetokenizer:
             return ""
         self._num_held = 0
         return piece
+
+    def extend(self, token_ids: Sequence[int]) -> str:
+        return "".join(map(self.append, token_ids))
 
     def finish(self) -> str:
         return "\ufffd" if self._num_held else ""
@@ -163,3 +168,37 @@ def test_metrics() -> None:
     metrics = completion.request.metrics()
     assert (metrics.ttft_s, metrics.latency_s, metrics.tpot_s) == (1.0, 3.0, 1.0)
     assert (metrics.num_prompt_tokens, metrics.num_output_tokens) == (1, 3)
+
+
+def test_tokens_alone_are_taken_where_a_plain_completion_without_text_goes_on() -> None:
+    """Its first delta and its last have more to tell."""
+    request = Request("0", 0, None, [0], SamplingParams(detokenize=False), 0.0)
+    completion = Completion(request, 0, None)
+    completion.append(7, 1.0)
+    assert completion.take_tokens() == []
+    first = completion.take_delta()
+    assert first is not None
+    assert first.token_ids == [7]
+    assert completion.take_tokens() == []
+    completion.append(8, 1.0)
+    completion.append(9, 1.0)
+    assert completion.take_tokens() == [8, 9]
+    with pytest.raises(RequestError, match="num_positions"):
+        completion.check_rewind(1)
+    completion.append(10, 1.0, is_stop_token=True)
+    completion.end("stop", None, 2.0)
+    assert completion.take_tokens() == []
+    last = completion.take_delta()
+    assert last is not None
+    assert (last.token_ids, last.finish_reason) == ([10], "stop")
+
+
+@pytest.mark.parametrize(
+    "params", [{"logprobs": 1}, {"stop": ["x"], "detokenize": True}, {"detokenize": True}]
+)
+def test_tokens_alone_are_not_taken_where_there_is_more_to_tell(params: dict[str, object]) -> None:
+    completion = completion_of(["a", "b"], **params)
+    completion.append(0, 1.0)
+    assert completion.take_delta() is not None
+    completion.append(1, 1.0)
+    assert completion.take_tokens() == []

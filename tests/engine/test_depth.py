@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,9 @@ class LetterDetokenizer:
 
     def append(self, token_id: int) -> str:
         return chr(ord("a") + token_id // 26) + chr(ord("A") + token_id % 26)
+
+    def extend(self, token_ids: Sequence[int]) -> str:
+        return "".join(map(self.append, token_ids))
 
     def finish(self) -> str:
         return ""

@@ -25,6 +25,13 @@ from tests.server.fake_engine import ASSETS
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
+def letter_ids(tokenizer: Tokenizer | None) -> list[int]:
+    """Of each of LETTERS; any ids where there is no tokenizer."""
+    if tokenizer is None:
+        return list(range(26))
+    return [token_id for letter in LETTERS for token_id in tokenizer.encode(letter, add_special_tokens=False)]
+
+
 @dataclass
 class Options:
     """Keywords of `RemoteEngine`, as the process gets them.
@@ -70,6 +77,7 @@ class FakeHosted:
         self._death = ""
         self.tokenizer = Tokenizer.from_dir(ASSETS) if options.has_tokenizer else None
         self.chat_template = ChatTemplate.find(ASSETS) if options.has_tokenizer else None
+        self.token_ids = letter_ids(self.tokenizer)
 
     @property
     def info(self) -> ModelInfo:
@@ -108,13 +116,20 @@ class FakeHosted:
             EngineOutput(
                 request_id=request.request_id,
                 index=0,
-                text="".join(LETTERS[i % 26] for i in range(begin, end)),
-                token_ids=list(range(begin, end)),
+                text="".join(LETTERS[i % 26] for i in range(begin, end)) if request.params.detokenize else "",
+                token_ids=[self.token_ids[i % 26] for i in range(begin, end)],
                 usage=Usage(len(request.prompt_token_ids), end, 0),
                 finish_reason=ticket.end or None,
                 metrics=self._metrics(ticket) if ticket.end else None,
             )
         ]
+
+    def take_tokens(self, ticket: FakeTicket) -> list[int]:
+        begin, end = ticket.num_taken, ticket.num_tokens
+        if not begin or ticket.end or ticket.error is not None or ticket.request.params.detokenize:
+            return []
+        ticket.num_taken = end
+        return [self.token_ids[i % 26] for i in range(begin, end)]
 
     def leave(self, ticket: FakeTicket) -> None:
         self._live.pop(ticket, None)

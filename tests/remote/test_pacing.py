@@ -14,7 +14,17 @@ from headway.errors import EngineDeadError
 from headway.remote import host as hosts
 from headway.remote.host import MAX_TICKETS_A_PASS, NUM_TICKETS_WITHOUT_REST, EngineHost
 from headway.remote.link import Link
-from headway.remote.messages import Close, Output, Seen, ServerMessage, engine_messages, to_frames
+from headway.remote.messages import (
+    Close,
+    EngineMessage,
+    Grown,
+    Growth,
+    Output,
+    Seen,
+    ServerMessage,
+    engine_messages,
+    to_frames,
+)
 from headway.remote.records import to_add
 from headway.request import SamplingParams
 from headway.server.client import EngineOutput, EngineRequest
@@ -78,28 +88,37 @@ class Wire:
     def see_all(self) -> None:
         self.hear([Seen(1 << 30)])
 
-    def taken(self) -> list[list[Output]]:
+    def taken(self) -> list[list[Output | Growth]]:
         """Outputs of each frame since the last call."""
         frames, self.frames = self.frames, []
-        found = [[m for m in engine_messages(frame) if isinstance(m, Output)] for frame in frames]
+        found = [_outputs(engine_messages(frame)) for frame in frames]
         return [outputs for outputs in found if outputs]
 
     def taken_numbers(self) -> list[int]:
         return sorted(output.number for outputs in self.taken() for output in outputs)
 
 
+def _outputs(messages: list[EngineMessage]) -> list[Output | Growth]:
+    single: list[Output | Growth] = [m for m in messages if isinstance(m, Output)]
+    return single + [growth for m in messages if isinstance(m, Grown) for growth in m.growths]
+
+
 Test = Callable[[Engine, Wire], Awaitable[None]]
 
 
-def hosted(num: int, test: Test) -> int:
-    """Runs a test with so many requests open and a server that has seen whatever comes. The process's exit code."""
+def hosted(num: int, test: Test, *, has_text: bool = True) -> int:
+    """Runs a test with so many requests open and a server that has seen whatever comes. The process's exit code.
+
+    Without text, a request that has begun and goes on is passed on as a `Growth`.
+    """
 
     async def body() -> int:
         engine, wire = Engine(), Wire()
         running = asyncio.ensure_future(EngineHost(engine, cast(Link, wire), 60.0).run())
         await asyncio.sleep(0)
         requests = [EngineRequest(str(i), [1], SamplingParams(max_tokens=4000)) for i in range(num)]
-        wire.hear([*(to_add(1 + i, request) for i, request in enumerate(requests)), Seen(1 << 30)])
+        adds = [to_add(1 + i, request, has_text=has_text) for i, request in enumerate(requests)]
+        wire.hear([*adds, Seen(1 << 30)])
         await test(engine, wire)
         wire.hear([Close()])
         return await running
@@ -126,17 +145,19 @@ def test_first_outputs_never_wait() -> None:
     assert hosted(NUM_MANY, test) == 0
 
 
+@pytest.mark.parametrize("has_text", [True, False])
 @pytest.mark.usefixtures("long_rest")
-def test_few_streams_have_every_token_at_once() -> None:
+def test_few_streams_have_every_token_at_once(has_text: bool) -> None:
     async def test(engine: Engine, wire: Wire) -> None:
         for _ in range(100):
             engine.grow(engine.tickets)
             assert wire.taken_numbers() == list(range(1, 1 + NUM_TICKETS_WITHOUT_REST))
 
-    assert hosted(NUM_TICKETS_WITHOUT_REST, test) == 0
+    assert hosted(NUM_TICKETS_WITHOUT_REST, test, has_text=has_text) == 0
 
 
-def test_many_streams_go_in_turns_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_text", [True, False])
+def test_many_streams_go_in_turns_and_lose_nothing(monkeypatch: pytest.MonkeyPatch, has_text: bool) -> None:
     monkeypatch.setattr(hosts, "REST_S_A_TICKET", 0.0)
 
     async def test(engine: Engine, wire: Wire) -> None:
@@ -153,13 +174,14 @@ def test_many_streams_go_in_turns_and_lose_nothing(monkeypatch: pytest.MonkeyPat
         tokens: dict[int, list[int]] = defaultdict(list)
         for output in itertools.chain(*first, *rest):
             tokens[output.number] += output.token_ids
-        assert list(tokens.values()) == [list(range(61))] * NUM_MANY
+        assert list(tokens.values()) == [[i % 26 for i in range(61)]] * NUM_MANY
 
-    assert hosted(NUM_MANY, test) == 0
+    assert hosted(NUM_MANY, test, has_text=has_text) == 0
 
 
+@pytest.mark.parametrize("has_text", [True, False])
 @pytest.mark.usefixtures("long_rest")
-def test_what_came_before_a_fault_does_not_wait_for_the_rest() -> None:
+def test_what_came_before_a_fault_does_not_wait_for_the_rest(has_text: bool) -> None:
     found: list[int] = []
 
     async def test(engine: Engine, wire: Wire) -> None:
@@ -172,5 +194,5 @@ def test_what_came_before_a_fault_does_not_wait_for_the_rest() -> None:
             await asyncio.sleep(0.01)
             found.extend(wire.taken_numbers())
 
-    assert hosted(NUM_MANY, test) == 1
+    assert hosted(NUM_MANY, test, has_text=has_text) == 1
     assert sorted(found) == sorted(2 * list(range(1, 1 + NUM_MANY)))

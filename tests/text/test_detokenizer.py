@@ -57,6 +57,21 @@ def test_any_metaspace_ids_stream_to_their_decode(metaspace: Tokenizer, data: st
     assert "".join(pieces_of(metaspace, prompt, output)) == added_text(metaspace, prompt, output)
 
 
+@given(data=st.data(), is_spaced=st.booleans(), skip=st.booleans())
+def test_many_at_once_are_the_same_text(
+    any_tokenizer: Tokenizer, data: st.DataObject, is_spaced: bool, skip: bool
+) -> None:
+    ids = st.lists(st.integers(0, any_tokenizer.vocab_size + 2), max_size=24)
+    prompt, output, cut = data.draw(ids), data.draw(ids), data.draw(st.integers(0, 24))
+    one, many = (
+        IncrementalDetokenizer(any_tokenizer, prompt, skip, spaces_between_special_tokens=is_spaced)
+        for _ in range(2)
+    )
+    for part in (output[:cut], output[cut:]):
+        assert many.extend(part) == "".join(map(one.append, part))
+    assert many.finish() == one.finish()
+
+
 def test_every_prefix_of_the_stream_is_a_prefix_of_the_text(any_tokenizer: Tokenizer) -> None:
     text = "the train, a 😀😃 at é数は"
     ids = any_tokenizer.encode(text, add_special_tokens=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +23,7 @@ class Detokenizer(Protocol):
     """What `headway.text.IncrementalDetokenizer` offers."""
 
     def append(self, token_id: int) -> str: ...
+    def extend(self, token_ids: Sequence[int]) -> str: ...
     def finish(self) -> str: ...
 
 
@@ -143,6 +145,14 @@ class Completion:
             metrics=self.request.metrics() if self.is_finished else None,
         )
 
+    def take_tokens(self) -> list[int]:
+        """`take_delta` for less, of a completion without text that merely goes on; else, and at first, empty."""
+        begin = self._num_tokens_taken
+        if not begin or not self.is_plain or self.is_finished or self._detokenizer is not None:
+            return []
+        self._num_tokens_taken = len(self.token_ids)
+        return self.token_ids[begin:]
+
     def output(self) -> CompletionOutput:
         self._finish_text()
         return CompletionOutput(
@@ -164,11 +174,17 @@ class Completion:
         """Detokenises up to num_tokens. The first min_tokens tokens cannot be part of a stop string."""
         if self._detokenizer is None:
             return
-        for place in range(self._num_text_tokens, num_tokens):
-            piece = self._detokenizer.append(self.token_ids[place])
-            is_watched = self._matcher is not None and place >= self.request.params.min_tokens
-            self._pieces.append(self._matcher.push(piece) if is_watched and self._matcher else piece)
+        if self._matcher is None:
+            self._pieces.append(self._detokenizer.extend(self.token_ids[self._num_text_tokens : num_tokens]))
+        else:
+            self._push_text(self._detokenizer, self._matcher, num_tokens)
         self._num_text_tokens = max(self._num_text_tokens, num_tokens)
+
+    def _push_text(self, detokenizer: Detokenizer, matcher: StopMatcher, num_tokens: int) -> None:
+        for place in range(self._num_text_tokens, num_tokens):
+            piece = detokenizer.append(self.token_ids[place])
+            is_watched = place >= self.request.params.min_tokens
+            self._pieces.append(matcher.push(piece) if is_watched else piece)
 
     def _finish_text(self) -> None:
         self._make_text(len(self.token_ids))

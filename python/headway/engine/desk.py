@@ -87,6 +87,8 @@ class RequestDesk:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()  # held while completions grow, end or are read, and for `_news`
         self._news: set[Ticket] = set()
+        self._changed: list[Completion] = []  # by the last step, and whose
+        self._changed_tickets: set[Ticket] = set()
         self.stages = engine.stages = self.meter.around(self._locked(engine.stages))
         self._thread = EngineThread(engine, self.meter, self._on_change, self._on_death)
         self._thread.start()
@@ -136,6 +138,13 @@ class RequestDesk:
         if ticket.error is not None:
             raise ticket.error
         return []
+
+    def take_tokens(self, ticket: Ticket) -> list[int]:
+        """`take_deltas` for less, of one completion without text that merely goes on; else empty."""
+        if ticket.error is not None or ticket.params.n != 1 or not ticket.unread:
+            return []
+        with self._lock:
+            return ticket.unread[0].take_tokens()
 
     def output(self, ticket: Ticket) -> RequestOutput:
         with self._lock:
@@ -234,8 +243,12 @@ class RequestDesk:
             self._tell({ticket})
 
     def _on_change(self, changed: list[Completion]) -> None:
-        tickets = {self._tickets.get(completion.request.request_id) for completion in changed}
-        self._tell({ticket for ticket in tickets if ticket is not None and ticket.wants_news()})
+        """Steps in which the same rows go on hand in the same list."""
+        if changed is not self._changed:
+            tickets = {self._tickets.get(completion.request.request_id) for completion in changed}
+            self._changed = changed
+            self._changed_tickets = {t for t in tickets if t is not None and t.wants_news()}
+        self._tell(self._changed_tickets)
 
     def _on_death(self, death: EngineDeadError) -> None:
         self.death = death

@@ -31,6 +31,7 @@ from headway.remote.messages import (
     Failed,
     FaultAnswer,
     FlagAnswer,
+    Grown,
     Leave,
     Output,
     ProtocolError,
@@ -42,6 +43,7 @@ from headway.remote.messages import (
     StepsAnswer,
     TextAnswer,
 )
+from headway.remote.output_text import OutputText
 from headway.remote.process import COMMAND, EngineProcess, Progress
 from headway.remote.reading import Reading
 from headway.remote.records import to_add
@@ -152,8 +154,8 @@ class RemoteEngine:
             raise RequestError(
                 "request_id", request.request_id, "unique among the requests that are not over"
             )
-        reading = Reading(next(self._numbers), request.request_id, request.params.n)
-        self._talk.say(to_add(reading.number, request))
+        reading = Reading(next(self._numbers), request, OutputText.of(self.tokenizer, request))
+        self._talk.say(to_add(reading.number, request, has_text=reading.text is None))
         self._readings[reading.number] = self._reading_by_id[request.request_id] = reading
         self._is_empty.clear()
         return reading
@@ -286,7 +288,11 @@ class RemoteEngine:
             raise EngineDeadError(str(self._death))
 
     def _on_message(self, message: EngineMessage) -> None:
-        if isinstance(message, Output):
+        if isinstance(message, Grown):
+            for growth in message.growths:
+                if (reading := self._readings.get(growth.number)) is not None:
+                    reading.grow(growth.token_ids)
+        elif isinstance(message, Output):
             if (reading := self._readings.get(message.number)) is not None:
                 reading.add(message)
         elif isinstance(message, Refused):

@@ -10,6 +10,7 @@ from headway.remote.link import Link
 from headway.remote.messages import (
     MAX_SERVER_FRAME_BYTES,
     EngineMessage,
+    Grown,
     ProtocolError,
     Seen,
     ServerMessage,
@@ -100,10 +101,11 @@ class Conversation:
 
     def _hear_some(self) -> None:
         """A frame may have news for hundreds of readers: the loop takes up other things between some and the next."""
-        for _ in range(MAX_HEARD_A_TURN):
-            if not self._inbox:
-                return
-            self._hear(self._inbox.popleft())
+        num_heard = 0
+        while self._inbox and num_heard < MAX_HEARD_A_TURN:
+            message = self._inbox.popleft()
+            num_heard += len(message.growths) if isinstance(message, Grown) else 1
+            self._hear(message)
         if self._inbox:
             asyncio.get_running_loop().call_soon(self._hear_some)
 

@@ -16,7 +16,7 @@ from headway.outputs import PromptLogprobs, RequestMetrics, StepSpan, TokenLogpr
 from headway.server.client import EngineStats, Health, ModelInfo
 
 MIB = 1 << 20
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_ENGINE_FRAME_BYTES = (
     256 * MIB
 )  # engine to server; 131,072 prompt tokens with 20 logprobs each are 140 MiB
@@ -92,7 +92,7 @@ class Failed(Message, frozen=True):
 
 
 class Output(Message, frozen=True):
-    """`EngineOutput` of one request."""
+    """`EngineOutput` of one request, with an empty text where the server makes it: see `headway.remote.reading`."""
 
     number: int
     index: int
@@ -106,6 +106,19 @@ class Output(Message, frozen=True):
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: PromptLogprobs | None = None
     metrics: RequestMetrics | None = None
+
+
+class Growth(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """Tokens of a request's only completion, which has begun and goes on: all else of an `Output` is as before."""
+
+    number: int
+    token_ids: list[int]
+
+
+class Grown(Message, frozen=True):
+    """What most messages would be: several in one cost either side less."""
+
+    growths: list[Growth]
 
 
 class Refused(Message, frozen=True):
@@ -150,7 +163,7 @@ class FaultAnswer(Message, frozen=True):
 
 
 Answer = StatsAnswer | StepsAnswer | TextAnswer | FlagAnswer | FaultAnswer
-EngineMessage = Hello | Loading | Ready | Failed | Output | Refused | Beat | Answer
+EngineMessage = Hello | Loading | Ready | Failed | Output | Grown | Refused | Beat | Answer
 
 
 # --- server to engine -------------------------------------------------------------------------------------------------

@@ -6,9 +6,11 @@ import asyncio
 
 from headway.errors import HeadwayError
 from headway.remote.messages import Output
+from headway.remote.output_text import OutputText
 from headway.remote.records import joined, to_engine_output
-from headway.server.client import EngineOutput
+from headway.server.client import EngineOutput, EngineRequest
 
+MAX_TOKENS_A_TURN = 1024  # of a whole answer's text; then the loop goes round: others wait too
 MAX_PARTS = 64  # kept apart; more are joined, so that what waits weighs little beyond its own tokens
 
 
@@ -17,21 +19,34 @@ class Reading:
 
     Attributes:
         number: what the engine knows the request by.
+        text: what makes its text here; None where the engine does.
         has_ended: the engine has nothing more for it.
         is_over: its reader has all of it.
     """
 
-    def __init__(self, number: int, request_id: str, num_completions: int) -> None:
+    def __init__(self, number: int, request: EngineRequest, text: OutputText | None) -> None:
         self.number = number
-        self.request_id = request_id
+        self.request_id = request.request_id
+        self.text = text
         self.has_ended = False
         self.is_over = False
-        self._num_open = num_completions
+        self._num_open = request.params.n
         self._error: HeadwayError | None = None
         self._parts: dict[int, list[Output]] = {}  # by completion
+        self._held_ids: dict[int, list[int]] = {}  # by completion: tokens without text so far
+        self._usage = (0, 0, 0)  # tokens of the prompt, of all outputs, of the prompt found cached
         self._waiter: asyncio.Future[None] | None = None  # of the reader, where it waits
 
+    def grow(self, token_ids: list[int]) -> None:
+        """Tokens of the only completion, which goes on."""
+        num_prompt_tokens, num_output_tokens, num_cached_tokens = self._usage
+        num_output_tokens += len(token_ids)
+        self.add(
+            Output(self.number, 0, "", token_ids, num_prompt_tokens, num_output_tokens, num_cached_tokens)
+        )
+
     def add(self, output: Output) -> None:
+        self._usage = (output.num_prompt_tokens, output.num_output_tokens, output.num_cached_tokens)
         parts = self._parts.setdefault(output.index, [])
         parts.append(output)
         if len(parts) >= MAX_PARTS:
@@ -49,7 +64,7 @@ class Reading:
             self._wake()
 
     async def take(self) -> list[EngineOutput]:
-        """Waits for news. Sets `is_over` with the last of them; raises what ended the request early."""
+        """Waits for news; may be empty. Sets `is_over` with the last of them; raises what ended the request early."""
         if not self._parts:
             if self._error is None:
                 self._waiter = asyncio.get_running_loop().create_future()
@@ -58,7 +73,28 @@ class Reading:
                 raise self._taken_error()
         parts, self._parts = self._parts, {}
         self.is_over = self.has_ended and self._error is None
-        return [to_engine_output(self.request_id, joined(found)) for found in parts.values()]
+        if self.text is None:
+            return [to_engine_output(self.request_id, joined(found)) for found in parts.values()]
+        outputs = [await self._with_text(self.text, joined(found)) for found in parts.values()]
+        return [output for output in outputs if output is not None]
+
+    async def _with_text(self, text: OutputText, output: Output) -> EngineOutput | None:
+        """None while there is no text to show, such as half a character: the tokens wait with it."""
+        made = to_engine_output(self.request_id, output)
+        index, token_ids, begin = made.index, made.token_ids, 0
+        while len(token_ids) - begin > MAX_TOKENS_A_TURN:
+            made.text += text.extend(index, token_ids[begin : begin + MAX_TOKENS_A_TURN])
+            begin += MAX_TOKENS_A_TURN
+            await asyncio.sleep(0)
+        if made.finish_reason is not None:
+            made.text += text.end(index, token_ids[begin:], made.finish_reason)
+        else:
+            made.text += text.extend(index, token_ids[begin:])
+        made.token_ids = self._held_ids.pop(index, []) + made.token_ids
+        if made.text or made.finish_reason is not None:
+            return made
+        self._held_ids[index] = made.token_ids
+        return None
 
     def _taken_error(self) -> HeadwayError:
         """Kept no longer: with its traceback it would keep every frame up to the reader's, in a cycle."""

@@ -24,8 +24,10 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_params = msgspec.msgpack.Decoder(_PARAMS).decode
 
 
-def to_add(number: int, request: EngineRequest) -> Add:
-    params = _PARAMS(**{name: getattr(request.params, name) for name in _PARAM_NAMES})
+def to_add(number: int, request: EngineRequest, *, has_text: bool = True) -> Add:
+    """Without text, the engine is asked for token ids alone."""
+    values = {name: getattr(request.params, name) for name in _PARAM_NAMES}
+    params = _PARAMS(**values if has_text else {**values, "detokenize": False})
     return Add(
         number=number,
         request_id=request.request_id,

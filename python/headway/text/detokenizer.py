@@ -1,4 +1,4 @@
-"""Text of an output while it grows: every append returns the characters that the new token completed.
+"""Text of an output while it grows: what is appended returns the characters that the new tokens completed.
 
 The pieces joined are what decoding the whole sequence adds to the decoded prompt, except that a character whose bytes
 are spread over several tokens is held until its last byte is there. Cost per token does not grow with the output.
@@ -7,6 +7,7 @@ are spread over several tokens is held until its last byte is there. Cost per to
 from __future__ import annotations
 
 import codecs
+import itertools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -15,15 +16,19 @@ from headway.text.tokenizer import Tokenizer
 REPLACEMENT = "\ufffd"
 _MAX_CHAR_TOKENS = 4  # a UTF-8 character has at most four bytes, and a token at least one
 _MAX_CONTEXT_TOKENS = 32
+_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class _Stream(Protocol):
+    """`append` is given ids of the vocabulary, `extend` any."""
+
     def append(self, token_id: int) -> str: ...
+    def extend(self, token_ids: Sequence[int]) -> str: ...
     def finish(self) -> str: ...
 
 
 class IncrementalDetokenizer:
-    """Feeds tokens one by one; `append` and `finish` return new text, possibly empty."""
+    """Fed with tokens one by one or many at once; each call returns new text, possibly empty."""
 
     def __init__(
         self,
@@ -37,10 +42,12 @@ class IncrementalDetokenizer:
         self._joined_ids = frozenset() if spaces_between_special_tokens else tokenizer.special_ids
         self._last_id = -1
         self._skipped_ids = tokenizer.special_ids if skip_special_tokens else frozenset()
-        context = [i for i in prompt_ids[-_MAX_CONTEXT_TOKENS:] if self._is_text(i)]
-        self._stream: _Stream = (
-            _ByteStream(tokenizer, context) if tokenizer.is_byte_level else _WindowStream(tokenizer, context)
-        )
+        texts = (i for i in reversed(prompt_ids[-_MAX_CONTEXT_TOKENS:]) if self._is_text(i))
+        self._stream: _Stream
+        if tokenizer.is_byte_level:
+            self._stream = _ByteStream(tokenizer, list(itertools.islice(texts, _MAX_CHAR_TOKENS))[::-1])
+        else:
+            self._stream = _WindowStream(tokenizer, list(texts)[::-1])
 
     def append(self, token_id: int) -> str:
         """The text that token_id completes."""
@@ -50,6 +57,13 @@ class IncrementalDetokenizer:
         is_joined = token_id in self._joined_ids and self._last_id in self._joined_ids
         self._last_id = token_id
         return text.lstrip(" ") if is_joined else text
+
+    def extend(self, token_ids: Sequence[int]) -> str:
+        """`append` of each, joined, for less: most tokens of a batch's outputs take this way."""
+        if self._joined_ids:
+            return "".join([self.append(token_id) for token_id in token_ids])
+        skipped_ids = self._skipped_ids
+        return self._stream.extend([token_id for token_id in token_ids if token_id not in skipped_ids])
 
     def finish(self) -> str:
         """What is still held: a character that was cut short comes out as U+FFFD, as decode() writes it."""
@@ -64,14 +78,17 @@ class _ByteStream:
 
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int]) -> None:
         self._token_bytes = tokenizer.token_bytes
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for token_id in context:
-            self._decoder.decode(self._token_bytes(token_id))
+        self._decoder = _Utf8Decoder("replace")
+        self._decoder.decode(b"".join(map(self._token_bytes, context)))
         # A prompt that ends within a character already shows U+FFFD for it.
         self._num_shown = 1 if self._decoder.getstate()[0] else 0
 
     def append(self, token_id: int) -> str:
         return self._new(self._decoder.decode(self._token_bytes(token_id)))
+
+    def extend(self, token_ids: Sequence[int]) -> str:
+        """An id without a token has no bytes."""
+        return self._new(self._decoder.decode(b"".join(map(self._token_bytes, token_ids))))
 
     def finish(self) -> str:
         return self._new(self._decoder.decode(b"", True))
@@ -115,6 +132,10 @@ class _WindowStream:
         if self._num_pending > _MAX_CHAR_TOKENS:  # not the start of a character: all but the last is final
             return self._show(text, num_held=1, num_context=_MAX_CHAR_TOKENS)
         return ""
+
+    def extend(self, token_ids: Sequence[int]) -> str:
+        known_ids = [token_id for token_id in token_ids if self._tokenizer.id_to_token(token_id) is not None]
+        return "".join(map(self.append, known_ids))
 
     def finish(self) -> str:
         return self._show(self._decode(self._window), num_held=0, num_context=len(self._window))
