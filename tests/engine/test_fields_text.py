@@ -45,6 +45,14 @@ def test_a_word_is_banned_with_and_without_a_space() -> None:
     assert bad_word_tokens(["cat", " dog", [7, 8], "cat"], encode) == [[1], [2], [3, 4], [7, 8]]
 
 
+@pytest.mark.parametrize("word", ["\n", "\n    ", " ", "\t", "\n    return"])
+def test_bad_words_of_white_space_are_taken_as_they_stand(llm: LLM, word: str) -> None:
+    """Without it nothing would be left of them, or another word."""
+    tokenizer = llm.get_tokenizer()
+    sequences = bad_word_tokens([word], lambda text: tokenizer.encode(text, add_special_tokens=False))
+    assert [tokenizer.decode(sequence) for sequence in sequences] == [word]
+
+
 def test_prompt_logprobs_are_what_the_tokens_score_when_sampled(llm: LLM) -> None:
     """The log-probabilities of a text as a prompt are those it had as an output."""
     output = llm.generate(

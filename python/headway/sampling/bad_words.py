@@ -10,7 +10,8 @@ from headway.errors import RequestError
 def bad_word_tokens(
     words: Sequence[str | Sequence[int]], encode: Callable[[str], list[int]] | None
 ) -> list[list[int]]:
-    """Each word as it goes on from what comes before and as a space sets it apart; token sequences as they are.
+    """Each word as it goes on from what comes before and as a space sets it apart; token sequences as they are, and so
+    is what begins with a line break or is white space alone.
 
     The form with a space is left out where it ends with the other, which is then banned anyway. Raises RequestError
     for text without a tokenizer.
@@ -26,5 +27,8 @@ def bad_word_tokens(
 def _forms(word: str, encode: Callable[[str], list[int]] | None) -> list[list[int]]:
     if encode is None:
         raise RequestError("bad_words", word, "token ids: this model has no tokenizer")
-    bare, spaced = encode(word.lstrip()), encode(" " + word.lstrip())
+    text = word.lstrip(" ")
+    if not text or text[0].isspace():
+        return [encode(word)]
+    bare, spaced = encode(text), encode(" " + text)
     return [bare] if spaced[-len(bare) :] == bare else [bare, spaced]
