@@ -18,7 +18,10 @@ def main() -> None:
     with atheris.instrument_imports(include=["headway", "tests.fuzz.targets"]):
         from tests.fuzz import targets
     name, *flags = sys.argv[1:]
-    scratch = Path(tempfile.mkdtemp())  # libFuzzer ends the process by itself
+    memory = Path("/dev/shm")  # each input is a file anew: a disk would be most of the time
+    scratch = Path(
+        tempfile.mkdtemp(dir=memory if memory.is_dir() else None)
+    )  # libFuzzer ends the process by itself
     atexit.register(shutil.rmtree, scratch)
     target = targets.Target(targets.planted) if name == "planted" else targets.targets(scratch)[name]
     corpus = scratch / "corpus"

@@ -52,11 +52,12 @@ MAX_UNSEEN_FRAMES = 4
 MAX_UNSEEN_BEATS = 8  # beats go on for a while: they are small
 LAST_WORDS_S = 1.0
 
-# A pass takes some 2 us a ticket of the interpreter, 15 where it has more to tell than tokens, and the engine's thread
-# cannot launch a step meanwhile. The rest goes by tickets and not by the time that a pass took.
+# A pass takes some 1 us a ticket of the interpreter, 8 where it has more to tell than tokens, and the engine's thread
+# cannot launch a step meanwhile. The rest leaves 25,000 outputs a second: a core of the server writes some more, and is
+# to have time for the requests that come in place of those that end.
 MAX_TICKETS_A_PASS = 64
 NUM_TICKETS_WITHOUT_REST = 16
-REST_S_A_TICKET = 5e-6
+REST_S_A_TICKET = 40e-6
 MAX_GROWTHS_A_MESSAGE = 16  # the server takes up other things between two messages
 
 
