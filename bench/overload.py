@@ -25,7 +25,7 @@ from headway import __version__
 from tests.remote.serving import Serving, serving
 
 RESULTS = Path(__file__).parent / "results"
-NUM_PLACES, NUM_CLIENTS = 16, 160
+NUM_PLACES, NUM_QUEUED, NUM_CLIENTS = 16, 8, 160
 NUM_READERS, NUM_SLOW = 8, 100
 NUM_READER_TOKENS, NUM_SLOW_TOKENS = 400, 4000
 STEP_S = 0.005
@@ -40,10 +40,11 @@ def ask_for_seconds(port: int, num_clients: int, pause_s: float, seconds: float)
 def overload_report(seconds: float) -> dict[str, Any]:
     """At capacity; at ten times that, by clients that pause; and by as many that ask again at once.
 
-    None of them waits as long as Retry-After tells them.
+    None of them waits as long as Retry-After tells them. A queue fills the places that fall free.
     """
-    found: dict[str, Any] = {"num_clients": NUM_CLIENTS, "num_places": NUM_PLACES}
-    with serving({"max_waiting": NUM_PLACES, "step_s": STEP_S}) as server, ProcessPoolExecutor(1) as pool:
+    found: dict[str, Any] = {"num_clients": NUM_CLIENTS, "num_places": NUM_PLACES, "num_queued": NUM_QUEUED}
+    engine = {"num_rows": NUM_PLACES, "max_waiting": NUM_QUEUED, "step_s": STEP_S}
+    with serving(engine) as server, ProcessPoolExecutor(1) as pool:
 
         def answered(num_clients: int, pause_s: float, seconds: float) -> Answered:
             return pool.submit(ask_for_seconds, server.port, num_clients, pause_s, seconds).result()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -37,6 +38,7 @@ class Options:
     """Keywords of `RemoteEngine`, as the process gets them.
 
     Attributes:
+        max_waiting: requests beyond num_rows, who wait in the order of their coming; unset: all have rows.
         max_steps: then it stands still with `stall`: "idle" for ever, "fault" dies, "hold" keeps the interpreter,
             "nonsense" sends outputs of a wrong type.
         fails_with: name of an error that the start ends with; "exit" ends the process, "bug" is none of ours.
@@ -44,6 +46,7 @@ class Options:
 
     model: str | None = None
     max_waiting: int | None = None
+    num_rows: int | None = None
     step_s: float = 0.0
     max_steps: int | None = None
     stall: str = "idle"
@@ -93,7 +96,7 @@ class FakeHosted:
         if self._task is None:
             self._task = asyncio.ensure_future(self._run())
         limit = self._options.max_waiting
-        if limit is not None and len(self._live) >= limit:
+        if limit is not None and len(self._live) >= (self._options.num_rows or 0) + limit:
             raise OverloadedError("too many", retry_after_s=3)
         if request.cache_salt == "cancel":
             raise RequestError("cache_salt", request.cache_salt, "something else")
@@ -191,7 +194,7 @@ class FakeHosted:
     def _step(self) -> None:
         self._num_steps += 1
         self._moved_s = time.perf_counter()
-        tickets = set(self._live)
+        tickets = set(itertools.islice(self._live, self._options.num_rows))
         for ticket in tickets:
             ticket.num_tokens += 1
             if ticket.num_tokens == (ticket.request.params.max_tokens or 32):
