@@ -7,20 +7,20 @@ are spread over several tokens is held until its last byte is there. Cost per to
 from __future__ import annotations
 
 import codecs
-import itertools
 from collections.abc import Sequence
 from typing import Protocol
 
 from headway.text.tokenizer import Tokenizer
 
 REPLACEMENT = "\ufffd"
-_MAX_CHAR_TOKENS = 4  # a UTF-8 character has at most four bytes, and a token at least one
+_MAX_CHAR_BYTES = 4
+_MAX_CHAR_TOKENS = _MAX_CHAR_BYTES  # a token has at least one
 _MAX_CONTEXT_TOKENS = 32
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class _Stream(Protocol):
-    """`append` is given ids of the vocabulary, `extend` any."""
+    """`append` is given ids of the vocabulary, all else any."""
 
     def append(self, token_id: int) -> str: ...
     def extend(self, token_ids: Sequence[int]) -> str: ...
@@ -42,12 +42,10 @@ class IncrementalDetokenizer:
         self._joined_ids = frozenset() if spaces_between_special_tokens else tokenizer.special_ids
         self._last_id = -1
         self._skipped_ids = tokenizer.special_ids if skip_special_tokens else frozenset()
-        texts = (i for i in reversed(prompt_ids[-_MAX_CONTEXT_TOKENS:]) if self._is_text(i))
-        self._stream: _Stream
-        if tokenizer.is_byte_level:
-            self._stream = _ByteStream(tokenizer, list(itertools.islice(texts, _MAX_CHAR_TOKENS))[::-1])
-        else:
-            self._stream = _WindowStream(tokenizer, list(texts)[::-1])
+        context = [i for i in prompt_ids[-_MAX_CONTEXT_TOKENS:] if i not in self._skipped_ids]
+        self._stream: _Stream = (
+            _ByteStream(tokenizer, context) if tokenizer.is_byte_level else _WindowStream(tokenizer, context)
+        )
 
     def append(self, token_id: int) -> str:
         """The text that token_id completes."""
@@ -79,9 +77,18 @@ class _ByteStream:
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int]) -> None:
         self._token_bytes = tokenizer.token_bytes
         self._decoder = _Utf8Decoder("replace")
-        self._decoder.decode(b"".join(map(self._token_bytes, context)))
+        self._decoder.decode(self._last_bytes(context))
         # A prompt that ends within a character already shows U+FFFD for it.
         self._num_shown = 1 if self._decoder.getstate()[0] else 0
+
+    def _last_bytes(self, context: Sequence[int]) -> bytes:
+        """As many as can belong to a character that the context cuts short."""
+        found = b""
+        for token_id in reversed(context):
+            found = self._token_bytes(token_id) + found
+            if len(found) >= _MAX_CHAR_BYTES - 1:
+                break
+        return found
 
     def append(self, token_id: int) -> str:
         return self._new(self._decoder.decode(self._token_bytes(token_id)))
@@ -109,12 +116,15 @@ class _WindowStream:
 
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._window = self._whole_context(context)
+        self._window = self._whole_context(self._known(context))
         self._num_pending = 0  # tokens at the window's end whose text is not out yet
         self._num_shown = len(self._decode(self._window))
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    def _known(self, token_ids: Sequence[int]) -> list[int]:
+        return [token_id for token_id in token_ids if self._tokenizer.id_to_token(token_id) is not None]
 
     def _whole_context(self, context: Sequence[int]) -> list[int]:
         """The last tokens of the prompt, starting where no character is cut if there is such a place."""
@@ -134,8 +144,7 @@ class _WindowStream:
         return ""
 
     def extend(self, token_ids: Sequence[int]) -> str:
-        known_ids = [token_id for token_id in token_ids if self._tokenizer.id_to_token(token_id) is not None]
-        return "".join(map(self.append, known_ids))
+        return "".join(map(self.append, self._known(token_ids)))
 
     def finish(self) -> str:
         return self._show(self._decode(self._window), num_held=0, num_context=len(self._window))
