@@ -87,10 +87,12 @@ class AsyncLLM(ChatRenderer):
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        use_prefix_cache: bool = True,
     ) -> AsyncIterator[RequestOutput]:
         """Yields the request as it grows, by `sampling_params.output_kind`: all so far, what is new, or the end alone.
 
-        Prefixes are shared only between requests of an equal cache_salt, such as one customer's.
+        Prefixes are shared only between requests of an equal cache_salt, such as one customer's; without
+        use_prefix_cache, nothing cached is read and nothing is left behind.
         Leaving early (break with aclose, cancellation) aborts it. Raises RequestError, CapacityError, OverloadedError
         or EngineDeadError.
         """
@@ -98,7 +100,7 @@ class AsyncLLM(ChatRenderer):
         text, token_ids = await self._read(prompt)
         await self.prepare(params)
         request_id = request_id or f"request-{next(self._numbers)}"
-        ticket = self._desk.open(request_id, text, token_ids, params, priority, cache_salt)
+        ticket = self._desk.open(request_id, text, token_ids, params, priority, cache_salt, use_prefix_cache)
         try:
             while not ticket.is_over:
                 if deltas := await self._desk.next_deltas(ticket):
@@ -141,6 +143,7 @@ class AsyncLLM(ChatRenderer):
             request.params,
             request.priority,
             request.cache_salt,
+            request.use_prefix_cache,
         )
 
     def take(self, ticket: Ticket) -> list[EngineOutput]:

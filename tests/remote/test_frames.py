@@ -154,7 +154,7 @@ def test_damaged_frames_are_refused_or_are_messages(count: int) -> None:
     ],
 )
 def test_parameters_are_checked_again(params: dict[str, Any], error: type[Exception] | None) -> None:
-    add = Add(1, "r", [1], msgspec.Raw(msgspec.msgpack.encode(params)), 0, None)
+    add = Add(1, "r", [1], msgspec.Raw(msgspec.msgpack.encode(params)), 0, None, True)
     if error is None:
         to_request(add)
         return

@@ -61,6 +61,16 @@ def test_a_salt_divides_the_callers_of_one_key(server: Live) -> None:
     assert num_cached(server, KEYS[1], prompt, cache_salt="red") == 0
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_who_opts_out_finds_nothing_and_leaves_nothing(server: Live, is_stream: bool) -> None:
+    prompt = f"# not kept, {is_stream}\n" + LINES
+    streamed = {"stream": True, "stream_options": {"include_usage": True}} if is_stream else {}
+    assert num_cached(server, KEYS[0], prompt, use_prefix_cache=False, **streamed) == 0
+    assert num_cached(server, KEYS[0], prompt, use_prefix_cache=None, **streamed) == 0
+    assert num_cached(server, KEYS[0], prompt, use_prefix_cache=False, **streamed) == 0
+    assert num_cached(server, KEYS[0], prompt, use_prefix_cache=True, **streamed) > 0
+
+
 def test_a_reset_forgets(server: Live) -> None:
     prompt = "# forgotten\n" + LINES
     num_cached(server, KEYS[0], prompt)

@@ -101,12 +101,20 @@ class RequestDesk:
         params: SamplingParams,
         priority: int,
         cache_salt: str | None = None,
+        use_prefix_cache: bool = True,
     ) -> Ticket:
         """Checks a request and sends it to the engine. Whoever opens a ticket must leave it."""
         self._bind_loop()
         self._refuse_if_dead()
         checked = self._engine.check(
-            request_id, 0, prompt, token_ids, params, priority, cache_salt=cache_salt
+            request_id,
+            0,
+            prompt,
+            token_ids,
+            params,
+            priority,
+            cache_salt=cache_salt,
+            uses_prefix_cache=use_prefix_cache,
         )
         if request_id in self._tickets:
             raise RequestError("request_id", request_id, "unique among the requests that are not over")

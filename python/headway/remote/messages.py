@@ -180,6 +180,7 @@ class Add(Message, frozen=True):
     params: msgspec.Raw  # see `headway.remote.records`
     priority: int
     cache_salt: str | None
+    use_prefix_cache: bool
 
 
 class Leave(Message, frozen=True):

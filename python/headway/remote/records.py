@@ -35,6 +35,7 @@ def to_add(number: int, request: EngineRequest, *, has_text: bool = True) -> Add
         params=msgspec.Raw(_encode(params)),
         priority=request.priority,
         cache_salt=request.cache_salt,
+        use_prefix_cache=request.use_prefix_cache,
     )
 
 
@@ -50,6 +51,7 @@ def to_request(add: Add) -> EngineRequest:
         params=SamplingParams(**{name: getattr(params, name) for name in _PARAM_NAMES}),
         priority=add.priority,
         cache_salt=add.cache_salt,
+        use_prefix_cache=add.use_prefix_cache,
     )
 
 

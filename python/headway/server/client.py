@@ -24,6 +24,7 @@ class EngineRequest:
         prompt: the prompt's text, where there is one; kept for outputs, not read by the engine.
         priority: lower runs first.
         cache_salt: requests share cached prefixes only with requests of an equal salt.
+        use_prefix_cache: False: nothing cached is read, and nothing is left behind.
     """
 
     request_id: str
@@ -32,6 +33,7 @@ class EngineRequest:
     prompt: str | None = None
     priority: int = 0
     cache_salt: str | None = None
+    use_prefix_cache: bool = True
 
 
 @dataclass(slots=True)  # one an event: frozen ones take four times as long to make

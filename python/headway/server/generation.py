@@ -79,6 +79,7 @@ def engine_requests(
             prompt=prompt.text,
             priority=fields.priority or 0,
             cache_salt=salt,
+            use_prefix_cache=fields.use_prefix_cache is not False,
         )
         for index, prompt in enumerate(prompts)
     ]

@@ -88,6 +88,7 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     priority: Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)] | None = None
     request_id: Name | None = None
     cache_salt: Name | None = None
+    use_prefix_cache: bool | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     # IGNORED_FIELDS
