@@ -190,6 +190,7 @@ class AsyncLLM(ChatRenderer):
 
     async def stats(self) -> EngineStats:
         ledger, meter = self._parts.engine.ledger.stats(), self._desk.meter
+        cached = self._parts.engine.prefix_cache_stats()
         return EngineStats(
             num_waiting=ledger.num_waiting,
             num_running=ledger.num_running,
@@ -211,7 +212,9 @@ class AsyncLLM(ChatRenderer):
             seconds_since_progress=meter.seconds_since_progress,
             num_led_steps_total=meter.num_led,
             launch_lead_s=meter.lead_ns / 1e9,
-            prefix_cache=PrefixCacheStats(**self._parts.engine.prefix_cache_stats()),
+            prefix_cache=PrefixCacheStats(
+                **cached, snapshot_bytes=cached["num_snapshots"] * self._parts.memory.slot_bytes
+            ),
         )
 
     async def recent_steps(self) -> list[StepSpan]:

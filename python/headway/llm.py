@@ -191,7 +191,8 @@ class LLM(ChatRenderer):
     def prefix_cache_stats(self) -> dict[str, int]:
         """What the prefix cache holds and did since the start; the counters are explained in docs/prefix_cache.md."""
         with self._lock:
-            return self._engine.prefix_cache_stats()
+            stats = self._engine.prefix_cache_stats()
+        return {**stats, "snapshot_bytes": stats["num_snapshots"] * self._parts.memory.slot_bytes}
 
     def close(self) -> None:
         """Ends all requests and frees the device's memory. Legal twice."""

@@ -297,6 +297,13 @@ def test_every_lookup_is_a_hit_or_a_miss_with_a_reason(cached: LLM) -> None:
     assert stats["num_lookups"] == stats["num_hits"] + sum(stats[f"num_{reason}"] for reason in reasons)
 
 
+def test_the_bytes_of_snapshots_are_those_of_their_slots(cached: LLM) -> None:
+    conversation(cached, 2)
+    stats, caches = cached.prefix_cache_stats(), cached._engine._runner._caches
+    slot_bytes = sum(pool[0].nbytes for pool in (*caches.conv_state, *caches.ssm_state))
+    assert stats["snapshot_bytes"] == stats["num_snapshots"] * slot_bytes > 0
+
+
 @pytest.mark.parametrize("salt", ["", 3])
 def test_a_salt_that_is_no_text_is_refused(cached: LLM, salt: object) -> None:
     with pytest.raises(RequestError, match="cache_salt"):

@@ -155,7 +155,7 @@ class SmallEngine(AsyncLLM):
             engine=engine,
             tokenizer=tokenizer,
             chat_template=None,
-            memory=SimpleNamespace(max_rows=max_rows, max_model_len=256),
+            memory=SimpleNamespace(max_rows=max_rows, max_model_len=256, slot_bytes=0),
             model_config=SimpleNamespace(family="none", vocab_size=VOCAB_SIZE),
             device="cpu",
             dtype="float32",

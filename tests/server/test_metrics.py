@@ -128,6 +128,8 @@ def test_pools_add_up_and_cached_prefixes_show(server: Live) -> None:
         assert sum(parts.values()) == after[f"{pool}_capacity", ()]
         assert parts["used"] == 0
         assert parts["cached"] > 0
+    num_snapshots = after["headway_state_slots", ("cached",)]
+    assert after["headway_snapshot_bytes", ()] > 10_000 * num_snapshots
     assert gained(after, before, "headway_prefix_lookups_total", "hit") == 1
     assert gained(after, before, "headway_cached_tokens_total") > 16
     assert gained(after, before, "vllm:prefix_cache_hits_total", "0", "tiny") == gained(

@@ -53,6 +53,7 @@ class MemoryPlan:
     num_blocks: int
     num_slots: int
     num_snapshots: int  # slots beside those, for the states of cached prefixes
+    slot_bytes: int  # of one, all Mamba layers
     budget_bytes: int
     lines: tuple[MemoryLine, ...]
 
@@ -106,6 +107,7 @@ class _Fit:
             num_blocks=num_blocks,
             num_slots=num_slots,
             num_snapshots=num_snapshots,
+            slot_bytes=self.model.per_slot,
             budget_bytes=self.budget,
             lines=self._lines(num_blocks, num_slots, num_snapshots),
         )

@@ -108,6 +108,7 @@ class PrefixCacheStats:
     num_blocks: int = 0  # held now
     num_evictable_blocks: int = 0  # of those, with nobody
     num_snapshots: int = 0  # held now
+    snapshot_bytes: int = 0  # of those
     num_waypoints: int = 0  # of those, kept at strides
     num_snapshots_taken: int = 0
     num_evicted_blocks: int = 0

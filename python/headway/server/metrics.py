@@ -163,6 +163,12 @@ METRICS: tuple[Metric, ...] = (
         lambda s: s.stats.prefix_cache.num_waits,
     ),
     Metric(
+        "headway_snapshot_bytes",
+        "gauge",
+        "Of the states that are kept for prefixes",
+        lambda s: s.stats.prefix_cache.snapshot_bytes,
+    ),
+    Metric(
         "headway_snapshots_taken",
         "counter",
         "States kept for prefixes",
