@@ -10,7 +10,7 @@ namespace headway::cuda {
 
 inline constexpr char kSkinnyLinearOp[] = "skinny_linear";
 inline constexpr int kMaxWarpgroupTokens = 64;
-inline constexpr int kMaxShortTokens = 16;
+inline constexpr int kMaxShortTokens = 32;
 
 // Of a smaller matrix the kernel without the copy engine is the quicker one.
 inline bool is_large_matrix(const SkinnyLinearParams& params) {

@@ -78,7 +78,8 @@ void launch_tokens(const SkinnyLinearParams& params, cudaStream_t stream) {
 template <typename T>
 void launch_dtype(const SkinnyLinearParams& params, cudaStream_t stream) {
   if (params.num_tokens <= 8) return launch_tokens<T, 8>(params, stream);
-  launch_tokens<T, 16>(params, stream);
+  if (params.num_tokens <= 16) return launch_tokens<T, 16>(params, stream);
+  launch_tokens<T, 32>(params, stream);
 }
 
 }  // namespace

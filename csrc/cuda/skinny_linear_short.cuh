@@ -1,8 +1,8 @@
 // The kernel of skinny_linear_short.cu, for large matrices with few rows a multiprocessor: a copy of one panel of 64
 // columns would be too small for what a copy costs (skinny_linear_warpgroup.cuh), so one copy brings kBoxPanels of
 // them. One warp has the copy engine stream the block's rows through a ring of such boxes, the tokens' panels beside
-// them; each of the others multiplies one panel of a box. The matrix does not depend on the previous kernel: as much of
-// it as the ring holds is on its way while that one still runs.
+// them; each of the others multiplies half a panel of a box. The matrix does not depend on the previous kernel: as much
+// of it as the ring holds is on its way while that one still runs.
 //
 // A sum is that of the warps' sums in order, each over the warp's panels in order: its bits depend on the row and the
 // token alone.
@@ -19,8 +19,9 @@
 
 namespace headway::cuda::skinny {
 
-inline constexpr int kBoxPanels = 4;  // of 64 columns; a warp each
-inline constexpr int kShortThreads = kBoxPanels * kWarpSize;  // that multiply
+inline constexpr int kBoxPanels = 4;  // of 64 columns
+inline constexpr int kShortWarps = 2 * kBoxPanels;  // that multiply, half a panel each
+inline constexpr int kShortThreads = kShortWarps * kWarpSize;
 inline constexpr int kShortTileRows = 8;  // of the matrix, in a product
 inline constexpr int kLineBytes = wgmma::kPanelRowBytes;
 
@@ -36,7 +37,7 @@ struct ShortWork {
 
 // The warps' sums of [token, row]; rows padded against conflicts of banks.
 template <int kTokens, int kTiles>
-using ShortSums = float[kBoxPanels][kTokens][kTiles * kShortTileRows + 4];
+using ShortSums = float[kShortWarps][kTokens][kTiles * kShortTileRows + 4];
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -56,7 +57,7 @@ class ShortRing {
   __device__ void init() const {
     for (int i = 0; i < work_.num_stages; ++i) {
       full({i, 0}).init(1);
-      free({i, 0}).init(kBoxPanels);
+      free({i, 0}).init(kShortWarps);
     }
     Barrier::publish_inits();
   }
@@ -133,8 +134,7 @@ class ShortProducts : ShortRing {
     RingSlot slot;
     for (int turn = 0; turn < num_turns_; ++turn, slot.advance(work_.num_stages)) {
       full(slot).wait(slot.parity);
-      multiply_half<0>(slot);
-      multiply_half<1>(slot);
+      multiply(slot);
     }
   }
 
@@ -158,7 +158,7 @@ class ShortProducts : ShortRing {
     for_each_output([&](int i, int token, int row) {
       float sum = 0.0f;
 #pragma unroll
-      for (int warp = 0; warp < kBoxPanels; ++warp) sum += warp_sums[warp][token][row];
+      for (int warp = 0; warp < kShortWarps; ++warp) sum += warp_sums[warp][token][row];
       sum += to_float(biases_[i]);
       sum += to_float(addends_[i]);
       static_cast<T*>(params.out)[token * params.out_stride + first_row_ + row] = from_float<T>(sum);
@@ -192,31 +192,30 @@ class ShortProducts : ShortRing {
     });
   }
 
-  // 32 columns of the warp's panel; after the second half's loads the slot is free.
-  template <int kHalf>
-  __device__ __forceinline__ void multiply_half(RingSlot slot) {
+  // The warp's 32 columns of the box; after the last loads of them the slot is free.
+  __device__ __forceinline__ void multiply(RingSlot slot) {
+    const int panel = warp_ / 2;
     uint32_t rows[kTiles][4];
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      load_lines<kHalf>(rows[tile], weight_box(slot), warp_ * work_.block_rows + kShortTileRows * tile);
+      load_lines(rows[tile], weight_box(slot), panel * work_.block_rows + kShortTileRows * tile);
     }
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
       uint32_t tokens[2][4] = {};
 #pragma unroll
       for (int half = 0; half < kHalves; ++half) {
-        load_lines<kHalf>(tokens[half], x_box(slot), warp_ * work_.linear.num_tokens + 16 * group + 8 * half);
+        load_lines(tokens[half], x_box(slot), panel * work_.linear.num_tokens + 16 * group + 8 * half);
       }
-      if (kHalf == 1 && group == kGroups - 1) release(slot);
+      if (group == kGroups - 1) release(slot);
       multiply_tiles(sums_[group], tokens, rows);
     }
   }
 
-  // Lines first .. first + 7, as four tiles of 8 columns.
-  template <int kHalf>
+  // The warp's half of lines first .. first + 7, as four tiles of 8 columns.
   __device__ __forceinline__ void load_lines(uint32_t (&tiles)[4], uint32_t box, int first) const {
     const int line = first + lane_ % 8;
-    const int piece = 4 * kHalf + lane_ / 8;
+    const int piece = warp_ % 2 * 4 + lane_ / 8;
     load_matrices(tiles, box + line * kLineBytes + ((piece ^ (line & 7)) << 4));
   }
 

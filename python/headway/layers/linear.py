@@ -182,7 +182,7 @@ def _max_skinny_tokens(weight: torch.Tensor) -> int:
         if device.major != 9:
             return 0
         if rows < MIN_STREAMED_ROWS:
-            return 16 if rows >= MIN_SHORT_ROWS and weight.shape[1] % SHORT_PANEL_COLUMNS == 0 else 0
+            return 32 if rows >= MIN_SHORT_ROWS and weight.shape[1] % SHORT_PANEL_COLUMNS == 0 else 0
         return 32 if rows >= MIN_TALL_ROWS else 16
     return 16 if rows <= SKINNY_GROUP_ROWS else 8 if rows <= 2 * SKINNY_GROUP_ROWS else 0
 
