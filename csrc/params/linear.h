@@ -23,7 +23,7 @@ struct LinearParams {
 };
 
 // out = x W^T + bias, or out += x W^T + bias, for a few tokens and a matrix as torch keeps it; the matrix is read once
-// for every 16 tokens, of large and tall ones on sm_90a for every 64. CUDA, bfloat16 or float16.
+// for every 16 tokens, of large ones on sm_90a for every 32 or, if tall, 64. CUDA, bfloat16 or float16.
 struct SkinnyLinearParams {
   int32_t num_tokens;         // T
   int32_t num_inputs;         // a multiple of 8

@@ -19,7 +19,7 @@ MAX_SMALL_BYTES: Final = 16 * 2**20  # larger ones are streamed: csrc/cuda/skinn
 SKINNY_GROUP_ROWS: Final = 40  # of a small matrix: kMaxTiles of csrc/cuda/skinny_linear.cu
 MIN_STREAMED_ROWS: Final = 48  # of a large one; those with fewer are streamed by several panels at a time
 SHORT_PANEL_COLUMNS: Final = 64  # whole panels only
-MIN_SHORT_ROWS: Final = 32  # fewer are not measured within a step
+MIN_SHORT_ROWS: Final = 20  # fewer are not measured within a step
 # With fewer, more than 16 tokens cost what reading the matrix gains; with more, than 32.
 MIN_TALL_ROWS: Final = 96
 

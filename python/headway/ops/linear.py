@@ -99,7 +99,7 @@ def skinny_linear(
 ) -> Tensor:
     """x W^T + bias of few tokens. A token's result is bit-equal whatever tokens come with it.
 
-    W is read once for every MAX_SKINNY_TOKENS tokens, of large and tall ones on a Hopper GPU for every 64.
+    W is read once for every MAX_SKINNY_TOKENS tokens, of large ones on a Hopper GPU for every 32 or, if tall, 64.
 
     Args:
         x: [T, in] bfloat16 or float16 on a GPU, tokens may be strided; in and the stride are multiples of 8.
