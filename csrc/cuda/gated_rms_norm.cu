@@ -25,7 +25,14 @@ __global__ void __launch_bounds__(max_row_threads(kItems, kWidth))
   const int num_pieces = static_cast<int>(params.group_size / kWidth);
   const T* y = static_cast<const T*>(params.y) + token * params.hidden + group_begin;
   const T* z = static_cast<const T*>(params.z) + token * params.z_stride + group_begin;
+  const T* weight = static_cast<const T*>(params.weight) + group_begin;
 
+  Vector<T, kWidth> weights[kItems];  // no kernel writes them: loaded before the one ahead is over
+#pragma unroll
+  for (int item = 0; item < kItems; ++item) {
+    const int piece = item * num_threads + thread;
+    if (piece < num_pieces) weights[item] = *reinterpret_cast<const Vector<T, kWidth>*>(weight + piece * kWidth);
+  }
   wait_for_previous_kernel();
   if (kIsWarps && token >= params.num_tokens) return;
   float values[kItems][kWidth];
@@ -42,13 +49,11 @@ __global__ void __launch_bounds__(max_row_threads(kItems, kWidth))
   const float scale = norm_scale(total, params.group_size, params.eps);
 
   T* out = static_cast<T*>(params.out) + token * params.hidden + group_begin;
-  const T* weight = static_cast<const T*>(params.weight) + group_begin;
 #pragma unroll
   for (int item = 0; item < kItems; ++item) {
     const int piece = item * num_threads + thread;
     if (piece >= num_pieces) break;
-    store_normalised(out + piece * kWidth, *reinterpret_cast<const Vector<T, kWidth>*>(weight + piece * kWidth),
-                     values[item], scale);
+    store_normalised(out + piece * kWidth, weights[item], values[item], scale);
   }
 }
 
