@@ -16,7 +16,10 @@ namespace headway::cuda {
 namespace {
 
 constexpr char kOp[] = "mamba_decode";
-constexpr int kMaxBlocks = 8;  // a cluster
+
+// A cluster at most: with more, a block's threads would be too few for the norm.
+template <typename T>
+constexpr int kMaxBlocks = sizeof(T) == 4 ? 8 : 16;
 
 // A block at most: by the registers of their states and the shared memory of their inputs.
 template <typename T, int kN>
@@ -31,9 +34,9 @@ struct BlockMemory {
   alignas(16) T B[kMaxWindow * kN];  // until the inputs are scored; then of a stretch to fold
   alignas(16) T C[kN];
   alignas(16) T x[kMaxWindow * kMaxChannels];
-  alignas(16) T y[kMaxBlocks * kMaxChannels];       // of the whole group, likewise the next two
-  alignas(16) T z[kMaxBlocks * kMaxChannels];
-  alignas(16) T weight[kMaxBlocks * kMaxChannels];
+  alignas(16) T y[kMaxBlocks<T> * kMaxChannels];       // of the whole group, likewise the next two
+  alignas(16) T z[kMaxBlocks<T> * kMaxChannels];
+  alignas(16) T weight[kMaxBlocks<T> * kMaxChannels];
   alignas(16) float table[kMaxWarps<T, kN>][kTableWidth];  // of the block's heads, likewise below
   float dt[kMaxWarps<T, kN>][kMaxWindow];
   float A[kMaxWarps<T, kN>];
@@ -304,20 +307,24 @@ __global__ void decode_fused_kernel(MambaDecodeParams, RowTiles, int) {}  // nev
 // Blocks of a cluster, one for a group of a row; 0 where one launch cannot be or does not pay. Many small blocks are
 // quickest while half the multiprocessors are free; else the fewest, for each convolves its group's B and C, and these
 // only while all run at once. Measured on an H200: nano30b's shape at 1, 2, 4 and 8 rows takes 8, 4, 2 and 2 blocks.
+// More than 8 only some devices have.
 template <typename T, int kN, typename State>
 int choose_cluster(int group_tiles, int64_t num_groups) {
   const int num_processors = device_attribute(cudaDevAttrMultiProcessorCount, kOp);
+  const auto run_at_once = [&](int blocks) {
+    return num_groups <=
+           max_active_clusters(decode_fused_kernel<T, kN, State>, blocks, group_tiles / blocks * kWarpSize, kOp);
+  };
   int fewest = 0;
-  for (int blocks = kMaxBlocks; blocks > 1; --blocks) {
+  for (int blocks = kMaxBlocks<T>; blocks > 1; --blocks) {
     const int warps = group_tiles / blocks;
     const bool can_convolve = (2 * kN + warps * kTileChannels) / kPieceWidth <= warps * kWarpSize;
     if (group_tiles % blocks != 0 || warps > kMaxWarps<T, kN> || !can_convolve) continue;
-    if (2 * num_groups * blocks <= num_processors) return blocks;
+    const bool is_sure = blocks <= kPortableClusterBlocks;
+    if (2 * num_groups * blocks <= num_processors && (is_sure || run_at_once(blocks))) return blocks;
     fewest = blocks;
   }
-  if (fewest == 0 || num_groups * fewest > num_processors) return 0;
-  const int num_threads = group_tiles / fewest * kWarpSize;
-  return num_groups <= max_active_clusters(decode_fused_kernel<T, kN, State>, fewest, num_threads, kOp) ? fewest : 0;
+  return fewest > 0 && num_groups * fewest <= num_processors && run_at_once(fewest) ? fewest : 0;
 }
 
 template <typename T>

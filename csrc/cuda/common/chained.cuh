@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "cuda/common/check.h"
+#include "cuda/common/device.h"
 
 namespace headway::cuda {
 
@@ -42,6 +43,7 @@ void launch_chained_clusters(const char* op, void (*kernel)(Params...), dim3 gri
   if (shared_bytes > 0) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), op);
   }
+  allow_cluster(kernel, cluster_blocks, op);
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
