@@ -162,11 +162,12 @@ def unedited_rows(name: str, vocab_size: int, count: int) -> ops.StepBuffers:
     return buffers
 
 
+LARGEST = pytest.param(262144, 262144, marks=pytest.mark.gpu)  # takes seconds a case on a CPU
 DRAWN = ["temperature", "cold", "hot", "top_p", "top_p_tiny", "min_p", "few", "all_filters"]
 
 
 @pytest.mark.parametrize("name", ["greedy", "top_k", *DRAWN])
-@pytest.mark.parametrize("vocab_size", [20011, 65536])
+@pytest.mark.parametrize("vocab_size", [20011, 65536, pytest.param(262147, marks=pytest.mark.gpu)])
 def test_large_vocabularies(name, vocab_size, device):
     """Several pieces a row; among the rows one of ties, one that is nearly all -inf, and a flat one, all unedited."""
     count = 6
@@ -200,7 +201,7 @@ EDITED = {
 
 
 @pytest.mark.parametrize("options", EDITED.values(), ids=EDITED)
-@pytest.mark.parametrize(("vocab_size", "pitch"), [(20011, 20012), (30013, 30014), (65536, 65536)])
+@pytest.mark.parametrize(("vocab_size", "pitch"), [(20011, 20012), (30013, 30014), (65536, 65536), LARGEST])
 def test_edited_rows_of_large_vocabularies(options, vocab_size, pitch, device):
     """Among them a row whose best token has been said, a flat one, one of ties, one with NaN, one nearly empty."""
     count = 8
