@@ -139,6 +139,26 @@ def test_long_contexts(case, dtype, device):
         assert_bit_equal(out, whole[piece.tokens.to(device)], "alone")
 
 
+STEP_CASES = {
+    "sixteen_heads_a_key": AttentionCase(32, 2, 128),
+    "four_heads_a_key": AttentionCase(8, 2, 128, block_size=128),
+    "one_head_a_key": AttentionCase(3, 3, 128, block_size=48),
+    "heads_of_64": AttentionCase(16, 1, 64, block_size=32),
+    "heads_of_96": AttentionCase(10, 2, 96, block_size=64, gap=8),
+    "heads_of_256": AttentionCase(8, 1, 256),
+}
+
+
+@pytest.mark.parametrize("case", STEP_CASES.values(), ids=STEP_CASES)
+def test_lengths_around_pieces_of_work(case, dtype, device):
+    """One query and three, over one key, and one less, as many and one more than a tile, a step and a span hold."""
+    kv_lens = [n + d for n in (64, 128, 256, 1024, 2048) for d in (-1, 0, 1)]
+    rows = Rows((1,) * 16 + (0,) + (3,) * 15, (0, *(n - 1 for n in kv_lens), 0, *(n - 3 for n in kv_lens)))
+    arguments = attention_arguments(case, rows, dtype)
+    expected = reference.paged_attention_ref(**in_float64(arguments))
+    assert_close(ops.paged_attention(**on_device(arguments, device)), expected, "around pieces of work")
+
+
 PROMPT_CASES = {
     "heads_of_64": AttentionCase(8, 2, 64, block_size=128),
     "sixteen_heads_a_key": AttentionCase(32, 2, 128),

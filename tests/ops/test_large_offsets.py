@@ -24,7 +24,9 @@ from tests.inputs import (
     on_device,
     scan_arguments,
 )
+from tests.ops.packets import copy_to, result_rows
 from tests.ops.slot_windows import Inputs, WindowedRows, walk
+from tests.ops.test_sample import random_rows
 
 STRIDE = 2**30 + 64  # elements: the third entry lies beyond 2^31
 ROWS = Rows((1, 5, 3), (4, 0, 7))
@@ -117,8 +119,15 @@ def test_window_slots_and_tokens(device):
     assert_bit_equal(far.step(inputs, [3], [1]), expected, "far tokens")
 
 
-def test_cache_blocks(device):
-    case, rows = ATTENTION_CASES["regular"], Rows((1, 2), (15, 0))
+ATTENTION_STEPS = {
+    "regular": (ATTENTION_CASES["regular"], Rows((1, 2), (15, 0))),
+    "heads_of_128": (ATTENTION_CASES["wide"], Rows((1, 2), (15, 0))),
+    "prompt": (ATTENTION_CASES["regular"], Rows((12,), (5,))),
+}
+
+
+@pytest.mark.parametrize(("case", "rows"), ATTENTION_STEPS.values(), ids=ATTENTION_STEPS)
+def test_cache_blocks(case, rows, device):
     near = on_device(kv_write_arguments(case, rows, torch.bfloat16), device)
     far = {**near, **{name: spread(near[name], device) for name in ("k_cache", "v_cache")}}
     ops.kv_write(**near)
@@ -129,3 +138,37 @@ def test_cache_blocks(device):
     far = {**near, **{name: spread(near[name], device) for name in ("k_cache", "v_cache")}}
     expected = ops.paged_attention(**near)
     assert_bit_equal(ops.paged_attention(**far), expected, "paged_attention")
+
+
+@pytest.mark.parametrize("length", [2, 9])
+def test_queries(length, device):
+    """Far apart, of rows that decode and of a prompt."""
+    rows = Rows((1, length), (3, 20))
+    near = on_device(attention_arguments(ATTENTION_CASES["wide"], rows, torch.bfloat16), device)
+    far = {**near, "q": spread(near["q"], device)}
+    assert_bit_equal(ops.paged_attention(**far), ops.paged_attention(**near), "paged_attention")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.3}], ids=str
+)
+def test_logits(options, device):
+    """Of several pieces a row, edited and not; the third row is far."""
+    vocab_size, num_rows = 20_011, 3
+    buffers = copy_to(random_rows(options, vocab_size, num_rows, seed=1), device)
+    logits = normal(num_rows, vocab_size, scale=2.5).to(device)
+    ops.sample(buffers, logits)
+    expected = result_rows(buffers, num_rows).tobytes()
+    ops.sample(buffers, spread(logits, device))
+    assert result_rows(buffers, num_rows).tobytes() == expected
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True)
+@pytest.mark.parametrize("num_outputs", [70, 40_001])
+def test_tokens_of_skinny_products(num_outputs, device):
+    """By either kernel: the second matrix is large and tall."""
+    x = normal(3, 264, dtype=torch.bfloat16).to(device)
+    weight = normal(num_outputs, 264, seed=2, dtype=torch.bfloat16).to(device)
+    expected = ops.skinny_linear(x, weight)
+    out = spread(torch.zeros_like(expected), device)
+    assert_bit_equal(ops.skinny_linear(spread(x, device), weight, out=out), expected, "skinny_linear")
