@@ -68,6 +68,8 @@ inline CUtensorMap map_cache(const PagedAttentionParams& attention, void* base, 
   boxes.strides_bytes = {head_dim * kElementBytes, num_kv_heads * head_dim * kElementBytes,
                          static_cast<uint64_t>(cache.block_stride) * kElementBytes};
   boxes.box = {wgmma::kPanelColumns, 1, static_cast<uint32_t>(box_keys), 1};
+  // A box takes 128 bytes of each key, another the next 128: fetched by both, memory yields 4 % less.
+  boxes.promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_128B;
   return make_tensor_map(boxes, kAttentionOp);
 }
 

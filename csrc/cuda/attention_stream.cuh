@@ -24,8 +24,8 @@ inline constexpr int kThreads = (kMaxStreamGroups + 1) * kGroupThreads;
 inline constexpr int kRowRegisters = 232;
 inline constexpr int kCopyRegisters = 40;
 
-// Of a block: far more than what must be under way to keep the memory busy.
-inline constexpr int kRingBytes = 160 << 10;
+// Of a block: a step's keys and values a lane. With less the memory idles, with more its reads get in each other's way.
+inline constexpr int kRingBytes = 128 << 10;
 constexpr unsigned num_stages(int dim, int num_groups) {
   return static_cast<unsigned>(kRingBytes / kMaxStreamGroups * num_groups / (kKeys * dim * 2));
 }

@@ -19,6 +19,8 @@ struct TensorBoxes {
   std::array<uint64_t, 4> sizes;  // beyond them, as before index 0, a copy writes zeros
   std::array<uint64_t, 3> strides_bytes;  // of dimensions 1 to 3; multiples of 16
   std::array<uint32_t, 4> box;  // box[0] elements are 128 bytes: a row of a panel of wgmma.cuh
+  // What the second-level cache fetches at once.
+  CUtensorMapL2promotion promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
 };
 
 // The driver's encoder, found at run time: nothing here links against the driver.
@@ -45,7 +47,7 @@ inline CUtensorMap make_tensor_map(const TensorBoxes& tensor, const char* op) {
   const CUresult result =
       encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 4, tensor.base, tensor.sizes.data(), tensor.strides_bytes.data(),
              tensor.box.data(), kElementStrides.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+             tensor.promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   require(result == CUDA_SUCCESS, op, "cuTensorMapEncodeTiled refused the tensor: " + std::to_string(result));
   return map;
 }
