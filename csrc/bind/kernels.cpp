@@ -10,6 +10,7 @@
 
 #if HEADWAY_IS_CUDA
 #include "bind/mamba_decode.h"
+#include "bind/moe.h"
 #include "bind/route_hidden.h"
 #include "bind/skinny_linear.h"
 #include "cuda/runtime.h"
@@ -266,6 +267,7 @@ void bind_kernels(py::module_& module) {
 #if HEADWAY_IS_CUDA
 void bind_backend(py::module_& module) {
   bind_mamba_decode(module);
+  bind_moe(module);
   bind_route_hidden(module);
   bind_skinny_linear(module);
   module.def("sample_scan_bytes", &cuda::sample_scan_bytes);

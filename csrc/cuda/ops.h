@@ -32,6 +32,7 @@ void route(const RouteParams& params, Stream stream);
 void route_hidden(const RouteHiddenParams& params, Stream stream);
 // Up to 256 tokens of bfloat16 or float16.
 void moe_experts(const MoeExpertsParams& params, Stream stream);
+void combine_experts(const CombineExpertsParams& params, Stream stream);
 void begin_step(const BeginStepParams& params, Stream stream);
 // Bytes that SampleParams::scan must have.
 int64_t sample_scan_bytes(int32_t num_sampled, int32_t vocab_size);

@@ -38,7 +38,9 @@ struct RouteParams {
   int32_t* expert_ids;        // [T, K] best first
 };
 
-// Router and choice of few tokens in one launch: logits = weight x in fp32, then as RouteParams says; choice.logits is
+inline constexpr int kRouteGroups = 32;  // of tokens, of one launch
+
+// Router and choice in one launch: logits = weight x in fp32, then as RouteParams says; choice.logits is
 // unused.
 struct RouteHiddenParams {
   RouteParams choice;
@@ -47,7 +49,7 @@ struct RouteHiddenParams {
   int64_t x_stride;
   const float* weight;        // [E, C]
   float* logits;              // [T, E]
-  int32_t* num_done;          // [1] zero before and after: blocks that have written their logits
+  int32_t* num_done;          // [kRouteGroups] zero before and after: blocks that have written their logits
   DType dtype;
 };
 
@@ -70,6 +72,18 @@ struct MoeExpertsParams {
   Activation activation;
   bool is_gated;
   DType dtype;                // on a GPU bfloat16 or float16
+};
+
+// The end of the experts of many tokens: out = sum over k of weights[t, k] * results[places[t, k]], in fp32.
+struct CombineExpertsParams {
+  int64_t num_tokens;         // T
+  int32_t hidden;             // C
+  int32_t top_k;              // K
+  const void* results;        // [T K, C] dtype
+  const int32_t* places;      // [T, K] rows of results
+  const float* weights;       // [T, K]
+  void* out;                  // [T, C] dtype, contiguous
+  DType dtype;
 };
 
 }  // namespace headway

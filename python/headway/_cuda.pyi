@@ -24,6 +24,18 @@ def route_hidden(
     stream: int,
     /,
 ) -> None: ...
+def combine_experts(
+    num_tokens: int,
+    hidden: int,
+    top_k: int,
+    results: int,
+    places: int,
+    weights: int,
+    out: int,
+    dtype: int,
+    stream: int,
+    /,
+) -> None: ...
 def skinny_linear(
     num_tokens: int,
     num_inputs: int,

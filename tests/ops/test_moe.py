@@ -9,7 +9,7 @@ import torch
 
 from headway import ops
 from headway.ops import Routing, reference
-from headway.ops.moe import grouped_experts
+from headway.ops.moe import combine_experts, grouped_experts
 from tests.cases import MOE_CASES, ROUTE_CASES, NormCase
 from tests.compare import assert_bit_equal, assert_close
 from tests.inputs import in_float64, moe_arguments, norm_arguments, normal, on_device, route_arguments
@@ -61,11 +61,11 @@ def test_route_of_a_token_alone_is_bit_equal(case, device):
 
 
 def num_done():
-    return torch.zeros(1, dtype=torch.int32, device="cuda")
+    return torch.zeros(ops.NUM_ROUTE_GROUPS, dtype=torch.int32, device="cuda")
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("num_tokens", [0, 1, 2, 7, 8, 9, 16])
+@pytest.mark.parametrize("num_tokens", [0, 1, 2, 7, 8, 9, 16, 64, 300])
 @pytest.mark.parametrize(("columns", "num_experts", "top_k"), [(2688, 128, 6), (64, 8, 2), (1536, 62, 3)])
 def test_route_hidden(num_tokens, columns, num_experts, top_k, dtype):
     """Router and choice in one launch: the weights of the choice follow from the logits, near ties aside."""
@@ -111,6 +111,20 @@ def test_grouped_products(case, dtype):
     expected = reference.moe_experts_ref(**in_float64(arguments))
     tolerance = 1e-5 if dtype == torch.float32 else 3 * 2.0**-8
     assert_close(grouped_experts(**arguments), expected, "grouped_experts", tolerance=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "shape", [(5, 3, 64), (3, 2, 62), (700, 6, 2688), (0, 2, 8)], ids=["regular", "odd", "large", "empty"]
+)
+def test_combine_experts(shape, dtype):
+    num_tokens, top_k, hidden = shape
+    results, weights = normal(num_tokens * top_k, hidden).to(dtype), torch.rand(num_tokens, top_k)
+    places = torch.randperm(num_tokens * top_k).int().view(num_tokens, top_k)
+    expected = (results.double()[places.long()] * weights.double()[:, :, None]).sum(1)
+    actual = combine_experts(results.cuda(), places.cuda(), weights.cuda())
+    assert actual.dtype == dtype
+    assert_close(actual, expected, "combined")
 
 
 def test_experts_of_a_token_alone_are_bit_equal(dtype, cpu_level):

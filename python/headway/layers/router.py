@@ -15,11 +15,12 @@ from headway.models.config import MoeConfig
 class Router:
     def __init__(self, moe: MoeConfig, params: Params, is_invariant: bool = False) -> None:
         self._is_fused = is_invariant and params["router"].is_cuda  # at any number of tokens
-        self._weight = params["router"]  # [E, C] fp32
-        self._linear = Linear(self._weight)
-        self._num_done = torch.zeros(1, dtype=torch.int32, device=self._weight.device)  # of the one launch
-        self._num_experts, self._top_k = moe.num_experts, moe.top_k
-        self._rule: dict[str, Any] = {
+        self.weight = params["router"]  # [E, C] fp32
+        self._linear = Linear(self.weight)
+        device = self.weight.device
+        self._num_done = torch.zeros(ops.NUM_ROUTE_GROUPS, dtype=torch.int32, device=device)
+        self._num_experts, self.top_k = moe.num_experts, moe.top_k
+        self.rule: dict[str, Any] = {  # keyword arguments of `ops.route`
             "score": moe.score,
             "bias": params.get("score_bias"),
             "normalise": moe.normalise,
@@ -31,5 +32,5 @@ class Router:
     def __call__(self, hidden: torch.Tensor, logits: torch.Tensor) -> ops.Routing:
         """hidden [T, C] -> the choice of top_k experts a token; `logits` [T, E] float32 is scratch memory."""
         if self._is_fused or ops.fits_route_hidden(hidden, self._num_experts):
-            return ops.route_hidden(hidden, self._weight, self._top_k, self._num_done, **self._rule)
-        return ops.route(self._linear(hidden.float(), logits), self._top_k, **self._rule)
+            return ops.route_hidden(hidden, self.weight, self.top_k, self._num_done, **self.rule)
+        return ops.route(self._linear(hidden.float(), logits), self.top_k, **self.rule)

@@ -14,7 +14,7 @@ from headway.ops.moe import moe_experts
 from headway.ops.norm import add_rms_norm, gated_rms_norm, rms_norm
 from headway.ops.pointwise import activation
 from headway.ops.records import ActivationKind, Routing, ScoreKind, Snapshots
-from headway.ops.routing import fits_route_hidden, route, route_hidden
+from headway.ops.routing import NUM_ROUTE_GROUPS, fits_route_hidden, route, route_hidden
 from headway.ops.sample import sample, score
 from headway.ops.state import copy_states
 from headway.ops.state_log import MixerWeights, StateLog, StateWindow
@@ -22,6 +22,7 @@ from headway.ops.step import StepBuffers, begin_step, finish_step
 
 __all__ = [
     "MAX_SKINNY_TOKENS",
+    "NUM_ROUTE_GROUPS",
     "ActivationKind",
     "MixerWeights",
     "PackedMatrix",

@@ -91,9 +91,37 @@ def grouped_experts(
     ends = torch.searchsorted(by_expert.values, experts, right=True, out_int32=True)
     inner = grouped_product(x[by_expert.indices // top_k], w_in, ends)
     outer = grouped_product(activate(inner, activation, is_gated), w_out, ends)
+    if outer.is_cuda:
+        places = torch.empty_like(by_expert.values)
+        places[by_expert.indices] = torch.arange(num_tokens * top_k, dtype=torch.int32, device=x.device)
+        return combine_experts(outer, places.view(num_tokens, top_k), routing.weights)
     by_token = torch.empty_like(outer).index_copy_(0, by_expert.indices, outer)
     weighted = by_token.view(num_tokens, top_k, w_out.shape[1]).float() * routing.weights[:, :, None]
     return weighted.sum(1).to(x.dtype)
+
+
+def combine_experts(results: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+    """Sum over k of weights[t, k] * results[places[t, k]] on a GPU: results [T K, C], places [T, K] int32 -> [T, C]."""
+    op = "combine_experts"
+    (num_tokens, top_k), hidden = places.shape, results.shape[1]
+    check_dense(op, "results", results)
+    check_dense(op, "places", places)
+    check_same_dtype(op, "places", places, torch.int32)
+    check_shape(op, "weights", weights, (num_tokens, top_k), "T, K")
+    out = results.new_empty((num_tokens, hidden))
+    kernels, stream = target_of(results)
+    kernels.combine_experts(
+        num_tokens,
+        hidden,
+        top_k,
+        results.data_ptr(),
+        places.data_ptr(),
+        weights.data_ptr(),
+        out.data_ptr(),
+        dtype_code(op, "results", results),
+        stream,
+    )
+    return out
 
 
 def grouped_product(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:

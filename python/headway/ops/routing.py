@@ -16,7 +16,8 @@ from headway.ops.checks import (
 )
 from headway.ops.records import SCORE_CODES, Routing, ScoreKind
 
-MAX_FUSED_TOKENS = 8  # beyond, product and choice in launches of their own are quicker
+MAX_FUSED_TOKENS = 128  # beyond, product and choice in launches of their own are quicker
+NUM_ROUTE_GROUPS = 32  # kRouteGroups of csrc/params/moe.h
 
 
 def route(
@@ -49,7 +50,7 @@ def route(
     num_tokens, num_experts = logits.shape
     check_dense(op, "logits", logits)
     check_same_dtype(op, "logits", logits, torch.float32)
-    _check_choice(op, num_experts, top_k, bias, num_groups, topk_group)
+    check_choice(op, num_experts, top_k, bias, num_groups, topk_group)
     routing = _empty_routing(num_tokens, top_k, logits.device)
     kernels, stream = target_of(logits)
     kernels.route(
@@ -95,7 +96,7 @@ def route_hidden(
     Args:
         hidden: [T, C].
         router: [E, C] float32, contiguous; products and sums are in float32.
-        num_done: [1] int32, zero before and after; one for every call that may run at the same time.
+        num_done: [NUM_ROUTE_GROUPS] int32, zero before and after; one for every call that may run at the same time.
         top_k, score, bias, normalise, scale, num_groups, topk_group: as in `route`.
 
     Returns:
@@ -108,8 +109,8 @@ def route_hidden(
     check_shape(op, "router", router, (num_experts, columns), "E, C")
     check_dense(op, "router", router)
     check_same_dtype(op, "router", router, torch.float32)
-    check_vector(op, "num_done", num_done, 1, "1")
-    _check_choice(op, num_experts, top_k, bias, num_groups, topk_group)
+    check_vector(op, "num_done", num_done, NUM_ROUTE_GROUPS, f"{NUM_ROUTE_GROUPS}")
+    check_choice(op, num_experts, top_k, bias, num_groups, topk_group)
     routing = _empty_routing(num_tokens, top_k, hidden.device)
     logits = torch.empty((num_tokens, num_experts), dtype=torch.float32, device=hidden.device)
     kernels, stream = target_of(hidden)
@@ -137,7 +138,7 @@ def route_hidden(
     return routing
 
 
-def _check_choice(
+def check_choice(
     op: str, num_experts: int, top_k: int, bias: Tensor | None, num_groups: int, topk_group: int
 ) -> None:
     if bias is not None:
