@@ -94,6 +94,19 @@ TokenArray output_tokens(LockedLedger& ledger, int64_t request_id) {
   return TokenArray(static_cast<py::ssize_t>(tokens.size()), tokens.data());
 }
 
+std::optional<Transfer> next_transfer(LockedLedger& ledger) {
+  return ledger.with([](Ledger& core) {
+    const Transfer* transfer = core.next_transfer();
+    return transfer == nullptr ? std::nullopt : std::optional(*transfer);
+  });
+}
+
+// [n, 2]
+TokenArray as_table(const std::vector<RecordMove>& moves) {
+  const auto num_moves = static_cast<py::ssize_t>(moves.size());
+  return TokenArray(std::vector<py::ssize_t>{num_moves, 2}, reinterpret_cast<const int32_t*>(moves.data()));
+}
+
 int64_t add_request(LockedLedger& ledger, const TokenArray& prompt, const SamplingSpec& sampling,
                     int32_t max_new_tokens, int32_t priority, const std::string& salt, bool uses_cache) {
   const auto tokens = as_span(prompt);
@@ -143,6 +156,15 @@ auto get(Value (Ledger::*method)() const) {
   return [method](LockedLedger& ledger) { return ledger.with([&](Ledger& core) { return (core.*method)(); }); };
 }
 
+void bind_transfer(py::module_& module) {
+  py::class_<Transfer>(module, "Transfer", "Copies between device and host memory.")
+      .def_readonly("is_out", &Transfer::is_out, "From the device to host memory.")
+      .def_property_readonly(
+          "blocks", [](const Transfer& transfer) { return as_table(transfer.blocks); }, "[n, 2] int32 source, target")
+      .def_property_readonly(
+          "slots", [](const Transfer& transfer) { return as_table(transfer.slots); }, "[m, 2] int32 source, target");
+}
+
 void bind_ledger(py::module_& module) {
   using namespace pybind11::literals;
   py::class_<LockedLedger>(module, "Ledger",
@@ -160,6 +182,11 @@ void bind_ledger(py::module_& module) {
       .def("commit", &commit,
            "Retires the oldest launched step; None when its results are not there. Raises "
            "IntegrityError when host and device disagree; the ledger is then unusable.")
+      .def("next_transfer", &next_transfer,
+           "What to copy between device and host memory now, in this order and beside the steps; None: nothing more.")
+      .def(
+          "finish_transfer", [](LockedLedger& ledger) { ledger.with([](Ledger& core) { core.finish_transfer(); }); },
+          "The oldest that was begun is done.")
       .def("abort", switch_request(&Ledger::abort), "request_id"_a, "False when it is unknown or already over.")
       .def("finish", &finish_request, "request_id"_a, "num_output_tokens"_a,
            "Ends the request as FINISH_STOP with its first num_output_tokens outputs; False when it is over.")
@@ -224,6 +251,7 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "Headway's bookkeeping core: no CUDA, no torch, no tensors.";
   py::register_exception_translator(&translate_error);
   bind_core_types(module);
+  bind_transfer(module);
   bind_ledger(module);
   bind_checks(module);
 }

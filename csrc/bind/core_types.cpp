@@ -78,7 +78,7 @@ LedgerConfig make_config(int32_t max_rows, int32_t num_blocks, int32_t block_siz
                          int32_t min_last_chunk_tokens, int32_t max_scored_tokens, bool use_prefix_cache,
                          int32_t max_snapshots, int32_t max_waypoints, int32_t snapshot_stride_tokens,
                          int32_t decode_snapshot_stride_tokens, bool weighs_snapshot_cost, bool caches_outputs,
-                         int32_t state_window, int32_t max_rewind) {
+                         int32_t state_window, int32_t max_rewind, int32_t num_host_blocks, int32_t num_host_slots) {
   const LedgerConfig config{.max_rows = max_rows,
                             .num_blocks = num_blocks,
                             .block_size = block_size,
@@ -99,6 +99,8 @@ LedgerConfig make_config(int32_t max_rows, int32_t num_blocks, int32_t block_siz
                             .decode_snapshot_stride_tokens = decode_snapshot_stride_tokens,
                             .weighs_snapshot_cost = weighs_snapshot_cost,
                             .caches_outputs = caches_outputs,
+                            .num_host_blocks = num_host_blocks,
+                            .num_host_slots = num_host_slots,
                             .state_window = {.num_tokens = state_window, .max_rewind = max_rewind}};
   config.validate();
   return config;
@@ -132,8 +134,8 @@ void bind_config(py::module_& module) {
            "grant_ahead_blocks"_a = 1, "prompt_grid_tokens"_a = 1, "min_last_chunk_tokens"_a = 1,
            "max_scored_tokens"_a = 0, "use_prefix_cache"_a = false, "max_snapshots"_a = 0, "max_waypoints"_a = 0,
            "snapshot_stride_tokens"_a = 0, "decode_snapshot_stride_tokens"_a = 0, "weighs_snapshot_cost"_a = false,
-           "caches_outputs"_a = true, "state_window"_a = 0, "max_rewind"_a = 0,
-           "Raises RequestError naming the first size that is out of range.")
+           "caches_outputs"_a = true, "state_window"_a = 0, "max_rewind"_a = 0, "num_host_blocks"_a = 0,
+           "num_host_slots"_a = 0, "Raises RequestError naming the first size that is out of range.")
       .def_readonly("max_rows", &LedgerConfig::max_rows, "Requests that hold a row at once.")
       .def_readonly("num_blocks", &LedgerConfig::num_blocks, "KV blocks; 0 for a model without attention.")
       .def_readonly("block_size", &LedgerConfig::block_size, "Tokens a block.")
@@ -157,6 +159,8 @@ void bind_config(py::module_& module) {
       .def_readonly("weighs_snapshot_cost", &LedgerConfig::weighs_snapshot_cost,
                     "Of the oldest snapshots the one that spares the fewest tokens is evicted.")
       .def_readonly("caches_outputs", &LedgerConfig::caches_outputs, "What a request leaves includes its outputs.")
+      .def_readonly("num_host_blocks", &LedgerConfig::num_host_blocks, "KV blocks of the cache in host memory.")
+      .def_readonly("num_host_slots", &LedgerConfig::num_host_slots, "States of the cache in host memory.")
       .def_property_readonly("prefix_unit_tokens", &LedgerConfig::prefix_unit_tokens,
                              "Prefixes are cached at multiples of it; no shorter one is.")
       .def_property_readonly("max_packet_snapshots", &LedgerConfig::max_packet_snapshots,
@@ -254,7 +258,8 @@ void bind_stats(py::module_& module) {
       .def_readonly("steps_launched", &Stats::steps_launched)
       .def_readonly("steps_committed", &Stats::steps_committed)
       .def_readonly("num_evictions", &Stats::num_evictions)
-      .def_readonly("num_finished", &Stats::num_finished);
+      .def_readonly("num_finished", &Stats::num_finished)
+      .def_readonly("num_transfers", &Stats::num_transfers);
 }
 
 void bind_prefix_stats(py::module_& module) {
@@ -275,7 +280,14 @@ void bind_prefix_stats(py::module_& module) {
       .def_readonly("num_waypoints", &PrefixStats::num_waypoints)
       .def_readonly("num_snapshots_taken", &PrefixStats::num_snapshots_taken)
       .def_readonly("num_evicted_blocks", &PrefixStats::num_evicted_blocks)
-      .def_readonly("num_evicted_snapshots", &PrefixStats::num_evicted_snapshots);
+      .def_readonly("num_evicted_snapshots", &PrefixStats::num_evicted_snapshots)
+      .def_readonly("num_host_blocks", &PrefixStats::num_host_blocks)
+      .def_readonly("num_host_snapshots", &PrefixStats::num_host_snapshots)
+      .def_readonly("num_saved_blocks", &PrefixStats::num_saved_blocks)
+      .def_readonly("num_saved_snapshots", &PrefixStats::num_saved_snapshots)
+      .def_readonly("num_loaded_blocks", &PrefixStats::num_loaded_blocks)
+      .def_readonly("num_loaded_snapshots", &PrefixStats::num_loaded_snapshots)
+      .def_readonly("num_host_hits", &PrefixStats::num_host_hits);
 }
 
 }  // namespace

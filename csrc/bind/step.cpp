@@ -110,6 +110,13 @@ void copy_states(int num_copies, Address copies, int num_layers, const std::vect
   backend::copy_states(params, stream);
 }
 
+void move_records(int num_moves, Address moves, int num_pools, Address pools, int64_t num_pieces, Address stream) {
+  const MoveRecordsParams params{
+      .num_moves = num_moves, .moves = moves, .num_pools = num_pools, .pools = pools, .num_pieces = num_pieces};
+  const py::gil_scoped_release unlocked;
+  backend::move_records(params, stream);
+}
+
 }  // namespace
 
 void bind_step(py::module_& module) {
@@ -117,6 +124,7 @@ void bind_step(py::module_& module) {
   module.def("sample", &sample);
   module.def("finish_step", &finish_step);
   module.def("copy_states", &copy_states);
+  module.def("move_records", &move_records);
 }
 
 }  // namespace headway

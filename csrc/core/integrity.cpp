@@ -1,6 +1,8 @@
 // The invariants of the ledger, by name. A broken one is our own bug, never bad input.
 //
-//   I1  a block's reference count is the number of block tables that hold it, and one more if the prefix tree does
+//   I1  a block's reference count is the number of block tables and transfers that hold it, and one more if the prefix
+//   tree
+//      does
 //   I2  free + live + fenced is the total, for blocks, slots and rows
 //   I3  no id is twice in a free list; free, live and fenced ids are disjoint
 //   I6  results are accepted from committed steps only: what a request knows is its prompt and its delivered outputs
@@ -28,7 +30,8 @@ void Ledger::check_integrity() const {
   check_in_flight();
   check_requests();
   cache_.check_integrity();
-  if (num_unfinished_ == 0 && clock_.num_in_flight() == 0) check_drained();
+  const bool is_moving = cache_.host() != nullptr && cache_.host()->is_moving();
+  if (num_unfinished_ == 0 && clock_.num_in_flight() == 0 && !is_moving) check_drained();
 }
 
 void Ledger::check_blocks() const {
@@ -43,6 +46,7 @@ void Ledger::check_blocks() const {
   const PrefixTree& tree = cache_.tree();
   for (int32_t node = 1; node <= tree.max_nodes(); ++node)
     num_tables[tree.node(node).block] += tree.node(node).num_tokens > 0;
+  if (cache_.host() != nullptr) cache_.host()->count_held(num_tables);
   num_tables[kDummyBlock] = 0;
   for (int32_t block = 1; block <= config_.num_blocks; ++block) {
     require_integrity(num_tables[block] == blocks_.ref_count(block), "I1: a block's count is not its holders'");
@@ -131,6 +135,7 @@ void Ledger::check_requests() const {
   }
   require_integrity(num_unfinished == num_unfinished_ && num_paused == num_paused_ && num_waiting == waiting_.size(),
                     "I10: requests are miscounted");
+  if (cache_.host() != nullptr) num_salted += cache_.host()->num_root_users();
   require_integrity(num_salted == cache_.tree().num_root_users(), "I4: a root is kept for a request that is over");
   require_integrity(requests_.size() == finished_.size() + num_unfinished, "I10: a request ended twice or not at all");
 }

@@ -393,6 +393,7 @@ Stats Ledger::stats() const {
   stats.steps_committed = clock_.retired;
   stats.num_evictions = planner_.num_evictions();
   stats.num_finished = num_finished_;
+  stats.num_transfers = cache_.host() != nullptr ? cache_.host()->num_moving() : 0;
   return stats;
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/block_pool.h"
+#include "core/error.h"
 #include "core/planner.h"
 #include "core/request.h"
 #include "core/ring.h"
@@ -47,6 +48,14 @@ class Ledger {
   // Retires the oldest step into `changes`, whose memory is reused; false when its results are not there.
   // Throws IntegrityError when host and device disagree.
   bool commit(CommitRecord& changes);
+
+  // Copies between device and host memory to begin now, in this order and beside the steps; null: there is none. Asked
+  // for after each plan(), launched or not. Valid until it is finished.
+  const Transfer* next_transfer() { return cache_.host() != nullptr ? cache_.host()->next() : nullptr; }
+  void finish_transfer() {  // the oldest that was begun is done
+    require_integrity(cache_.host() != nullptr, "a transfer is finished that nobody was given");
+    cache_.host()->finish();
+  }
 
   // Each returns false when the request is unknown, over, or already where it should go.
   bool abort(int64_t request_id);

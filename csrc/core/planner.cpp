@@ -62,6 +62,7 @@ const StepDraft& Planner::draft(int64_t step) {
   draft_.clear(step);
   num_scores_ = 0;
   draft_.rewinds = rows_.rewinds();
+  cache_.save_ahead();
   plan_decodes();
   plan_prompts();
   admit_waiting();
@@ -112,7 +113,7 @@ void Planner::plan_prompts() {
 
 // First come, first served: a head that does not fit, or a running prompt that found no room in this step, holds back
 // those behind it, so none of them can starve it. Who lacks a token mask, or waits for what a running prompt is about
-// to leave in the cache, holds back nobody.
+// to leave in the cache, or for what comes back from host memory, holds back nobody.
 void Planner::admit_waiting() {
   int32_t num_passed = 0;
   const WaitingSet& waiting = waiting_.requests();
@@ -128,7 +129,11 @@ void Planner::admit_waiting() {
     const int32_t num_wanted = limit_to_scores(request, match.start, tokens_left());
     if (cut_chunk(match.start, num_wanted, request.num_tokens() - match.start) == 0) return;
     if (!fits(request) && !displace_for(request)) return;
-    admit(request);
+    if (cache_.load(request)) {
+      ++num_passed;
+    } else {
+      admit(request);
+    }
   }
 }
 
@@ -360,7 +365,7 @@ bool Planner::fits(Request& request) {
 
 // When nothing runs and nothing is coming, rows that cannot run (paused ones, or stalled behind them) give way.
 bool Planner::displace_for(Request& request) {
-  while (draft_.num_tokens == 0 && clock_.num_in_flight() == 0) {
+  while (draft_.num_tokens == 0 && clock_.num_in_flight() == 0 && !cache_.is_any_block_coming()) {
     const int32_t victim = pick_victim(request);
     if (victim == kDummyRow) return false;
     evict(victim);

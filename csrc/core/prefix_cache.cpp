@@ -43,6 +43,7 @@ PrefixCache::PrefixCache(const LedgerConfig& config, const StepClock& clock, Blo
       prefixes_(config.max_rows + 1),
       notes_(config.max_in_flight()) {
   if (!is_on()) return;
+  if (config.has_host_tier()) host_ = std::make_unique<HostTier>(config, clock, tree_, blocks);
   prompts_.reserve(config.max_rows);
   released_.reserve(config.max_rows);
   start_blocks_.reserve(config.max_blocks_per_row());
@@ -95,11 +96,32 @@ const PrefixMatch& PrefixCache::find(Request& request) {
 bool PrefixCache::awaits_prefix(Request& request, const PrefixMatch& match) {
   request.awaits_prefix = false;
   if (request.root == 0) return false;
+  if (host_ && host_->is_loading(request)) return request.awaits_prefix = true;
   const int64_t num_spared = std::max(longest_pending(request), match.held_start) - match.start;
   if (num_spared <= 0 || num_spared * kPartsPerWait < request.num_tokens() - match.start) return false;
   request.awaits_prefix = true;
   stats_.num_waits += !std::exchange(request.has_awaited_prefix, true);
   return true;
+}
+
+void PrefixCache::save_ahead() {
+  if (!host_) return;
+  host_->save(max_held(SnapshotKind::kAnchor) - num_held(SnapshotKind::kAnchor));
+}
+
+// Once for each admission, so that memory which is too short for what comes back keeps nobody waiting for ever.
+bool PrefixCache::load(Request& request) {
+  if (!host_ || request.root == 0 || request.load_number != 0) return false;
+  const PrefixMatch match = find(request);
+  const int32_t node = host_->find(request, usable(request), match);
+  const int64_t num_spared = host_->end(node) - match.start;
+  if (node == 0 || num_spared * kPartsPerWait < request.num_tokens() - match.start) return false;
+  if (host_->is_on_its_way(node)) return request.awaits_prefix = true;
+  SlotTicket slot;
+  if (has_states_ && !acquire_snapshot(SnapshotKind::kAnchor, slot)) return false;
+  if (has_states_) --num_planned(SnapshotKind::kAnchor);  // it counts as moving
+  host_->load(request, match, node, std::move(slot));
+  return request.awaits_prefix = true;
 }
 
 // Only those that run before the request count, so that nobody is passed for ever.
@@ -158,6 +180,7 @@ bool PrefixCache::has_packet_room(const Request& request, const PrefixMatch& mat
 int32_t PrefixCache::admit(Request& request, StepDraft& draft) {
   const PrefixMatch match = find(request);
   count_lookup(request, match);
+  request.load_number = 0;
   const bool is_short = match.start % config_.block_size != 0;
   const int32_t path = is_short ? tree_.node(match.start_node).parent : match.start_node;
   tree_.pin_path(path);
@@ -214,6 +237,7 @@ void PrefixCache::collect_start_blocks(int32_t path, const PrefixMatch& match) {
 void PrefixCache::count_lookup(Request& request, const PrefixMatch& match) {
   if (request.root == 0 || request.num_evictions > 0) return;
   request.num_cached_tokens = match.start;
+  stats_.num_host_hits += request.loaded_start > 0 && match.start >= request.loaded_start;
   const auto reusable = usable(request);
   ++stats_.num_lookups;
   stats_.num_prompt_tokens += request.num_tokens();
@@ -271,6 +295,7 @@ PrefixStats PrefixCache::stats() const {
   stats.num_waypoints = tree_.num_snapshots(SnapshotKind::kWaypoint);
   stats.num_evicted_blocks = config_.num_blocks > 0 ? tree_.num_evicted_nodes() : 0;
   stats.num_evicted_snapshots = tree_.num_evicted_snapshots();
+  if (host_) host_->add_to(stats);
   return stats;
 }
 

@@ -11,9 +11,11 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <string_view>
 #include <vector>
 
+#include "core/host_tier.h"
 #include "core/prefix_tree.h"
 #include "core/request.h"
 #include "core/row_table.h"
@@ -35,7 +37,7 @@ class PrefixCache {
 
   // Memory that the tree can spare at once, and memory that comes to it with a step in flight.
   int32_t num_evictable_blocks() const { return config_.num_blocks > 0 ? tree_.num_unpinned() : 0; }
-  bool is_any_block_coming() const { return !released_.empty(); }
+  bool is_any_block_coming() const { return !released_.empty() || (host_ && host_->is_moving()); }
   void free_block();  // one more free block, unless the pool has one; needs an evictable block
   bool drop_duplicates();  // of blocks that rows computed again while the tree kept them; true: some may come free
 
@@ -48,6 +50,11 @@ class PrefixCache {
   int32_t num_blocks_to_admit(const Request& request, const PrefixMatch& match) const;
   bool has_slot(const PrefixMatch& match, int64_t step) const;
   bool has_packet_room(const Request& request, const PrefixMatch& match, const StepDraft& draft) const;
+
+  // Moves ahead of a plan what it might evict to host memory.
+  void save_ahead();
+  // Whether the request, which could be admitted, waits for what host memory has of its prefix instead.
+  bool load(Request& request);
 
   // Takes a row, which starts behind what find() found. There is room for all of it.
   int32_t admit(Request& request, StepDraft& draft);
@@ -75,7 +82,9 @@ class PrefixCache {
   void reset();
 
   const PrefixTree& tree() const { return tree_; }
-  int32_t num_planned_snapshots() const { return num_planned_[0] + num_planned_[1]; }
+  int32_t num_planned_snapshots() const { return num_planned_[0] + num_planned_[1] + num_moving_slots(); }
+  HostTier* host() { return host_.get(); }  // null: there is none
+  const HostTier* host() const { return host_.get(); }
   PrefixStats stats() const;
   void check_integrity() const;  // I4, I5, I6
 
@@ -138,7 +147,11 @@ class PrefixCache {
   bool has_given_way(const StepDraft& draft, size_t i) const;
   void plan_output_snapshots(StepDraft& draft);
   int32_t max_held(SnapshotKind kind) const;
-  int32_t num_held(SnapshotKind kind) const { return tree_.num_snapshots(kind) + num_planned(kind); }
+  int32_t num_held(SnapshotKind kind) const {
+    const int32_t num_moving = kind == SnapshotKind::kAnchor ? num_moving_slots() : 0;
+    return tree_.num_snapshots(kind) + num_planned(kind) + num_moving;
+  }
+  int32_t num_moving_slots() const { return host_ ? host_->num_moving_slots() : 0; }
   int32_t& num_planned(SnapshotKind kind) { return num_planned_[static_cast<size_t>(kind)]; }
   int32_t num_planned(SnapshotKind kind) const { return num_planned_[static_cast<size_t>(kind)]; }
   bool acquire_snapshot(SnapshotKind kind, SlotTicket& ticket);
@@ -162,6 +175,7 @@ class PrefixCache {
   const int64_t unit_;  // prompts are matched and snapshots are taken at multiples of it
   const int32_t min_computed_;  // of each prompt: at least the token whose logits are sampled
   PrefixTree tree_;
+  std::unique_ptr<HostTier> host_;
   std::vector<RowPrefix> prefixes_;  // [max_rows + 1]
   std::vector<int32_t> prompts_;  // rows whose prompt is not committed
   std::vector<StepNotes> notes_;  // [max_in_flight] by step

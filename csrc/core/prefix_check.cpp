@@ -23,7 +23,8 @@ void PrefixTree::check_integrity() const {
     ++num_live;
     num_listed += !nodes_[id].is_detached;
     check_node(id, num_children);
-    if (has_blocks_) require_integrity(has_owner[nodes_[id].block]++ == 0, "I4: two nodes own one block");
+    if (nodes_[id].block == kDummyBlock) continue;
+    require_integrity(has_owner[nodes_[id].block]++ == 0, "I4: two nodes own one block");
   }
   require_integrity(num_live == num_nodes_, "I4: nodes are miscounted");
   require_integrity(num_listed == map_.num_entries(), "I4: the map has entries that are no nodes");
@@ -48,7 +49,7 @@ void PrefixTree::check_node(int32_t id, std::vector<int32_t>& num_children) cons
   require_integrity(found.is_detached != (find_child(key(parent, tokens(id))) == id),
                     "I4: a node is not found as itself");
   require_integrity(parent < 0 || found.num_pins <= nodes_[parent].num_pins, "I4: a node is pinned without its parent");
-  if (!has_blocks_) return;
+  if (!has_blocks_ || (has_ghosts_ && found.block == kDummyBlock)) return;
   require_integrity(found.block > kDummyBlock && blocks_.ref_count(found.block) > 0, "I4: a node owns no block");
 }
 
@@ -91,6 +92,7 @@ void PrefixTree::check_snapshots() const {
 void PrefixCache::check_integrity() const {
   if (!is_on()) return;
   tree_.check_integrity();
+  if (host_) host_->check_integrity();
   check_rows();
   check_pins();
   if (config_.num_blocks > 0) check_writes();
@@ -145,6 +147,7 @@ void PrefixCache::check_pins() const {
   };
   for (const RowPrefix& prefix : prefixes_) count(prefix.node);
   for (const Released& released : released_) count(released.node);
+  if (host_) host_->count_pins(num_pins);
   for (int32_t id = 1; id <= tree_.max_nodes(); ++id) {
     require_integrity(tree_.node(id).num_pins == num_pins[id], "I4: a node's pins are not those of the rows on it");
   }

@@ -149,6 +149,7 @@ void PrefixCache::retire(int64_t step) {
 void PrefixCache::reset() {
   for (RowPrefix& prefix : prefixes_) prefix.publishes = false;
   tree_.reset();
+  if (host_) host_->reset();
 }
 
 }  // namespace headway

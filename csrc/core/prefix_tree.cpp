@@ -34,19 +34,21 @@ uint64_t random_seed() {
 
 }  // namespace
 
-PrefixTree::PrefixTree(const LedgerConfig& config, const StepClock& clock, BlockPool& blocks, uint32_t tag_mask)
+PrefixTree::PrefixTree(const LedgerConfig& config, const StepClock& clock, BlockPool& blocks, uint32_t tag_mask,
+                       int32_t num_ghosts)
     : block_size_(config.block_size),
       has_blocks_(config.num_blocks > 0),
+      has_ghosts_(num_ghosts > 0),
       has_states_(config.num_slots > 0),
       weighs_cost_(config.weighs_snapshot_cost),
       tag_mask_(tag_mask),
       hash_seed_(random_seed()),
       clock_(clock),
       blocks_(blocks),
-      nodes_(node_count(config) + 1),
+      nodes_(node_count(config) + num_ghosts + 1),
       tokens_(nodes_.size() * config.block_size),
       snapshots_(config.use_prefix_cache ? config.max_snapshots + 1 : 1),
-      map_(node_count(config)) {
+      map_(max_nodes()) {
   for (int32_t id = max_nodes(); id > 0; --id) {
     nodes_[id].older = free_node_;
     free_node_ = id;
@@ -58,23 +60,28 @@ PrefixTree::PrefixTree(const LedgerConfig& config, const StepClock& clock, Block
 }
 
 int32_t PrefixTree::open_root(std::string_view salt) {
-  size_t unused = roots_.size();
-  for (size_t i = 0; i < roots_.size(); ++i) {
-    const bool is_used = roots_[i].num_users > 0 || roots_[i].num_children > 0;
-    if (is_used && roots_[i].salt == salt) {
-      ++roots_[i].num_users;
-      return -static_cast<int32_t>(i) - 1;
-    }
-    if (!is_used) unused = i;
+  int32_t id = find_root(salt);
+  if (id == 0) {
+    const auto is_unused = [](const Root& each) { return each.num_users == 0 && each.num_children == 0; };
+    const auto unused = std::ranges::find_if(roots_, is_unused);
+    id = -static_cast<int32_t>(unused - roots_.begin()) - 1;
+    if (unused == roots_.end()) roots_.emplace_back();
+    root(id).salt = salt;
   }
-  if (unused == roots_.size()) roots_.emplace_back();
-  roots_[unused].salt = salt;
-  roots_[unused].num_users = 1;
-  return -static_cast<int32_t>(unused) - 1;
+  ++root(id).num_users;
+  return id;
 }
 
 void PrefixTree::close_root(int32_t id) {
   --root(id).num_users;
+}
+
+int32_t PrefixTree::find_root(std::string_view salt) const {
+  for (size_t i = 0; i < roots_.size(); ++i) {
+    const bool is_used = roots_[i].num_users > 0 || roots_[i].num_children > 0;
+    if (is_used && roots_[i].salt == salt) return -static_cast<int32_t>(i) - 1;
+  }
+  return 0;
 }
 
 int64_t PrefixTree::num_root_users() const {
@@ -173,7 +180,7 @@ int32_t PrefixTree::add_child(const Key& key, int32_t block, int64_t writer) {
            .tag = key.tag,
            .writer = writer};
   std::memcpy(&tokens_[int64_t{id} * block_size_], key.tokens.data(), key.tokens.size_bytes());
-  if (has_blocks_) blocks_.share(block);
+  if (block != kDummyBlock) blocks_.share(block);
   count_child(key.parent, num_tokens, 1);
   map_.insert(key.tag, id);
   ++num_nodes_;
@@ -203,7 +210,7 @@ void PrefixTree::unpin_path(int32_t id) {
 
 void PrefixTree::replace_block(int32_t id, int32_t block) {
   blocks_.share(block);
-  blocks_.release(nodes_[id].block, clock_.retired);
+  if (nodes_[id].block != kDummyBlock) blocks_.release(nodes_[id].block, clock_.retired);
   nodes_[id].block = block;
 }
 

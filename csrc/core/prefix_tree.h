@@ -60,12 +60,16 @@ class PrefixTree {
     int64_t last_step = 0;  // the last step that reads or writes it
   };
 
-  // tag_mask: fewer bits make hash values collide, which must not matter.
-  PrefixTree(const LedgerConfig& config, const StepClock& clock, BlockPool& blocks, uint32_t tag_mask = ~0u);
+  // tag_mask: fewer bits make hash values collide, which must not matter. num_ghosts: nodes beyond the blocks, of which
+  // some then own none.
+  PrefixTree(const LedgerConfig& config, const StepClock& clock, BlockPool& blocks, uint32_t tag_mask = ~0u,
+             int32_t num_ghosts = 0);
 
   // A root lives while somebody has it open or it has children. May allocate.
   int32_t open_root(std::string_view salt);
   void close_root(int32_t root);
+  int32_t find_root(std::string_view salt) const;  // 0: there is none
+  std::string_view salt(int32_t root_id) const { return root(root_id).salt; }
 
   // tokens: those that may be reused, so never a whole prompt. Changes nothing.
   PrefixMatch match(int32_t root, std::span<const int32_t> tokens) const;
@@ -92,7 +96,7 @@ class PrefixTree {
   void unpin_path(int32_t node);
   void pin_one(int32_t node);  // by who has pinned its parent
 
-  // The node owns another block of the same content instead of one that nobody reads.
+  // The node owns another block of the same content instead of one that nobody reads, or of none.
   void replace_block(int32_t node, int32_t block);
 
   // Each makes one thing free at once, or returns false.
@@ -120,9 +124,11 @@ class PrefixTree {
   bool has_snapshot(int32_t id) const { return id > 0 && nodes_[id].snapshot != 0; }
   int32_t end(int32_t id) const { return id > 0 ? nodes_[id].end : 0; }
   std::span<const int32_t> tokens(int32_t id) const;
+  bool has_short_children(int32_t id) const { return num_short_children(id) > 0; }
   bool can_evict_snapshot(int32_t spared_node) const { return pick_slot(spared_node) != 0; }
   int32_t oldest() const { return unpinned_.oldest(); }  // what evict_leaf() removes; 0: nothing
   int32_t next_snapshot_node() const { return snapshots_[pick_slot(0)].node; }  // and evict_snapshot()
+  int32_t next_snapshot_node(SnapshotKind kind) const { return snapshots_[pick_snapshot(kind, 0)].node; }
   int32_t num_unpinned_to(int32_t node) const;  // on the path from the root
   int64_t num_root_users() const;
   int32_t num_nodes() const { return num_nodes_; }
@@ -168,6 +174,7 @@ class PrefixTree {
 
   const int32_t block_size_;
   const bool has_blocks_;
+  const bool has_ghosts_;
   const bool has_states_;
   const bool weighs_cost_;
   const uint32_t tag_mask_;

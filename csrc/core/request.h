@@ -56,10 +56,14 @@ struct Request {
   int32_t num_scored = 0;  // prompt tokens whose scoring has been launched; scored once, however often recomputed
   int32_t root = 0;  // of its salt in the prefix tree; 0: it neither reads the cache nor leaves anything there
   int32_t num_cached_tokens = 0;
-  bool awaits_prefix = false;  // lets others pass, since a running prompt will soon leave what it begins with
+  bool awaits_prefix = false;  // lets others pass: what it begins with is about to be there
   bool has_awaited_prefix = false;
   PrefixMatch match;
   int64_t match_version = -1;  // of the tree when the match was made
+  int32_t host_node = 0;  // of the host tier: where the request could start if that came back; 0: nowhere further
+  int64_t host_version = -1;  // of both trees, when that was found
+  int64_t load_number = 0;  // of the transfer that brings its prefix back; 0: none, since it last had a row
+  int32_t loaded_start = 0;
   WaitingSet::node_type wait_node;  // its place in the queue while it is outside, so that queueing never allocates
 
   int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }

@@ -132,6 +132,13 @@ struct StateCopy {
   int32_t reserved;
 };
 
+// A record of a pool, a KV block or a state slot, goes to another of the other pool's.
+struct RecordMove {
+  int32_t source;
+  int32_t target;
+};
+static_assert(sizeof(RecordMove) == 8, "RecordMove is copied raw to the device");
+
 // The row goes back to num_computed tokens and continues with last_token, whatever it sampled since; it has not
 // stopped.
 struct RowRewind {

@@ -52,8 +52,16 @@ void LedgerConfig::validate() const {
   require_range("max_waypoints", max_waypoints, 0, max_snapshots);
   require_range("snapshot_stride_tokens", snapshot_stride_tokens, 0, kMaxCount);
   require_range("decode_snapshot_stride_tokens", decode_snapshot_stride_tokens, 0, kMaxCount);
+  require_range("num_host_blocks", num_host_blocks, 0, num_blocks > 0 ? kMaxCount : 0);
+  require_range("num_host_slots", num_host_slots, 0, num_slots > 0 ? kMaxCount : 0);
   require_range("state_window", state_window.num_tokens, 0, kMaxCount);
   require_range("max_rewind", state_window.max_rewind, state_window.num_tokens > 0 ? 1 : 0, kMaxCount);
+}
+
+bool LedgerConfig::has_host_tier() const {
+  const bool has_blocks = num_blocks == 0 || num_host_blocks > 0;
+  const bool has_slots = num_slots == 0 || num_host_slots > 0;
+  return use_prefix_cache && has_blocks && has_slots && num_host_blocks + num_host_slots > 0;
 }
 
 int32_t LedgerConfig::max_blocks_per_row() const {

@@ -34,10 +34,15 @@ struct LedgerConfig {
   // What a request leaves at its end includes what it generated. Without, a cached prompt has the bits of a computed
   // one: it holds nothing that decode kernels have written, and its rest is no shorter than a chunk behind a cut.
   bool caches_outputs = true;
+  // KV blocks and states in host memory, for what the cache would evict; no such tier where the model has a kind of
+  // which there are none.
+  int32_t num_host_blocks = 0;
+  int32_t num_host_slots = 0;
   StateWindow state_window = {};   // how far states lag behind their rows
 
   void validate() const;  // throws RequestError
 
+  bool has_host_tier() const;
   int32_t max_in_flight() const { return max_launch_depth + 1; }
   int32_t blocks_for(int64_t num_tokens) const {
     return num_blocks == 0 ? 0 : static_cast<int32_t>((num_tokens + block_size - 1) / block_size);
@@ -160,7 +165,15 @@ struct PrefixStats {
   int64_t num_waypoints = 0;  // of those, kept on the way
   int64_t num_snapshots_taken = 0;
   int64_t num_evicted_blocks = 0;
-  int64_t num_evicted_snapshots = 0;
+  int64_t num_evicted_snapshots = 0;  // those moved to host memory are not
+  // Of the host tier; zeros where there is none.
+  int64_t num_host_blocks = 0;
+  int64_t num_host_snapshots = 0;
+  int64_t num_saved_blocks = 0;  // moved to host memory
+  int64_t num_saved_snapshots = 0;
+  int64_t num_loaded_blocks = 0;  // and brought back
+  int64_t num_loaded_snapshots = 0;
+  int64_t num_host_hits = 0;  // of the hits, those that start where only host memory had what they need
 };
 
 struct Stats {
@@ -178,6 +191,7 @@ struct Stats {
   int64_t steps_committed = 0;
   int64_t num_evictions = 0;
   int64_t num_finished = 0;
+  int64_t num_transfers = 0;  // between device and host memory, not finished
 };
 
 // The newest step launched and the newest retired; steps count from 1 and retire in order.

@@ -12,6 +12,7 @@
 #include "params/mamba.h"
 #include "params/moe.h"
 #include "params/norm.h"
+#include "params/records.h"
 #include "params/state.h"
 #include "params/step.h"
 
@@ -33,6 +34,7 @@ void begin_step(const BeginStepParams& params, Stream stream);
 void sample(const SampleParams& params, Stream stream);
 void finish_step(const FinishStepParams& params, Stream stream);
 void copy_states(const CopyStatesParams& params, Stream stream);
+void move_records(const MoveRecordsParams& params, Stream stream);
 
 // SIMD levels this build has and this processor runs, best first; the first is in use until another is set.
 std::vector<std::string> simd_levels();

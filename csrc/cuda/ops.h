@@ -9,6 +9,7 @@
 #include "params/mamba.h"
 #include "params/moe.h"
 #include "params/norm.h"
+#include "params/records.h"
 #include "params/state.h"
 #include "params/step.h"
 
@@ -40,5 +41,6 @@ int64_t sample_scratch_bytes(int32_t num_sampled, int32_t vocab_size);
 void sample(const SampleParams& params, Stream stream);
 void finish_step(const FinishStepParams& params, Stream stream);
 void copy_states(const CopyStatesParams& params, Stream stream);
+void move_records(const MoveRecordsParams& params, Stream stream);
 
 }  // namespace headway::cuda

@@ -56,6 +56,8 @@ class LedgerConfig:
         caches_outputs: bool = True,  # False: a cached prompt has the bits of a computed one
         state_window: int = 0,  # tokens between rewrites of a Mamba state; 0: kept in place
         max_rewind: int = 0,  # positions that a row may go back; at least 1 with a window
+        num_host_blocks: int = 0,  # of the prefix cache in host memory; 0 of a kind that the model has: no such tier
+        num_host_slots: int = 0,
     ) -> None: ...
     max_rows: int
     num_blocks: int
@@ -71,6 +73,8 @@ class LedgerConfig:
     min_last_chunk_tokens: int
     state_window: int
     max_rewind: int
+    num_host_blocks: int
+    num_host_slots: int
     max_scored_tokens: int
     @property
     def max_results(self) -> int:
@@ -187,6 +191,7 @@ class Stats:
     steps_committed: int
     num_evictions: int
     num_finished: int
+    num_transfers: int  # between device and host memory, not finished
 
 class PrefixStats:
     """What the prefix cache holds and did. Requests are counted at their first admission, unless they opted out.
@@ -210,7 +215,24 @@ class PrefixStats:
     num_waypoints: int  # of those, kept on the way
     num_snapshots_taken: int
     num_evicted_blocks: int
-    num_evicted_snapshots: int
+    num_evicted_snapshots: int  # those moved to host memory are not
+    num_host_blocks: int  # of the host tier, as all below; zeros where there is none
+    num_host_snapshots: int
+    num_saved_blocks: int  # moved to host memory
+    num_saved_snapshots: int
+    num_loaded_blocks: int  # and brought back
+    num_loaded_snapshots: int
+    num_host_hits: int  # of the hits, those that start where only host memory had what they need
+
+class Transfer:
+    """Copies between device and host memory."""
+
+    @property
+    def is_out(self) -> bool: ...  # from the device to host memory
+    @property
+    def blocks(self) -> npt.NDArray[np.int32]: ...  # [n, 2] source, target
+    @property
+    def slots(self) -> npt.NDArray[np.int32]: ...  # [m, 2] likewise
 
 class Ledger:
     """The host's truth: rows, blocks, slots, the plan of each step and the commit of its results.
@@ -249,6 +271,15 @@ class Ledger:
 
         Raises IntegrityError when host and device disagree; the ledger is unusable afterwards.
         """
+
+    def next_transfer(self) -> Transfer | None:
+        """What to copy between device and host memory, in this order and beside the steps; None: nothing more.
+
+        Asked for after each plan(), whether or not that planned a step.
+        """
+
+    def finish_transfer(self) -> None:
+        """The oldest that was begun is done."""
 
     def abort(self, request_id: int) -> bool:
         """Ends a request wherever it is; False when it is unknown or already over."""

@@ -252,6 +252,15 @@ def copy_states(
     stream: int,
     /,
 ) -> None: ...
+def move_records(
+    num_moves: int,
+    moves: int,
+    num_pools: int,
+    pools: int,
+    num_pieces: int,
+    stream: int,
+    /,
+) -> None: ...
 def finish_step(
     step: int,
     num_rows: int,

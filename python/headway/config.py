@@ -154,6 +154,15 @@ class EngineConfig:
         tier="advanced",
         help="which state goes first: the one unused longest, or of the oldest the one that spares least",
     )
+    prefix_host_memory_bytes: int = setting(
+        0,
+        kind="bytes",
+        low=0,
+        unit="bytes",
+        tier="advanced",
+        help="host memory, pinned for a GPU, that cached prefixes move to before they are evicted; they come back when "
+        "a request begins with one; 0: none",
+    )
     state_window: int | None = setting(
         None,
         kind="tokens",

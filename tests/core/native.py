@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 CACHE = ROOT / "build" / "evidence"
 LIBRARY = ["core/*.cpp", "cpu/begin_step.cpp", "cpu/finish_step.cpp"]
-SIMULATION = [f"tests/sim/{name}.cpp" for name in ("client", "device", "host", "policy", "workload")]
+SIMULATION = [
+    f"tests/sim/{name}.cpp" for name in ("client", "device", "host", "policy", "transfers", "workload")
+]
 FUZZ = [*LIBRARY, *SIMULATION, "tests/fuzz/*.cpp"]
 TREE = ["core/*.cpp", "tests/check.cpp", "tests/tree/*.cpp"]
 SIM = [*LIBRARY, "tests/sim/*.cpp"]

@@ -49,6 +49,8 @@ def simulate(tmp_path: Path, variant: str, num_traces: int, seed: int) -> dict[s
     counts = figures(program, "--traces", num_traces, "--seed", seed)
     assert counts["traces"] == num_traces
     assert min(counts["traces_by_depth"]) > num_traces / 8
+    host = counts.pop("host")  # few prompts of a short trace come back after they left the device
+    assert_all_happened(host, num_traces / 200)
     assert_all_happened({k: v for k, v in counts.items() if k != "traces_by_depth"}, num_traces / 20)
     return counts
 

@@ -130,7 +130,7 @@ def play(engine: Engine, trace: Sequence[Arrival]) -> list[Outcome]:
 
 def drain(engine: Engine) -> None:
     """Collects what is still in flight; then every pool must be full."""
-    while engine.ledger.num_in_flight:
+    while engine.ledger.num_in_flight or engine.ledger.stats().num_transfers:
         engine.step()
     engine.ledger.check_integrity()
     stats = engine.ledger.stats()

@@ -12,7 +12,9 @@ FakeDevice::FakeDevice(const LedgerConfig& config)
     : config_(config),
       mirror_(config.max_rows + 1),
       blocks_(config.num_blocks + 1, std::vector<int32_t>(config.block_size, -1)),
-      states_(config.num_slots + 1) {
+      states_(config.num_slots + 1),
+      host_blocks_(config.num_host_blocks + 1),
+      host_states_(config.num_host_slots + 1) {
   next_token = [vocab_size = config.vocab_size](const std::vector<int32_t>& tokens) {
     uint64_t hash = 17;
     for (const int32_t token : tokens) hash = hash * 6364136223846793005u + static_cast<uint64_t>(token) + 1;
@@ -26,6 +28,17 @@ FakeDevice::FakeDevice(const LedgerConfig& config)
 
 void FakeDevice::expect(bool holds, const char* what) {
   if (!holds && fault_.empty()) fault_ = what;
+}
+
+void FakeDevice::run(const Transfer& transfer) {
+  for (const RecordMove& move : transfer.blocks) {
+    if (transfer.is_out) host_blocks_[move.target] = blocks_[move.source];
+    if (!transfer.is_out) blocks_[move.target] = host_blocks_[move.source];
+  }
+  for (const RecordMove& move : transfer.slots) {
+    if (transfer.is_out) host_states_[move.target] = states_[move.source];
+    if (!transfer.is_out) states_[move.target] = host_states_[move.source];
+  }
 }
 
 bool FakeDevice::run_one() {

@@ -21,6 +21,7 @@ class FakeDevice {
 
   void launch(const Plan& plan) { pending_.push_back(plan); }
   bool run_one();  // executes the oldest launched step and publishes its results; false when there is none
+  void run(const Transfer& transfer);  // between its memory and the host's
   size_t num_pending() const { return pending_.size(); }
 
   // The model: the next token from all tokens of a sequence. By default a hash of them.
@@ -64,6 +65,8 @@ class FakeDevice {
   std::vector<MirrorRow> mirror_;
   std::vector<std::vector<int32_t>> blocks_;  // [num_blocks + 1][block_size] tokens
   std::vector<std::vector<int32_t>> states_;  // [num_slots + 1] the tokens that made the state
+  std::vector<std::vector<int32_t>> host_blocks_;  // [num_host_blocks + 1]
+  std::vector<std::vector<int32_t>> host_states_;  // [num_host_slots + 1]
   std::vector<StepRow> live_;
   std::string fault_;
   int64_t num_packets_ = 0;

@@ -23,7 +23,10 @@ Device::Device(const LedgerConfig& config, bool has_replays)
       top_logprobs_(int64_t{config.max_rows} * config.max_logprobs),
       has_begun_(config.max_rows + 1, 0),
       cells_((int64_t{config.num_blocks} + 1) * config.block_size),
-      states_(config.num_slots + 1) {
+      states_(config.num_slots + 1),
+      host_cells_((int64_t{config.num_host_blocks} + 1) * config.block_size),
+      host_states_(config.num_host_slots + 1),
+      host_base_(config.num_host_slots + 1) {
   const int64_t num_rows = config.max_rows + 1;
   const int64_t num_tokens = std::max(config.max_step_tokens, config.max_rows);
   const auto ints = [this](int64_t count) { return int_buffers_.emplace_back(count, 0).data(); };

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "core/host_tier.h"
 #include "core/types.h"
 #include "params/step.h"
 #include "tests/sim/language.h"
@@ -27,6 +28,10 @@ class Device {
   Device& operator=(const Device&) = delete;
 
   void launch(const Plan& plan) { pending_.push_back(plan); }
+  // Copies between device and host memory, one after another, at any time beside the steps.
+  void begin(const Transfer& transfer) { transfers_.push_back(transfer); }
+  bool run_transfer();  // the oldest; false when there is none
+  size_t num_transfers() const { return transfers_.size(); }
   // One phase of the oldest step: apply its packet, write its tokens, or read, sample and publish.
   bool advance();
   // The rest of the oldest step; false when there is none.
@@ -77,6 +82,7 @@ class Device {
   const LedgerConfig config_;
   const bool has_replays_;
   std::deque<Plan> pending_;
+  std::deque<Transfer> transfers_;
   Phase phase_ = Phase::kBegin;
   std::string fault_;
 
@@ -97,6 +103,9 @@ class Device {
   std::vector<uint8_t> has_begun_;  // [max_rows + 1] whether a step has computed tokens of the row since its RowInit
   std::vector<Cell> cells_;  // [num_blocks + 1, block_size]
   std::vector<State> states_;  // [num_slots + 1]
+  std::vector<Cell> host_cells_;  // [num_host_blocks + 1, block_size]
+  std::vector<State> host_states_;  // [num_host_slots + 1]
+  std::vector<int32_t> host_base_;  // likewise, of their logs
 };
 
 // What the device reports beside the token, so that a commit which mixes rows up is seen.

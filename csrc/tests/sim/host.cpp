@@ -10,10 +10,17 @@ bool Host::plan() {
   policy_.before_plan(client.newest_id());
   const auto plan = ledger.plan();
   policy_.after_plan(plan);
+  while (const Transfer* transfer = ledger.next_transfer()) device.begin(*transfer);
   if (!plan) return false;
   ++num_steps;
   num_silent_steps += plan->packet == nullptr;
   device.launch(*plan);
+  return true;
+}
+
+bool Host::run_transfer() {
+  if (!device.run_transfer()) return false;
+  ledger.finish_transfer();
   return true;
 }
 
@@ -67,8 +74,9 @@ void Host::drain() {
   while (true) {
     while (plan()) {
     }
+    const bool has_moved = run_transfer();
     const bool has_run = device.run_one();
-    if (!commit() && !has_run) break;
+    if (!commit() && !has_run && !has_moved) break;
     EXPECT_TRUE(num_steps <= max_steps);
   }
   check_drained();
@@ -111,6 +119,11 @@ void add_up(const PrefixStats& stats, PrefixStats& total) {
   total.num_snapshots_taken += stats.num_snapshots_taken;
   total.num_evicted_blocks += stats.num_evicted_blocks;
   total.num_evicted_snapshots += stats.num_evicted_snapshots;
+  total.num_saved_blocks += stats.num_saved_blocks;
+  total.num_saved_snapshots += stats.num_saved_snapshots;
+  total.num_loaded_blocks += stats.num_loaded_blocks;
+  total.num_loaded_snapshots += stats.num_loaded_snapshots;
+  total.num_host_hits += stats.num_host_hits;
 }
 
 void print(const PrefixStats& stats) {
@@ -120,8 +133,12 @@ void print(const PrefixStats& stats) {
   std::printf("\"without_snapshot\": %lld, \"other_salt\": %lld, \"without_kv\": %lld, \"snapshots\": %lld, ",
               n(stats.num_without_snapshot), n(stats.num_other_salt), n(stats.num_without_kv),
               n(stats.num_snapshots_taken));
-  std::printf("\"evicted_blocks\": %lld, \"evicted_snapshots\": %lld}, ", n(stats.num_evicted_blocks),
+  std::printf("\"evicted_blocks\": %lld, \"evicted_snapshots\": %lld}, \"host\": {", n(stats.num_evicted_blocks),
               n(stats.num_evicted_snapshots));
+  std::printf("\"saved_blocks\": %lld, \"saved_snapshots\": %lld, \"loaded_blocks\": %lld, ", n(stats.num_saved_blocks),
+              n(stats.num_saved_snapshots), n(stats.num_loaded_blocks));
+  std::printf("\"loaded_snapshots\": %lld, \"host_hits\": %lld}, ", n(stats.num_loaded_snapshots),
+              n(stats.num_host_hits));
 }
 
 }  // namespace headway::sim

@@ -99,9 +99,10 @@ void PolicyCheck::check_grants_ahead(const Plan& plan) const {
   }
 }
 
-// With nothing in flight somebody runs, unless a paused row outranks all who could and keeps its memory.
+// With nothing in flight somebody runs, unless a paused row outranks all who could and keeps its memory, or memory is
+// on its way between device and host.
 void PolicyCheck::check_liveness(const std::optional<Plan>& plan) const {
-  if (plan || num_in_flight_ > 0) return;
+  if (plan || num_in_flight_ > 0 || ledger_.stats().num_transfers > 0) return;
   const Request* first = nullptr;
   bool is_outranked = false;
   for (const int64_t id : unfinished_) {

@@ -107,7 +107,8 @@ class ThreadedHost {
 
 void run_threaded_trace(uint64_t seed, TraceCounts& counts) {
   Rng rng(seed);
-  const LedgerConfig config = random_config(rng);
+  LedgerConfig config = random_config(rng);
+  config.num_host_blocks = config.num_host_slots = 0;
   const int32_t num_requests = rng.draw(1, 12);
   ThreadedHost host(config, rng.bits());
   std::thread submitter([&host, seed, num_requests] { host.submit(Rng(seed + 1), num_requests); });

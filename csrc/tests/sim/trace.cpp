@@ -10,6 +10,7 @@ namespace {
 // How often what happens, in this trace.
 struct Habits {
   int32_t device_delay;
+  int32_t transfer_delay;
   int32_t plan_odds;
   int32_t abort_odds;
   int32_t pause_odds;
@@ -23,7 +24,7 @@ constexpr int32_t kNever = 1 << 30;
 
 Habits draw_habits(Rng& rng) {
   const auto odds = [&](int32_t usual) { return rng.one_in(3) ? kNever : usual; };
-  return {rng.draw(1, 8), rng.draw(1, 3), odds(24), odds(16), odds(12), odds(16), odds(12), odds(200)};
+  return {rng.draw(1, 8), rng.draw(1, 4), rng.draw(1, 3), odds(24), odds(16), odds(12), odds(16), odds(12), odds(200)};
 }
 
 void disturb(Host& host, Rng& rng, const Habits& habits, TraceCounts& counts) {
@@ -83,6 +84,8 @@ void run_trace(uint64_t seed, TraceCounts& counts) {
     if (number == num_requests && host.client.num_unfinished() == 0) break;
     if (tick > 1000) break;  // all that is left is paused
     while (!rng.one_in(habits.device_delay) && host.device.advance()) {
+    }
+    while (!rng.one_in(habits.transfer_delay) && host.run_transfer()) {
     }
     if (rng.one_in(habits.plan_odds)) host.plan();
     if (rng.one_in(2)) host.commit();

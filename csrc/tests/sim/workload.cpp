@@ -45,6 +45,9 @@ LedgerConfig random_config(Rng& rng) {
   config.decode_snapshot_stride_tokens = rng.one_in(3) ? 0 : rng.draw(1, 6);
   config.weighs_snapshot_cost = rng.one_in(2);
   config.caches_outputs = !rng.one_in(4);
+  if (rng.one_in(4)) return config;
+  config.num_host_blocks = config.num_blocks > 0 ? rng.draw(1, kMaxBlocks) : 0;
+  config.num_host_slots = config.num_slots > 0 ? rng.draw(1, 8) : 0;
   return config;
 }
 
@@ -129,6 +132,7 @@ LedgerConfig ample_config(const LedgerConfig& config, int32_t num_requests) {
   ample.use_prefix_cache = false;
   ample.max_snapshots = 0;
   ample.max_waypoints = 0;
+  ample.num_host_blocks = ample.num_host_slots = 0;
   return ample;
 }
 

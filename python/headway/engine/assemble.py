@@ -16,6 +16,7 @@ from headway.engine.bindings import core
 from headway.engine.completion import Detokenizer
 from headway.engine.engine import Engine
 from headway.engine.graphs import row_buckets
+from headway.engine.host_tier import NO_HOST_TIER, HostSizes, host_sizes, with_host_tier
 from headway.engine.memory import MemoryPlan, ModelBytes, available_bytes, plan_memory
 from headway.engine.prompt_cuts import prompt_cuts
 from headway.engine.runner import Runner
@@ -81,7 +82,9 @@ def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly
     memory = plan_memory(config, sizes, device.type, available_bytes(config, device))
     logger.info("memory plan\n%s", memory)
     model = load_weights(config, path, device, dtype, memory, progress)
-    ledger_config = ledger_settings(config, memory, model_config, device.type, dtype, window)
+    ledger_config = ledger_settings(
+        config, memory, model_config, device.type, dtype, window, host_sizes(config, memory, sizes)
+    )
     blocks, slots = memory.num_blocks + 1, ledger_config.num_slots + 1
     caches = ModelCaches.allocate(
         model_config, blocks, memory.block_size, slots, dtype, device, window, ssm_dtype
@@ -162,6 +165,10 @@ def make_engine(
     if config.check_mirror:
         engine.stages = with_mirror_checks(engine.stages, engine.ledger, runner.read_mirror)
         engine.stages = with_poisoned_slots(engine.stages, engine.ledger, runner.poison_slots)
+    if runner.host_tier is not None:
+        # Free slots are poisoned in the steps' order: in that debug mode copies wait until it is done.
+        settle = runner.staging.synchronize if config.check_mirror else None
+        engine.stages = with_host_tier(engine.stages, engine.ledger, runner.host_tier, settle)
     if config.nvtx and runner.has_gpu:
         engine.stages = with_nvtx_ranges(engine.stages)
     return engine
@@ -277,6 +284,7 @@ def ledger_settings(
     device_type: str,
     dtype: torch.dtype,
     window: StateWindow = IN_PLACE,
+    host: HostSizes = NO_HOST_TIER,
 ) -> core.LedgerConfig:
     cuts = prompt_cuts(model, device_type, dtype)
     if memory.max_step_tokens < cuts.min_step_tokens:
@@ -312,6 +320,8 @@ def ledger_settings(
         caches_outputs=not config.batch_invariant,
         state_window=window.num_tokens,
         max_rewind=window.max_rewind,
+        num_host_blocks=host.num_blocks,
+        num_host_slots=host.num_slots,
     )
 
 

@@ -57,6 +57,11 @@ class CpuStream:
         self._raise_fault()
         return self._progress.num_done == self._num_queued
 
+    def num_done(self) -> int:
+        """Pieces of work that are over, in order. Raises the fault of one that was not done."""
+        self._raise_fault()
+        return self._progress.num_done
+
     def synchronize(self) -> None:
         while not self.is_idle():
             self.rest()

@@ -270,6 +270,8 @@ class Engine:
         stats = self.ledger.stats()
         if stats.num_held or self._masks.may_have_news():
             self._masks.wait()
+        elif stats.num_transfers:
+            time.sleep(0)  # a prefix or memory is on its way: the next plan looks
         elif not stats.num_paused and (stats.num_waiting or stats.num_running):
             raise IntegrityError(
                 f"{stats.num_waiting} waiting and {stats.num_running} running requests cannot move"

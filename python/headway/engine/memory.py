@@ -250,10 +250,10 @@ def available_bytes(config: EngineConfig, device: torch.device) -> int:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(free - (1 - config.gpu_memory_utilization) * total)
-    return config.cpu_memory_bytes or int(CPU_SHARE * _free_cpu_bytes())
+    return config.cpu_memory_bytes or int(CPU_SHARE * free_host_bytes())
 
 
-def _free_cpu_bytes() -> int:
+def free_host_bytes() -> int:
     """MemAvailable, or less where a control group allows less."""
     free = _meminfo_available()
     limit, used = (_read_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))

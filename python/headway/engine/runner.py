@@ -15,6 +15,7 @@ import torch
 from headway import ops
 from headway.engine.batch import StepBatch
 from headway.engine.graphs import DecodeGraphs
+from headway.engine.host_tier import HostTier
 from headway.engine.rehearsal import rehearse_prompts
 from headway.engine.staging import Staging, stage
 from headway.errors import IntegrityError
@@ -77,6 +78,10 @@ class Runner:
         )
         self.staging: Staging = stage(config, device)
         self._result_ring_address = self.staging.result_ring_address
+        has_host_memory = config.num_host_blocks + config.num_host_slots > 0
+        self.host_tier = (
+            HostTier(caches, self._buffers.mirror.state_base, config, device) if has_host_memory else None
+        )
         self._views: dict[tuple[int, int, int], dict[str, torch.Tensor]] = {}
         self.graphs = DecodeGraphs(self._row_buckets, device) if has_graphs else None
 
@@ -119,6 +124,8 @@ class Runner:
         try:
             self.staging.close()
         finally:
+            if self.host_tier is not None:
+                self.host_tier.close()
             if self.graphs is not None:
                 self.graphs.close()
 

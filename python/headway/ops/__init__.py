@@ -11,6 +11,7 @@ from headway.ops.linear import MAX_SKINNY_TOKENS, PackedMatrix, linear, pack_lin
 from headway.ops.mamba import causal_conv1d, ssm_scan
 from headway.ops.mamba_decode import mamba_decode
 from headway.ops.moe import moe_experts
+from headway.ops.move_records import RecordPools, move_records
 from headway.ops.norm import add_rms_norm, gated_rms_norm, rms_norm
 from headway.ops.pointwise import activation
 from headway.ops.records import ActivationKind, Routing, ScoreKind, Snapshots
@@ -26,6 +27,7 @@ __all__ = [
     "ActivationKind",
     "MixerWeights",
     "PackedMatrix",
+    "RecordPools",
     "Routing",
     "ScoreKind",
     "Snapshots",
@@ -45,6 +47,7 @@ __all__ = [
     "linear",
     "mamba_decode",
     "moe_experts",
+    "move_records",
     "pack_linear",
     "paged_attention",
     "rms_norm",

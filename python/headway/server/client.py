@@ -112,7 +112,14 @@ class PrefixCacheStats:
     num_waypoints: int = 0  # of those, kept at strides
     num_snapshots_taken: int = 0
     num_evicted_blocks: int = 0
-    num_evicted_snapshots: int = 0
+    num_evicted_snapshots: int = 0  # those moved to host memory are not
+    num_host_blocks: int = 0  # held in host memory now
+    num_host_snapshots: int = 0
+    num_saved_blocks: int = 0  # moved there
+    num_saved_snapshots: int = 0
+    num_loaded_blocks: int = 0  # brought back
+    num_loaded_snapshots: int = 0
+    num_host_hits: int = 0  # of the hits, those that only host memory made possible
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,10 @@ def _lookups(seen: Seen) -> dict[str, float]:
     }
 
 
+def _ways(num_out: int, num_back: int) -> dict[str, float]:
+    return {"out": num_out, "back": num_back}
+
+
 def _idle_share(seen: Seen) -> float:
     stats = seen.stats
     elapsed_s = stats.device_busy_s + stats.device_idle_s
@@ -185,6 +189,26 @@ METRICS: tuple[Metric, ...] = (
         "counter",
         "KV blocks of prefixes given up for others",
         lambda s: s.stats.prefix_cache.num_evicted_blocks,
+    ),
+    Metric(
+        "headway_prefix_host_hits",
+        "counter",
+        "Prefixes found that only host memory had",
+        lambda s: s.stats.prefix_cache.num_host_hits,
+    ),
+    Metric(
+        "headway_prefix_host_blocks",
+        "counter",
+        "KV blocks of prefixes copied between the device and host memory",
+        lambda s: _ways(s.stats.prefix_cache.num_saved_blocks, s.stats.prefix_cache.num_loaded_blocks),
+        "way",
+    ),
+    Metric(
+        "headway_prefix_host_snapshots",
+        "counter",
+        "States of prefixes copied between the device and host memory",
+        lambda s: _ways(s.stats.prefix_cache.num_saved_snapshots, s.stats.prefix_cache.num_loaded_snapshots),
+        "way",
     ),
     Metric("headway_steps", "counter", "Steps that retired", lambda s: s.stats.steps_committed),
     Metric(
