@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from headway.engine.background import EngineThread
@@ -59,6 +59,14 @@ class Ticket:
         return not is_patient or self.request is None or self.request.is_finished
 
 
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What a step changed, and who is told."""
+
+    completions: list[Completion]
+    tickets: set[Ticket]
+
+
 class RequestDesk:
     """Takes requests from one event loop at a time and runs them on a thread of its own.
 
@@ -87,8 +95,7 @@ class RequestDesk:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()  # held while completions grow, end or are read, and for `_news`
         self._news: set[Ticket] = set()
-        self._changed: list[Completion] = []  # by the last step, and whose
-        self._changed_tickets: set[Ticket] = set()
+        self._changed: Changed | None = None  # by the last step, while somebody is there
         self.stages = engine.stages = self.meter.around(self._locked(engine.stages))
         self._thread = EngineThread(engine, self.meter, self._on_change, self._on_death)
         self._thread.start()
@@ -167,6 +174,7 @@ class RequestDesk:
         self._num_open -= ticket.params.n
         if not self._tickets:
             self._is_empty.set()
+            self._changed = None
         if not ticket.is_over:
             self._thread.post(lambda: self._end(ticket))
 
@@ -252,11 +260,12 @@ class RequestDesk:
 
     def _on_change(self, changed: list[Completion]) -> None:
         """Steps in which the same rows go on hand in the same list."""
-        if changed is not self._changed:
+        last = self._changed
+        if last is None or last.completions is not changed:
             tickets = {self._tickets.get(completion.request.request_id) for completion in changed}
-            self._changed = changed
-            self._changed_tickets = {t for t in tickets if t is not None and t.wants_news()}
-        self._tell(self._changed_tickets)
+            last = Changed(changed, {t for t in tickets if t is not None and t.wants_news()})
+            self._changed = last
+        self._tell(last.tickets)
 
     def _on_death(self, death: EngineDeadError) -> None:
         self.death = death
