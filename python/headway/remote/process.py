@@ -49,6 +49,7 @@ COMMAND = (sys.executable, "-P", "-m", "headway.remote")
 MAX_FOLDER_CHARS = 70  # a Unix socket's path may have 108, a random name among them
 DUMP_S = 0.3  # for a process to write its stacks down
 POLL_S = 0.05
+LAST_WORDS_S = 1.0  # for what a process has said before its end to be read off its socket
 Progress = Callable[[int, int], None]
 
 
@@ -155,7 +156,7 @@ class EngineProcess:
     def _next_messages(self) -> list[EngineMessage]:
         """Of the engine alone; frames of anybody else are counted and dropped."""
         while not self.link.wait(POLL_S):
-            if (reason := self.why_ended()) and not self.link.wait(0):
+            if (reason := self.why_ended()) and not self.link.wait(LAST_WORDS_S):
                 raise HeadwayError(f"{reason} before it was ready", hint="its own messages are above")
         found = self.link.receive()
         if found is None:
