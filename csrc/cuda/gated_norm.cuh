@@ -10,10 +10,11 @@ namespace headway::cuda {
 template <typename T>
 using NormPiece = Vector<T, kVectorWidth<T>>;
 
-// values = y * silu(z); returns sum + their squares.
+// values = y * silu(z); returns sum + their squares. Pieces come by value: of one that is passed by reference to memory
+// the compiler loads each element apart.
 template <typename T, int kWidth>
-__device__ __forceinline__ float gate_piece(const Vector<T, kWidth>& y, const Vector<T, kWidth>& z,
-                                            float (&values)[kWidth], float sum) {
+__device__ __forceinline__ float gate_piece(Vector<T, kWidth> y, Vector<T, kWidth> z, float (&values)[kWidth],
+                                            float sum) {
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
     const float gate = to_float(z.values[i]);
@@ -28,7 +29,7 @@ __device__ __forceinline__ float norm_scale(float sum_of_squares, int64_t group_
 }
 
 template <typename T, int kWidth>
-__device__ __forceinline__ void store_normalised(T* out, const Vector<T, kWidth>& weight, const float (&values)[kWidth],
+__device__ __forceinline__ void store_normalised(T* out, Vector<T, kWidth> weight, const float (&values)[kWidth],
                                                  float scale) {
   Vector<T, kWidth> result;
 #pragma unroll
