@@ -9,6 +9,7 @@
 // its end, and that tile also writes the row's last raw columns. So in-place slots need no ordering between blocks.
 #include <algorithm>
 
+#include "cuda/common/chained.cuh"
 #include "cuda/common/device.h"
 #include "cuda/common/math.cuh"
 #include "cuda/common/rows.cuh"
@@ -23,7 +24,7 @@ constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kResidentBlocks = 4;  // a multiprocessor, at 126 registers a thread
 constexpr int kMaxTileTokens = 1024;
-constexpr int kBatch = 8;  // tokens loaded before the first is used, to keep many loads in flight
+constexpr int kBatch = 4;  // tokens loaded before the first is used, to keep many loads in flight
 
 // One thread's channels: kWidth of them, from `channel` on.
 template <typename T, int kTaps, int kWidth>
@@ -142,9 +143,11 @@ __device__ __forceinline__ void filter_tokens(const Channels<T, kTaps, kWidth>& 
 template <typename T, int kTaps, int kWidth>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     causal_conv1d_kernel(CausalConv1dParams params, int tile_tokens, int warps_per_tile) {
+  allow_next_kernel();
   // Whole warps share a tile; the warps of a block may belong to different tiles.
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarpSize;
   const int32_t* query_start = params.rows.query_start;
+  wait_for_previous_kernel();
   const int num_tokens = query_start[params.rows.num_rows];
   const int64_t tile = warp / warps_per_tile;
   if (tile > 0 && tile * tile_tokens >= num_tokens) return;
@@ -209,9 +212,8 @@ void launch(const CausalConv1dParams& params, cudaStream_t stream) {
   const int64_t num_tiles = params.num_tokens == 0 ? 1 : (params.num_tokens + tile_tokens - 1) / tile_tokens;
   const int64_t num_blocks = (num_tiles * warps_per_tile + kWarps - 1) / kWarps;
   require(num_blocks <= INT32_MAX, kOp, "num_tokens * num_channels is too large for one launch");
-  causal_conv1d_kernel<T, kTaps, kWidth><<<static_cast<unsigned>(num_blocks), kThreads, 0, stream>>>(
-      params, tile_tokens, static_cast<int>(warps_per_tile));
-  check_launch(kOp);
+  launch_chained(kOp, causal_conv1d_kernel<T, kTaps, kWidth>, dim3(static_cast<unsigned>(num_blocks)), kThreads, stream,
+                 params, tile_tokens, static_cast<int>(warps_per_tile));
 }
 
 template <typename T, int kWidth>
