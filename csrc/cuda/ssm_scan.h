@@ -48,6 +48,12 @@ bool can_scan_warpgroups(const SsmScanParams& params);
 // As launch_wide_scan.
 void launch_warpgroup_scan(const SsmScanParams& params, cudaStream_t stream);
 
+// Among the shapes of can_scan_warpgroups: whether blocks of two warpgroups take these rows in less time.
+bool prefers_paired_scan(const SsmScanParams& params);
+
+// As launch_warpgroup_scan, which calls it where it is preferred.
+void launch_paired_scan(const SsmScanParams& params, cudaStream_t stream);
+
 // True when the chunked kernel has code for these shapes, strides and this device.
 bool can_scan_chunks(const SsmScanParams& params);
 

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "cuda/common/chained.cuh"
 #include "cuda/common/device.h"
 #include "cuda/ssm_chunk_rows.cuh"
 
@@ -107,19 +108,8 @@ void launch_plan(Kernel kernel, const ScanPlan& plan, int num_threads, int share
   const int num_processors = device_attribute(cudaDevAttrMultiProcessorCount, op);
   const int num_clusters = std::min(plan.num_items, num_processors);
   if (num_clusters > 0) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), op);
-    cudaLaunchAttribute cluster{};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = static_cast<unsigned>(plan.num_segments);
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(num_clusters * plan.num_segments));
-    config.blockDim = dim3(static_cast<unsigned>(num_threads));
-    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-    config.stream = stream;
-    config.attrs = &cluster;
-    config.numAttrs = plan.num_segments > 1 ? 1 : 0;
-    check(cudaLaunchKernelEx(&config, kernel, params, arguments..., plan), op);
+    launch_chained_clusters(op, kernel, dim3(static_cast<unsigned>(num_clusters * plan.num_segments)),
+                            plan.num_segments, num_threads, shared_bytes, stream, params, arguments..., plan);
   }
   if (!plan.is_all_rows) launch_short_rows_scan(params, stream);
 }

@@ -62,11 +62,13 @@ __global__ void __launch_bounds__(kThreads, 1)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<Shared<kN, kP>*>(shared_bytes);
+  allow_next_kernel();
   if (threadIdx.x == 0) {
-    for (const CUtensorMap* map : {&maps.x, &maps.B, &maps.C}) prefetch_tensor_map(*map);
+    chunk::prefetch_maps(maps);
     shared.init_barriers();
   }
   __syncthreads();
+  wait_for_previous_kernel();
 
   Place start;
   const int head_tiles = params.head_dim / kP;
@@ -88,25 +90,6 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // Launch ------------------------------------------------------------------------------------------------------------
 
-// [num_tokens, num_columns] with rows `stride` apart.
-CUtensorMap map_rows(const void* base, int64_t num_columns, int64_t num_tokens, int64_t stride) {
-  const auto stride_bytes = static_cast<uint64_t>(stride) * sizeof(Bf16);
-  TensorBoxes boxes{};
-  boxes.base = const_cast<void*>(base);
-  boxes.sizes = {static_cast<uint64_t>(num_columns), static_cast<uint64_t>(num_tokens), 1, 1};
-  boxes.strides_bytes = {stride_bytes, stride_bytes, stride_bytes};
-  boxes.box = {kPanelColumns, kTokens, 1, 1};
-  return make_tensor_map(boxes, kOp);
-}
-
-Maps make_maps(const SsmScanParams& params) {
-  const int64_t states = static_cast<int64_t>(params.num_groups) * params.state_size;
-  const int64_t channels = static_cast<int64_t>(params.num_heads) * params.head_dim;
-  return {map_rows(params.x, channels, params.num_tokens, params.x_stride),
-          map_rows(params.B, states, params.num_tokens, params.b_stride),
-          map_rows(params.C, states, params.num_tokens, params.c_stride)};
-}
-
 template <int kN>
 void launch(const SsmScanParams& params, cudaStream_t stream) {
   using Memory = Shared<kN, kTileChannels>;
@@ -115,7 +98,7 @@ void launch(const SsmScanParams& params, cudaStream_t stream) {
   const int num_processors = device_attribute(cudaDevAttrMultiProcessorCount, kOp);
   const ScanPlan plan = chunk::plan_scan(params, row_items, num_processors, kOp);
   chunk::launch_plan(wide_scan_kernel<kN, kTileChannels>, plan, kThreads, sizeof(Memory), params, stream, kOp,
-                     make_maps(params));
+                     chunk::make_maps(params, kOp));
 }
 
 }  // namespace

@@ -5,12 +5,13 @@
 // product and, rounded, the operand of the next (ssm_warpgroup_tile.cuh). A second one, some chunks ahead, fetches the
 // data and turns dt into decays (ssm_warpgroup_copies.cuh). A third makes the weights in between
 // (ssm_warpgroup_scores.cuh). A tile may straddle two heads where 64 does not divide the head dim: rows of a product
-// never mix.
+// never mix. Where there are many tiles, blocks of two warpgroups share a multiprocessor instead (ssm_paired.cuh).
 #pragma once
 
 #include "cuda/common/mbarrier.cuh"
-#include "cuda/common/wgmma.cuh"
+#include "cuda/common/wgmma_tiles.cuh"
 #include "cuda/ssm_chunk_decays.cuh"
+#include "cuda/ssm_chunk_rows.cuh"
 
 namespace headway::cuda::warpgroup {
 
@@ -25,9 +26,14 @@ inline constexpr int kGroupThreads = kGroupWarps * kWarpSize;
 inline constexpr int kBlock = 16;  // tokens or state columns that one product sums over
 inline constexpr int kNumBlocks = kTokens / kBlock;
 
-// The tile's warpgroup comes first, then the scores', then the copies'. With more warps, or a second tile, a thread
-// would have too few registers for a state, its outputs and their operands.
+// The tile's warpgroup comes first, then the scores', then the copies'.
 inline constexpr int kThreads = 3 * kGroupThreads;
+
+// Registers a thread, of 168 that all begin with: a state, its outputs and their operands want more than the rest.
+inline constexpr int kTileRegisters = 184;
+inline constexpr int kOtherRegisters = 160;
+inline constexpr int kBlockRegisters = (kTileRegisters + 2 * kOtherRegisters) / 3;
+
 inline constexpr int kMaxHeads = 2;  // that a tile may touch, of at least 64 channels each
 
 // One operand of 64 rows of 64: see wgmma.cuh.
@@ -36,47 +42,45 @@ struct alignas(1024) Panel {
 };
 static_assert(kTokens == 64 && kTileChannels == wgmma::kPanelColumns);
 
-// What is fetched of a chunk. B and C: panels of 64 state columns; x also carries the outputs on their way
-// to memory. The decays of the block's heads come with it.
+// What is fetched of a chunk. B and C: panels of 64 state columns; x also carries the outputs on their way to memory.
 template <int kN>
 struct Stage {
   Panel B[kN / wgmma::kPanelColumns];
   Panel C[kN / wgmma::kPanelColumns];
   Panel x;
-  Decays decays[kMaxHeads];
 };
 
 // A chunk goes through three hands: fetched when its data is in its stage, ready when its weights are made, free when
-// the tile has left it. Stages go round; weights alternate between two sets. turn: the chunk's place among all that
-// the block works on, counted by each role alike.
-template <int kN>
-struct Shared {
-  static constexpr int kStages = 3;  // a fourth gains nothing, and takes what the cache needs
+// the tile has left it. Stages and decays go round; weights alternate between two sets. turn: the chunk's place among
+// all that the block works on, counted by each role alike. kHeads: that a tile may touch.
+template <int kStateSize, int kHeads, int kStageTurns, int kDecayTurns, int kFetchArrivals>
+struct Handover {
+  static constexpr int kN = kStateSize;
+  static constexpr int kStages = kStageTurns;
   Stage<kN> stages[kStages];
-  Panel weights[2][kMaxHeads];
+  Panel weights[2][kHeads];
+  Decays decay_ring[kDecayTurns][kHeads];
   alignas(8) uint64_t fetched[kStages];
   alignas(8) uint64_t ready[2];
   alignas(8) uint64_t free[kStages];
 
   __device__ __forceinline__ Stage<kN>& stage(unsigned turn) { return stages[turn % kStages]; }
+  __device__ __forceinline__ Decays& decays(unsigned turn, int head) { return decay_ring[turn % kDecayTurns][head]; }
+  __device__ __forceinline__ Barrier fetched_barrier(unsigned turn) {
+    return Barrier{shared_address(&fetched[turn % kStages])};
+  }
 
   // One thread, before any other use.
   __device__ __forceinline__ void init_barriers() {
     for (int i = 0; i < kStages; ++i) {
-      Barrier{shared_address(&fetched[i])}.init(2 * kGroupThreads);  // each thread's copies, and its decays
+      Barrier{shared_address(&fetched[i])}.init(kFetchArrivals);
       Barrier{shared_address(&free[i])}.init(kGroupWarps);
     }
     for (auto& barrier : ready) Barrier{shared_address(&barrier)}.init(kGroupThreads);
+    Barrier::publish_inits();
   }
 
-  __device__ __forceinline__ void arrive_fetched(unsigned turn) {
-    const Barrier barrier{shared_address(&fetched[turn % kStages])};
-    barrier.arrive_after_copies();
-    barrier.arrive();
-  }
-  __device__ __forceinline__ void wait_fetched(unsigned turn) {
-    Barrier{shared_address(&fetched[turn % kStages])}.wait(turn / kStages % 2);
-  }
+  __device__ __forceinline__ void wait_fetched(unsigned turn) { fetched_barrier(turn).wait(turn / kStages % 2); }
   __device__ __forceinline__ void arrive_ready(unsigned turn) { Barrier{shared_address(&ready[turn % 2])}.arrive(); }
   __device__ __forceinline__ void wait_ready(unsigned turn) {
     Barrier{shared_address(&ready[turn % 2])}.wait(turn / 2 % 2);
@@ -91,10 +95,16 @@ struct Shared {
   }
 };
 
-// What a block works on: one row's tokens are the same for all. Channels count within the group, heads within the
-// model.
+// Three stages: a fourth gains nothing, and takes what the cache needs. Fetched by each thread's copies, and its
+// decays.
+template <int kN>
+using Shared = Handover<kN, kMaxHeads, 3, 3, 2 * kGroupThreads>;
+
+// What a block works on. Channels count within the group, heads within the model.
 struct Work {
   const SsmScanParams& params;
+  int row;
+  chunk::RowTokens tokens;
   int group;
   int first_channel;
 
@@ -114,6 +124,14 @@ struct Work {
     return channel / params.head_dim - first_channel / params.head_dim;
   }
 };
+
+// threadIdx.x, read anew: what follows from it is made again where the compiler would else keep it over a loop, in
+// registers that it does not have.
+__device__ __forceinline__ int fresh_thread() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
 
 // Meets the threads of the tile's warpgroup.
 __device__ __forceinline__ void meet_tile() {

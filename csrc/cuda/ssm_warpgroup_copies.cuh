@@ -1,5 +1,5 @@
 // The copies' warpgroup of ssm_warpgroup.cuh: fetches the chunks' data and turns dt into decays, as many chunks ahead
-// as there are stages. Warp w makes the decays of the block's w-th head.
+// as there are stages.
 #pragma once
 
 #include "cuda/ssm_chunk_rows.cuh"
@@ -9,9 +9,9 @@ namespace headway::cuda::warpgroup {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-template <int kN>
+template <typename Memory>
 struct CopyGroup {
-  using Memory = Shared<kN>;
+  static constexpr int kN = Memory::kN;
   using Buffers = Stage<kN>;
   const Work& work;
   Memory& shared;
@@ -26,7 +26,7 @@ struct CopyGroup {
         thread(static_cast<int>(threadIdx.x) - 2 * kGroupThreads),
         warp(thread / kWarpSize),
         num_heads(block_work.num_heads()),
-        clock(block_work.params, block_work.first_head() + min(warp, num_heads - 1)) {}
+        clock(block_work.params, block_work.first_head() + warp % num_heads) {}
 
   // kPanels panels side by side: rows of the chunk from `from` on.
   template <int kPanels, bool kIsFull>
@@ -62,9 +62,11 @@ struct CopyGroup {
   }
 
   __device__ __forceinline__ void run(const chunk::RowTokens& tokens, unsigned& turn) {
+    const int num_turns = kGroupWarps / num_heads;
+    int next = warp / num_heads;  // chunk that the warp makes decays of: warps take turns, as those take longest
+    auto dt = clock.load_dt(tokens.chunk(next));
     Chunk chunk = tokens.chunk_at(0);
-    auto dt = clock.load_dt(chunk);
-    for (int done = 0; chunk.count > 0; ++turn) {
+    for (int i = 0, done = 0; chunk.count > 0; ++i, ++turn) {
       shared.wait_free(turn, Memory::kStages);
       Buffers& stage = shared.stage(turn);
       if (chunk.count == kTokens) {
@@ -72,14 +74,15 @@ struct CopyGroup {
       } else {
         copy_chunk<false>(stage, chunk);
       }
-      done += chunk.count;
-      const Chunk next = tokens.chunk_at(done);
-      if (warp < num_heads) {
-        clock.store_decays(stage.decays[warp], dt, chunk);
-        dt = clock.load_dt(next);
+      if (i == next) {
+        clock.store_decays(shared.decays(turn, warp % num_heads), dt, chunk);
+        next += num_turns;
+        dt = clock.load_dt(tokens.chunk(next));
       }
-      shared.arrive_fetched(turn);
-      chunk = next;
+      shared.fetched_barrier(turn).arrive_after_copies();
+      shared.fetched_barrier(turn).arrive();
+      done += chunk.count;
+      chunk = tokens.chunk_at(done);
     }
   }
 };

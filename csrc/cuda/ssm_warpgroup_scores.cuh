@@ -9,9 +9,9 @@ namespace headway::cuda::warpgroup {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-template <int kN>
+template <typename Memory>
 struct ScoreGroup {
-  using Memory = Shared<kN>;
+  static constexpr int kN = Memory::kN;
   using Buffers = Stage<kN>;
   const Work& work;
   Memory& shared;
@@ -29,8 +29,8 @@ struct ScoreGroup {
   // Weights -----------------------------------------------------------------------------------------------------------
 
   __device__ __forceinline__ void make_scores(const Buffers& stage, float (&scores)[8][4]) const {
-    const uint64_t C = wgmma::describe(shared_address(stage.C));
-    const uint64_t B = wgmma::describe(shared_address(stage.B));
+    const uint64_t C = wgmma::describe_uniform(shared_address(stage.C));
+    const uint64_t B = wgmma::describe_uniform(shared_address(stage.B));
     wgmma::begin_products();
 #pragma unroll
     for (int n = 0; n < kN; n += kBlock) {
@@ -55,7 +55,7 @@ struct ScoreGroup {
   // Blocks j <= kWarp of the warp's 16 rows. The warp's index is a constant so that all blocks are under way at once.
   template <int kWarp>
   __device__ __forceinline__ void store_rows(const float (&scores)[8][4], const Decays& decays, Panel& weights) const {
-    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+    const int lane = fresh_thread() % kWarpSize;
     const int row = kWarp * kBlock + lane / 4;
     const float row_sum[2] = {decays.log2_sum[row], decays.log2_sum[row + 8]};
     const chunk::LaneCell cell = chunk::rows_first();
@@ -105,7 +105,7 @@ struct ScoreGroup {
       const Buffers& stage = shared.stage(turn);
       make_scores(stage, scores);
       for (int head = 0; head < num_heads; ++head) {
-        store_weights(scores, stage.decays[head], shared.weights[turn % 2][head]);
+        store_weights(scores, shared.decays(turn, head), shared.weights[turn % 2][head]);
       }
       wgmma::publish_operands();
       shared.arrive_ready(turn);

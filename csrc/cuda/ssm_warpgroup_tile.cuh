@@ -13,9 +13,9 @@ namespace headway::cuda::warpgroup {
 using wgmma::Rows;
 
 // kStraddles: tiles may touch two heads.
-template <int kN, bool kStraddles>
+template <typename Memory, bool kStraddles>
 struct TileGroup {
-  using Memory = Shared<kN>;
+  static constexpr int kN = Memory::kN;
   using Buffers = Stage<kN>;
   const Work& work;
   Memory& shared;
@@ -61,7 +61,7 @@ struct TileGroup {
 #pragma unroll
       for (float& value : state[n]) value *= factor;
     }
-    const uint64_t C = wgmma::describe(shared_address(stage.C));
+    const uint64_t C = wgmma::describe_uniform(shared_address(stage.C));
     wgmma::begin_products();
 #pragma unroll
     for (int step = 0; step < kN / kBlock; ++step) {
@@ -75,7 +75,7 @@ struct TileGroup {
 
   // Where the lane's row of the warp's first block of x lies; 16 tokens on, the swizzle is the same.
   __device__ __forceinline__ uint32_t cell_bytes() const {
-    const int thread = static_cast<int>(threadIdx.x);
+    const int thread = fresh_thread();
     const chunk::LaneCell cell = chunk::columns_first(thread % kWarpSize);
     return wgmma::panel_offset(cell.row, thread / kWarpSize * kBlock + cell.column) * sizeof(Bf16);
   }
@@ -100,7 +100,7 @@ struct TileGroup {
   // e^(cs_L - cs_j) dt_j x_j
   __device__ __forceinline__ void weigh_x(const Decays& decays, const uint32_t (&x)[kNumBlocks][4],
                                           uint32_t (&weighed)[kNumBlocks][4]) const {
-    const int thread = static_cast<int>(threadIdx.x);
+    const int thread = fresh_thread();
 #pragma unroll
     for (int j = 0; j < kNumBlocks; ++j) {
       const int token = j * kBlock + thread % 4 * 2;
@@ -116,7 +116,7 @@ struct TileGroup {
 
   // y_i *= e^cs_i
   __device__ __forceinline__ void decay_outputs(const Decays& decays) {
-    const int thread = static_cast<int>(threadIdx.x);
+    const int thread = fresh_thread();
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const float2 factor = *reinterpret_cast<const float2*>(&decays.from_start[i * 8 + thread % 4 * 2]);
@@ -129,7 +129,7 @@ struct TileGroup {
 
   // Starts y += weights . x.
   __device__ __forceinline__ void add_tokens(const Panel& weights, const uint32_t (&x)[kNumBlocks][4]) {
-    const uint64_t W = wgmma::describe(shared_address(&weights));
+    const uint64_t W = wgmma::describe_uniform(shared_address(&weights));
 #pragma unroll
     for (int j = 0; j < kNumBlocks; ++j) {
       wgmma::multiply<Rows::kAlongSum, 0>(y, x[j], W + (j * wgmma::kStepBytes<Rows::kAlongSum> >> 4), true);
@@ -138,7 +138,7 @@ struct TileGroup {
 
   // Starts s += weighed x . B.
   __device__ __forceinline__ void advance_state(const Buffers& stage, const uint32_t (&weighed)[kNumBlocks][4]) {
-    const uint64_t B = wgmma::describe(shared_address(stage.B));
+    const uint64_t B = wgmma::describe_uniform(shared_address(stage.B));
 #pragma unroll
     for (int j = 0; j < kNumBlocks; ++j) {
       const uint64_t block = B + (j * wgmma::kStepBytes<Rows::kAcrossSum> >> 4);
@@ -166,7 +166,7 @@ struct TileGroup {
     }
     meet_tile();
     constexpr int kRows = kGroupThreads / 8;
-    const int thread = static_cast<int>(threadIdx.x);
+    const int thread = fresh_thread();
     const int row = thread / 8;
     const int piece = thread % 8 * 8;
     const int64_t stride = static_cast<int64_t>(work.params.num_heads) * work.params.head_dim;
@@ -183,7 +183,7 @@ struct TileGroup {
   }
 
   __device__ __forceinline__ void run_chunk(Buffers& stage, unsigned turn, Chunk chunk) {
-    const Decays& decays = stage.decays[head];
+    const Decays& decays = shared.decays(turn, kStraddles ? head : 0);
     uint32_t rounded[kN / kBlock][4];
     uint32_t x[kNumBlocks][4];
     uint32_t weighed[kNumBlocks][4];
@@ -197,7 +197,7 @@ struct TileGroup {
 
     if constexpr (kStraddles) keep_head(x, first_head);
     wgmma::begin_products();
-    add_tokens(shared.weights[turn % 2][first_head], x);
+    add_tokens(shared.weights[turn % 2][kStraddles ? first_head : 0], x);
     wgmma::commit_products();
     advance_state(stage, weighed);
     wgmma::commit_products();
@@ -232,6 +232,7 @@ struct TileGroup {
     Chunk chunk = tokens.chunk_at(0);
     for (int done = 0; chunk.count > 0; ++turn) {
       shared.wait_ready(turn);
+      shared.wait_fetched(turn);  // long so
       run_chunk(shared.stage(turn), turn, chunk);
       __syncwarp();
       if (static_cast<int>(threadIdx.x) % kWarpSize == 0) shared.arrive_free(turn);

@@ -7,9 +7,9 @@
 #pragma once
 
 #include "cuda/common/mbarrier.cuh"
-#include "cuda/common/tensor_map.cuh"
 #include "cuda/common/wgmma_tiles.cuh"
 #include "cuda/ssm_chunk_decays.cuh"
+#include "cuda/ssm_chunk_maps.cuh"
 #include "cuda/ssm_scan_plan.cuh"
 
 namespace headway::cuda::wide {
@@ -18,6 +18,7 @@ using chunk::Bf16;
 using chunk::Chunk;
 using chunk::Decays;
 using chunk::kTokens;
+using chunk::Maps;
 using wgmma::kPanelColumns;
 
 inline constexpr int kGroupWarps = 4;
@@ -90,13 +91,6 @@ struct Shared {
     rounded.init(kGroupThreads, kGroupWarps);
     Barrier::publish_inits();
   }
-};
-
-// Boxes of 64 columns and a chunk's rows.
-struct Maps {
-  CUtensorMap x;
-  CUtensorMap B;
-  CUtensorMap C;
 };
 
 // What a block works on.

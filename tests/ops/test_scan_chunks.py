@@ -152,9 +152,10 @@ def test_snapshots_are_what_rows_cut_there_end_with(case):
         begin += rows.lengths[row]
 
 
-def test_slots_beyond_31_bits():
+@pytest.mark.parametrize("case", [MambaCase(4, 64, 1, 128), MambaCase(4, 80, 1, 128)], ids=["p64", "p80"])
+def test_slots_beyond_31_bits(case):
     """The byte and the element offset of the last slot are above 2^31."""
-    case, rows = MambaCase(4, 64, 1, 128), Rows((100, 1), (3, 7))
+    rows = Rows((100, 1), (3, 7))
     arguments = on_device(scan_arguments(case, rows, torch.bfloat16), "cuda")
     near = {**arguments, "state": arguments["state"].clone()}
     per_slot = arguments["state"][0].numel()
@@ -166,6 +167,22 @@ def test_slots_beyond_31_bits():
         far[name] = arguments[name] + (far_slot - 1)
     assert_bit_equal(ops.ssm_scan(**far), ops.ssm_scan(**near), "y")
     assert_bit_equal(pool[far_slot : far_slot + 2], near["state"][1:3], "state")
+
+
+@pytest.mark.xdist_group("gigabytes")
+@pytest.mark.parametrize("case", [MambaCase(4, 64, 1, 128), MambaCase(4, 80, 1, 128)], ids=["p64", "p80"])
+def test_tokens_beyond_31_bits(case):
+    """The last tokens' inputs lie more than 2^31 elements behind the first's."""
+    near = on_device(scan_arguments(case, Rows((70,), (0,)), torch.bfloat16), "cuda")
+    far = {**near, "state": near["state"].clone()}
+    for name in PER_TOKEN:
+        tensor, stride = near[name], 2**25 + 64
+        storage = torch.empty(
+            (len(tensor) - 1) * stride + tensor[0].numel(), dtype=tensor.dtype, device="cuda"
+        )
+        far[name] = storage.as_strided(tensor.shape, (stride, *tensor.stride()[1:])).copy_(tensor)
+    assert_bit_equal(ops.ssm_scan(**far), ops.ssm_scan(**near), "y")
+    assert_bit_equal(far["state"], near["state"], "state")
 
 
 def scan_alone(arguments, state, row, start, tokens):
