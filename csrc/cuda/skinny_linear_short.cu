@@ -21,20 +21,20 @@ int divide_up(int a, int b) {
   return (a + b - 1) / b;
 }
 
-// Boxes of all of `box_rows` rows' kBoxPanels panels.
-CUtensorMap map_panels(const void* base, int num_columns, int num_rows, int64_t stride, int box_rows) {
+// Boxes of `box_panels` panels of `box_rows` rows.
+CUtensorMap map_panels(const void* base, int num_columns, int num_rows, int64_t stride, int box_rows, int box_panels) {
   const auto row_bytes = static_cast<uint64_t>(stride * kElementBytes);
   const auto num_panels = static_cast<uint64_t>(num_columns / wgmma::kPanelColumns);
   TensorBoxes boxes{};
   boxes.base = const_cast<void*>(base);
   boxes.sizes = {wgmma::kPanelColumns, static_cast<uint64_t>(num_rows), num_panels, 1};
   boxes.strides_bytes = {row_bytes, kLineBytes, row_bytes};
-  boxes.box = {wgmma::kPanelColumns, static_cast<uint32_t>(box_rows), kBoxPanels, 1};
+  boxes.box = {wgmma::kPanelColumns, static_cast<uint32_t>(box_rows), static_cast<uint32_t>(box_panels), 1};
   return make_tensor_map(boxes, kSkinnyLinearOp);
 }
 
 int box_bytes(int num_lines) {
-  return divide_up(num_lines * kBoxPanels * kLineBytes, kBoxAlignment) * kBoxAlignment;
+  return divide_up(num_lines * kLineBytes, kBoxAlignment) * kBoxAlignment;
 }
 
 int rows_of_block(int num_outputs) {
@@ -42,37 +42,37 @@ int rows_of_block(int num_outputs) {
 }
 
 // Rows are dealt out to one block a multiprocessor, as evenly as they go.
-ShortWork plan(const SkinnyLinearParams& params) {
+ShortWork plan(const SkinnyLinearParams& params, int box_panels) {
   ShortWork work{};
   work.linear = params;
   work.block_rows = rows_of_block(params.num_outputs);
+  work.box_panels = box_panels;
   const int64_t x_stride = params.num_tokens == 1 ? params.num_inputs : params.x_stride;
-  work.weight = map_panels(params.weight, params.num_inputs, params.num_outputs, params.num_inputs, work.block_rows);
-  work.x = map_panels(params.x, params.num_inputs, params.num_tokens, x_stride, params.num_tokens);
-  work.weight_bytes = box_bytes(work.block_rows);
-  work.stage_bytes = work.weight_bytes + box_bytes(params.num_tokens);
+  work.weight =
+      map_panels(params.weight, params.num_inputs, params.num_outputs, params.num_inputs, work.block_rows, box_panels);
+  work.x = map_panels(params.x, params.num_inputs, params.num_tokens, x_stride, params.num_tokens, box_panels);
+  work.weight_bytes = box_bytes(work.block_rows * box_panels);
+  work.stage_bytes = work.weight_bytes + box_bytes(params.num_tokens * box_panels);
   work.num_stages = std::min(kMaxStages, kRingBytes / work.stage_bytes);
   return work;
 }
 
 template <typename T, int kTokens, int kTiles>
-void launch(const ShortWork& work, cudaStream_t stream) {
-  const auto num_blocks = static_cast<unsigned>(divide_up(work.linear.num_outputs, work.block_rows));
-  // The last box's products read whole tiles.
-  const int behind = (kTokens + kShortTileRows * kTiles) * kLineBytes;
+void launch(const SkinnyLinearParams& params, cudaStream_t stream) {
+  const ShortWork work = plan(params, kBoxPanels<kTiles>);
+  const auto num_blocks = static_cast<unsigned>(divide_up(params.num_outputs, work.block_rows));
   const int sums_bytes = sizeof(ShortSums<kTokens, kTiles>);
   launch_chained_wide(kSkinnyLinearOp, short_linear_kernel<T, kTokens, kTiles>, dim3(num_blocks),
-                      kShortThreads + kWarpSize, std::max(sums_bytes, work.num_stages * work.stage_bytes + behind),
-                      stream, work);
+                      kShortThreads + kWarpSize, std::max(sums_bytes, work.num_stages * work.stage_bytes), stream,
+                      work);
 }
 
 template <typename T, int kTokens>
 void launch_tokens(const SkinnyLinearParams& params, cudaStream_t stream) {
-  const ShortWork work = plan(params);
-  const int num_tiles = divide_up(work.block_rows, kShortTileRows);
-  if (num_tiles <= 3) return launch<T, kTokens, 3>(work, stream);
-  if (num_tiles <= 5) return launch<T, kTokens, 5>(work, stream);
-  launch<T, kTokens, kMaxTiles>(work, stream);
+  const int num_tiles = divide_up(rows_of_block(params.num_outputs), kShortTileRows);
+  if (num_tiles <= 3) return launch<T, kTokens, 3>(params, stream);
+  if (num_tiles <= 5) return launch<T, kTokens, 5>(params, stream);
+  launch<T, kTokens, kMaxTiles>(params, stream);
 }
 
 template <typename T>

@@ -1,8 +1,8 @@
 // The kernel of skinny_linear_short.cu, for large matrices with few rows a multiprocessor: a copy of one panel of 64
-// columns would be too small for what a copy costs (skinny_linear_warpgroup.cuh), so one copy brings kBoxPanels of
-// them. One warp has the copy engine stream the block's rows through a ring of such boxes, the tokens' panels beside
-// them; each of the others multiplies half a panel of a box. The matrix does not depend on the previous kernel: as much
-// of it as the ring holds is on its way while that one still runs.
+// columns would be too small for what a copy costs (skinny_linear_warpgroup.cuh), so one copy brings several of them.
+// One warp has the copy engine stream the block's rows through a ring of such boxes, the tokens' panels beside them;
+// the others multiply a box's columns side by side. The matrix does not depend on the previous kernel: as much of it as
+// the ring holds is on its way while that one still runs.
 //
 // A sum is that of the warps' sums in order, each over the warp's panels in order: its bits depend on the row and the
 // token alone.
@@ -14,26 +14,17 @@
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/tensor_map.cuh"
 #include "cuda/common/wgmma.cuh"
-#include "cuda/skinny_linear_ring.cuh"
-#include "params/linear.h"
+#include "cuda/skinny_linear_short_copies.cuh"
 
 namespace headway::cuda::skinny {
 
-inline constexpr int kBoxPanels = 4;  // of 64 columns
-inline constexpr int kShortWarps = 2 * kBoxPanels;  // that multiply, half a panel each
 inline constexpr int kShortThreads = kShortWarps * kWarpSize;
+inline constexpr int kStepColumns = wgmma::kPanelColumns / 2;  // of a warp's step
 inline constexpr int kShortTileRows = 8;  // of the matrix, in a product
-inline constexpr int kLineBytes = wgmma::kPanelRowBytes;
 
-struct ShortWork {
-  SkinnyLinearParams linear;
-  CUtensorMap weight;  // [panel, row, column of the panel]; boxes of block_rows rows
-  CUtensorMap x;  // [panel, token, column of the panel]; boxes of all tokens
-  int block_rows;
-  int num_stages;  // of the ring
-  int weight_bytes;  // of a stage, padded to the swizzle's 1,024; x follows
-  int stage_bytes;
-};
+// Panels of 64 columns of a box: more where there are fewer rows, as a copy's cost is that of 10 KB.
+template <int kTiles>
+inline constexpr int kBoxPanels = kTiles <= 3 ? 8 : 4;
 
 // The warps' sums of [token, row]; rows padded against conflicts of banks.
 template <int kTokens, int kTiles>
@@ -41,76 +32,8 @@ using ShortSums = float[kShortWarps][kTokens][kTiles * kShortTileRows + 4];
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// What both roles share.
-class ShortRing {
- public:
-  __device__ ShortRing(const ShortWork& work, Barriers& barriers, unsigned char* stages)
-      : work_(work),
-        full_(shared_address(barriers.full)),
-        free_(shared_address(barriers.free)),
-        stages_(shared_address(stages)),
-        first_row_(static_cast<int>(blockIdx.x) * work.block_rows) {
-    constexpr int kBoxColumns = kBoxPanels * wgmma::kPanelColumns;
-    num_turns_ = (work.linear.num_inputs + kBoxColumns - 1) / kBoxColumns;
-  }
-
-  __device__ void init() const {
-    for (int i = 0; i < work_.num_stages; ++i) {
-      full({i, 0}).init(1);
-      free({i, 0}).init(kShortWarps);
-    }
-    Barrier::publish_inits();
-  }
-
- protected:
-  __device__ __forceinline__ Barrier full(RingSlot slot) const { return {full_ + 8 * slot.index}; }
-  __device__ __forceinline__ Barrier free(RingSlot slot) const { return {free_ + 8 * slot.index}; }
-  __device__ __forceinline__ uint32_t weight_box(RingSlot slot) const {
-    return stages_ + slot.index * work_.stage_bytes;
-  }
-  __device__ __forceinline__ uint32_t x_box(RingSlot slot) const { return weight_box(slot) + work_.weight_bytes; }
-
-  const ShortWork& work_;
-  uint32_t full_;
-  uint32_t free_;
-  uint32_t stages_;
-  int first_row_;  // of the block
-  int num_turns_;  // boxes
-};
-
-// The copying thread.
-class ShortCopies : ShortRing {
- public:
-  __device__ explicit ShortCopies(const ShortRing& ring) : ShortRing(ring) {}
-
-  __device__ void run() const {
-    const int num_early = min(num_turns_, work_.num_stages);
-    RingSlot slot;
-    for (int turn = 0; turn < num_early; ++turn) copy_weight({turn, 0}, turn);
-    wait_for_previous_kernel();
-    for (int turn = 0; turn < num_early; ++turn, slot.advance(work_.num_stages)) copy_x(slot, turn);
-    for (int turn = num_early; turn < num_turns_; ++turn, slot.advance(work_.num_stages)) {
-      free(slot).wait(slot.parity ^ 1);
-      copy_weight(slot, turn);
-      copy_x(slot, turn);
-    }
-  }
-
- private:
-  // Panels beyond the last are zeros, and count as bytes too.
-  __device__ __forceinline__ void copy_weight(RingSlot slot, int turn) const {
-    full(slot).arrive_expecting((work_.block_rows + work_.linear.num_tokens) * kBoxPanels * kLineBytes);
-    const int indices[4] = {0, first_row_, turn * kBoxPanels, 0};
-    copy_box(weight_box(slot), work_.weight, indices, full(slot));
-  }
-  __device__ __forceinline__ void copy_x(RingSlot slot, int turn) const {
-    const int indices[4] = {0, 0, turn * kBoxPanels, 0};
-    copy_box(x_box(slot), work_.x, indices, full(slot));
-  }
-};
-
 // A multiplying warp. Lines are rows of 128 bytes of a box: its panels' rows, one panel after the other. kTokens: 8, or
-// a multiple of 16. Rows and tokens beyond the block's are whatever lies behind them: those of a product never mix.
+// a multiple of 16. Beyond the block's rows and tokens the last one is multiplied again: those of a product never mix.
 template <typename T, int kTokens, int kTiles>
 class ShortProducts : ShortRing {
  public:
@@ -166,6 +89,7 @@ class ShortProducts : ShortRing {
   }
 
  private:
+  static constexpr int kSteps = kBoxPanels<kTiles> * wgmma::kPanelColumns / kStepColumns / kShortWarps;  // of a box
   static constexpr int kGroups = (kTokens + 15) / 16;  // of tokens, of a product
   static constexpr int kHalves = kTokens < 16 ? 1 : 2;  // of a group
   static constexpr int kOutputs =
@@ -192,30 +116,34 @@ class ShortProducts : ShortRing {
     });
   }
 
-  // The warp's 32 columns of the box; after the last loads of them the slot is free.
+  // The warp's columns of the box; after the last loads of them the slot is free.
   __device__ __forceinline__ void multiply(RingSlot slot) {
-    const int panel = warp_ / 2;
-    uint32_t rows[kTiles][4];
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      load_lines(rows[tile], weight_box(slot), panel * work_.block_rows + kShortTileRows * tile);
-    }
+    for (int i = 0; i < kSteps; ++i) {
+      const int step = warp_ * kSteps + i;
+      uint32_t rows[kTiles][4];
 #pragma unroll
-    for (int group = 0; group < kGroups; ++group) {
-      uint32_t tokens[2][4] = {};
-#pragma unroll
-      for (int half = 0; half < kHalves; ++half) {
-        load_lines(tokens[half], x_box(slot), panel * work_.linear.num_tokens + 16 * group + 8 * half);
+      for (int tile = 0; tile < kTiles; ++tile) {
+        load_lines(rows[tile], weight_box(slot), step, work_.block_rows, kShortTileRows * tile);
       }
-      if (group == kGroups - 1) release(slot);
-      multiply_tiles(sums_[group], tokens, rows);
+#pragma unroll
+      for (int group = 0; group < kGroups; ++group) {
+        uint32_t tokens[2][4] = {};
+#pragma unroll
+        for (int half = 0; half < kHalves; ++half) {
+          load_lines(tokens[half], x_box(slot), step, work_.linear.num_tokens, 16 * group + 8 * half);
+        }
+        if (i == kSteps - 1 && group == kGroups - 1) release(slot);
+        multiply_tiles(sums_[group], tokens, rows);
+      }
     }
   }
 
-  // The warp's half of lines first .. first + 7, as four tiles of 8 columns.
-  __device__ __forceinline__ void load_lines(uint32_t (&tiles)[4], uint32_t box, int first) const {
-    const int line = first + lane_ % 8;
-    const int piece = warp_ % 2 * 4 + lane_ / 8;
+  // The step's columns of lines first .. first + 7 of its panel, as four tiles of 8 columns.
+  __device__ __forceinline__ void load_lines(uint32_t (&tiles)[4], uint32_t box, int step, int panel_lines,
+                                             int first) const {
+    const int line = step / 2 * panel_lines + min(first + lane_ % 8, panel_lines - 1);
+    const int piece = step % 2 * 4 + lane_ / 8;
     load_matrices(tiles, box + line * kLineBytes + ((piece ^ (line & 7)) << 4));
   }
 
