@@ -1,5 +1,5 @@
-// sample_edit.cuh's changes, for logits that a block holds in registers: what concerns some neighbouring ids at a time
-// is collected in shared memory, then each thread edits its own.
+// sample_edit.cuh's changes, for logits of a piece of the vocabulary that a block holds in registers: what concerns
+// each id is collected in shared memory, then each thread edits its own.
 #pragma once
 
 #include "core/step_layout.h"
@@ -7,32 +7,36 @@
 
 namespace headway::cuda {
 
-inline constexpr int kEditWindow = 2048;
+inline constexpr int kEditIds = 8192;  // of a piece
 inline constexpr uint32_t kDropBit = 0x40000000u;  // beside kSeenBit, above the count of outputs
 inline constexpr uint32_t kBiasBit = 0x20000000u;
 
-struct EditTables {
-  uint32_t marks[kEditWindow];  // 0: nothing but the token mask concerns the id
-  float bias[kEditWindow];
+// By id of the piece. 0: nothing but the token mask concerns it.
+struct alignas(16) EditTable {
+  uint32_t marks[kEditIds];  // before that, the biases
 };
 
-// Marks ids [first, first + kEditWindow).
-__device__ inline void mark_edits(const DeviceMirror& mirror, int row, int kv_len, int first, EditTables& tables) {
+// Every thread of the block calls it; the table is empty when it returns.
+__device__ inline void clear_table(EditTable& table) {
+  auto* quads = reinterpret_cast<uint4*>(table.marks);
+  __syncthreads();  // what was here has been read
+  for (int i = static_cast<int>(threadIdx.x); i < kEditIds / 4; i += static_cast<int>(blockDim.x)) {
+    quads[i] = make_uint4(0, 0, 0, 0);
+  }
+  __syncthreads();
+}
+
+// Of ids from `begin` on.
+__device__ inline void mark_edits(const DeviceMirror& mirror, int row, int kv_len, int begin, EditTable& table) {
   const RowSampling& sampling = mirror.sampling[row];
   const auto thread = static_cast<int>(threadIdx.x);
   const auto num_threads = static_cast<int>(blockDim.x);
   const auto mark = [&](int id, uint32_t bit) {
-    const int place = id - first;
-    if (place >= 0 && place < kEditWindow) atomicOr(&tables.marks[place], bit);
+    const int place = id - begin;
+    if (place >= 0 && place < kEditIds) atomicOr(&table.marks[place], bit);
   };
   const int32_t* bias_ids = mirror.bias_ids + static_cast<int64_t>(row) * kMaxLogitBias;
-  const float* bias_values = mirror.bias_values + static_cast<int64_t>(row) * kMaxLogitBias;
-  for (int i = thread; i < sampling.num_logit_bias; i += num_threads) {
-    const int place = bias_ids[i] - first;
-    if (place < 0 || place >= kEditWindow) continue;
-    atomicOr(&tables.marks[place], kBiasBit);
-    atomicAdd(&tables.bias[place], bias_values[i]);
-  }
+  for (int i = thread; i < sampling.num_logit_bias; i += num_threads) mark(bias_ids[i], kBiasBit);
   const RowText text{mirror.history + static_cast<int64_t>(row) * mirror.max_model_len, kv_len};
   drop_bad_words(sampling, mirror.bad_words + static_cast<int64_t>(row) * kMaxBadWordEntries, text,
                  [&](int token) { mark(token, kDropBit); });
@@ -41,49 +45,77 @@ __device__ inline void mark_edits(const DeviceMirror& mirror, int row, int kv_le
     for (int i = thread; i < sampling.num_stop_ids; i += num_threads) mark(stop_ids[i], kDropBit);
   }
   if (!has_penalties(sampling)) return;
+  const int prompt_len = sampling.prompt_len;
+#pragma unroll 4
   for (int position = thread; position < kv_len; position += num_threads) {
-    const int place = text.history[position] - first;
-    if (place < 0 || place >= kEditWindow) continue;
-    atomicOr(&tables.marks[place], kSeenBit);
-    if (position >= sampling.prompt_len) atomicAdd(&tables.marks[place], 1u);
+    const int place = text.history[position] - begin;
+    if (place < 0 || place >= kEditIds) continue;
+    atomicOr(&table.marks[place], kSeenBit);
+    if (position >= prompt_len) atomicAdd(&table.marks[place], 1u);
   }
 }
 
-__device__ __forceinline__ bool is_masked(const DeviceMirror& mirror, int row, int id) {
-  if ((mirror.sampling[row].flags & kHasTokenMask) == 0) return false;
-  const uint32_t* mask = mirror.token_masks + static_cast<int64_t>(row) * mirror.mask_words;
-  return (mask[id / 32] >> (id % 32) & 1) == 0;
+// Null: all ids are allowed.
+__device__ __forceinline__ const uint32_t* token_mask(const DeviceMirror& mirror, int row) {
+  if ((mirror.sampling[row].flags & kHasTokenMask) == 0) return nullptr;
+  return mirror.token_masks + static_cast<int64_t>(row) * mirror.mask_words;
 }
 
-inline constexpr int kWindowSlots = 8;  // of a thread's values, those that may lie in one window
+__device__ __forceinline__ bool is_masked(const uint32_t* mask, int id) {
+  return mask != nullptr && (mask[id / 32] >> (id % 32) & 1) == 0;
+}
 
-// Edits values[i], the logits of ids begin + place(i) where place(i) < size. All that lie in the window at `first` are
-// among the kWindowSlots from slot(first) on. Every thread of the block calls it.
-// touch(id, value): for every id that anything but the token mask concerns.
-template <typename Slot, typename Place, typename Touch>
-__device__ void edit_values(float* values, Slot slot, Place place, const DeviceMirror& mirror, int row, int kv_len,
-                            int begin, int size, EditTables& tables, Touch touch) {
-  const RowSampling& sampling = mirror.sampling[row];
-  for (int first = 0; first < size; first += kEditWindow) {
-    __syncthreads();  // the tables have been read
-    for (int i = static_cast<int>(threadIdx.x); i < kEditWindow; i += static_cast<int>(blockDim.x)) {
-      tables.marks[i] = 0;
-      tables.bias[i] = 0.0f;
-    }
-    __syncthreads();
-    mark_edits(mirror, row, kv_len, begin + first, tables);
-    __syncthreads();
+// Adds to values[i] the bias of id begin + place(i).
+template <int kCount, typename Place>
+__device__ void add_biases(float* values, Place place, const DeviceMirror& mirror, int row, int begin,
+                           EditTable& table) {
+  const int num_biases = mirror.sampling[row].num_logit_bias;
+  if (num_biases == 0) return;
+  const int32_t* ids = mirror.bias_ids + static_cast<int64_t>(row) * kMaxLogitBias;
+  const float* biases = mirror.bias_values + static_cast<int64_t>(row) * kMaxLogitBias;
+  auto* sums = reinterpret_cast<float*>(table.marks);
+  clear_table(table);
+  for (int i = static_cast<int>(threadIdx.x); i < num_biases; i += static_cast<int>(blockDim.x)) {
+    const int id = ids[i] - begin;
+    if (id >= 0 && id < kEditIds) atomicAdd(&sums[id], biases[i]);
+  }
+  __syncthreads();
 #pragma unroll
-    for (int i = 0; i < kWindowSlots; ++i) {
-      float& value = values[slot(first) + i];
-      const int in_piece = place(slot(first) + i);
-      const int in_window = in_piece - first;
-      if (in_window < 0 || in_window >= kEditWindow || in_piece >= size) continue;
-      const uint32_t marks = tables.marks[in_window];
-      if ((marks & kBiasBit) != 0) value += tables.bias[in_window];
-      if ((marks & kDropBit) != 0 || is_masked(mirror, row, begin + in_piece)) value = -infinity();
-      if ((marks & kSeenBit) != 0) value = penalise(value, marks & ~(kDropBit | kBiasBit), sampling);
-      if (marks != 0) touch(begin + in_piece, value);
+  for (int i = 0; i < kCount; ++i) values[i] += sums[place(i)];
+}
+
+// Edits values[i], the logits of ids begin + place(i) where place(i) < size, at most kEditIds; four by four, places lie
+// side by side or far apart. Every thread of the block calls it.
+// touch(id, value): for every id that anything but the token mask concerns.
+template <int kCount, typename Place, typename Touch>
+__device__ void edit_values(float* values, Place place, const DeviceMirror& mirror, int row, int kv_len, int begin,
+                            int size, EditTable& table, Touch touch) {
+  const RowSampling& sampling = mirror.sampling[row];
+  const uint32_t* mask = token_mask(mirror, row);
+  add_biases<kCount>(values, place, mirror, row, begin, table);
+  clear_table(table);
+  mark_edits(mirror, row, kv_len, begin, table);
+  __syncthreads();
+  constexpr int kUnroll = kCount <= 8 ? kCount / 4 : 1;  // many are not in registers
+#pragma unroll kUnroll
+  for (int first = 0; first < kCount; first += 4) {
+    uint32_t marks[4];
+    if (place(first + 3) - place(first) == 3) {
+      const uint4 quad = *reinterpret_cast<const uint4*>(&table.marks[place(first)]);
+      marks[0] = quad.x, marks[1] = quad.y, marks[2] = quad.z, marks[3] = quad.w;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) marks[i] = table.marks[place(first + i)];
+    }
+    if ((marks[0] | marks[1] | marks[2] | marks[3]) == 0 && mask == nullptr) continue;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int in_piece = place(first + i);
+      if (in_piece >= size) continue;
+      float& value = values[first + i];
+      if ((marks[i] & kDropBit) != 0 || is_masked(mask, begin + in_piece)) value = -infinity();
+      if ((marks[i] & kSeenBit) != 0) value = penalise(value, marks[i] & ~(kDropBit | kBiasBit), sampling);
+      if (marks[i] != 0) touch(begin + in_piece, value);
     }
   }
   __syncthreads();

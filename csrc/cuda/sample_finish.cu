@@ -27,32 +27,28 @@ struct FinishMemory {
     MassMemory mass;
     LogprobMemory logprobs;  // once the token is known
   };
-  EditTables tables;
 };
 
 // The largest of the row, by one warp; every thread gets it.
 __device__ Peak find_peak(const PieceSummary* pieces, int count, FinishMemory& memory) {
   if (threadIdx.x < kWarpSize) {
-    Peak peak{-infinity(), -infinity(), INT32_MAX, true};
+    uint32_t largest = 0;  // ordered bits, of which NaN has the most
+    uint32_t floor = 0;
+    int32_t best_id = INT32_MAX;
+    bool is_complete = true;
     for (int i = static_cast<int>(threadIdx.x); i < count; i += kWarpSize) {
       const PieceSummary& piece = pieces[i];
-      const float value = piece.best_value;
-      const int id = piece.best_id;
-      if (value > peak.largest || (value == peak.largest && id < peak.best_id)) peak.best_id = id;
-      peak.largest = max_or_nan(peak.largest, value);
-      peak.floor = fmaxf(peak.floor, piece.floor);
-      peak.is_complete = peak.is_complete && piece.num_candidates >= 0;
+      const uint32_t bits = ordered_bits(piece.best_value);
+      if (bits > largest) best_id = piece.best_id;  // of equals the first
+      largest = max(largest, bits);
+      floor = max(floor, ordered_bits(piece.floor));
+      is_complete = is_complete && piece.num_candidates >= 0;
     }
-#pragma unroll
-    for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
-      const float value = __shfl_xor_sync(kFullWarp, peak.largest, offset);
-      const int id = __shfl_xor_sync(kFullWarp, peak.best_id, offset);
-      if (value > peak.largest || (value == peak.largest && id < peak.best_id)) peak.best_id = id;
-      peak.largest = max_or_nan(peak.largest, value);
-      peak.floor = fmaxf(peak.floor, __shfl_xor_sync(kFullWarp, peak.floor, offset));
-    }
-    peak.is_complete = __all_sync(kFullWarp, peak.is_complete) != 0;
-    if (threadIdx.x == 0) memory.peak = peak;
+    const uint32_t of_row = __reduce_max_sync(kFullWarp, largest);
+    const int32_t row_id = __reduce_min_sync(kFullWarp, largest == of_row ? best_id : INT32_MAX);
+    floor = __reduce_max_sync(kFullWarp, floor);
+    is_complete = __all_sync(kFullWarp, is_complete) != 0;
+    if (threadIdx.x == 0) memory.peak = {value_of_bits(of_row), value_of_bits(floor), row_id, is_complete};
   }
   __syncthreads();
   return memory.peak;
@@ -75,7 +71,7 @@ __device__ int pick_token(const SampleParams& params, const ScannedRow& row, Fin
     token = FewRow(row.pieces, count, row.sampling, peak.largest, peak.floor, memory.few).draw(row.kv_len);
   } else {
     if (!(peak.largest * mass_scale(row.sampling.temperature) > -kMaxPower / 2)) return kIncomplete;
-    token = MassRow(params, row, peak.largest, memory.mass, memory.tables).draw();
+    token = MassRow(params, row, peak.largest, memory.mass).draw();
   }
   return token < 0 ? kIncomplete : token;
 }

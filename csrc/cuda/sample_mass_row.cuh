@@ -20,12 +20,16 @@ struct Member {
   int32_t piece;
 };
 
+struct CutMemory {
+  uint64_t halves[2][kMassBins];
+  Member members[kMaxMembers];
+};
+
 struct MassMemory {
   uint64_t kept[kMaxPieces];   // in the piece's units
   int32_t shifts[kMaxPieces];  // octaves that the piece's unit lies below the row's
   int32_t cuts[kMaxPieces];    // the cut bin among the piece's own, kNoBin where it is empty
   uint64_t scratch[kFinishWarps];
-  uint64_t halves[2][kMassBins];
   uint64_t remaining;  // mass wanted of the cut bin
   uint64_t rest;       // of the draw, in the chosen piece's units
   int32_t cut_bin;
@@ -33,14 +37,16 @@ struct MassMemory {
   int32_t num_members;
   int32_t token;
   Candidate border;  // the last that top_p keeps
-  Member members[kMaxMembers];
+  union {
+    CutMemory cut;
+    EditTable edits;  // of the chosen piece
+  };
 };
 
 // All threads of a block call all of it.
 class MassRow {
  public:
-  __device__ MassRow(const SampleParams& params, const ScannedRow& row, float largest, MassMemory& memory,
-                     EditTables& tables)
+  __device__ MassRow(const SampleParams& params, const ScannedRow& row, float largest, MassMemory& memory)
       : params_(params),
         row_(row),
         logits_(params.logits + row.index * params.logits_stride),
@@ -48,8 +54,7 @@ class MassRow {
         scale_(mass_scale(row.sampling.temperature)),
         exponent_(mass_exponent(largest, scale_)),
         least_(row.sampling.min_p * MassScale{scale_, 31.0f - exponent_}.weight(largest)),
-        memory_(memory),
-        tables_(tables) {
+        memory_(memory) {
     for (int piece = thread(); piece < count_; piece += kFinishThreads) {
       memory.shifts[piece] = static_cast<int>(fminf(exponent_ - row.pieces[piece].exponent, kMaxShift));
       memory.kept[piece] = row.pieces[piece].mass;
@@ -109,9 +114,9 @@ class MassRow {
       const int local = bin - by * kBinsPerOctave;
       if (local >= 0) mine += row_.pieces[piece].bins[local] >> by;
     }
-    memory_.halves[part][bin] = mine;
+    memory_.cut.halves[part][bin] = mine;
     __syncthreads();
-    mine = part == 0 ? memory_.halves[0][bin] + memory_.halves[1][bin] : 0;
+    mine = part == 0 ? memory_.cut.halves[0][bin] + memory_.cut.halves[1][bin] : 0;
     const uint64_t above = detail::block_exclusive_sum(mine, memory_.scratch);
     uint64_t total = 0;
     for (const uint64_t of_warp : memory_.scratch) total += of_warp;
@@ -185,11 +190,12 @@ class MassRow {
     __syncthreads();
   }
 
+  // A warp a piece.
   __device__ void collect_edited() {
-    for (int piece = 0; piece < count_; ++piece) {
+    for (int piece = thread() / kWarpSize; piece < count_; piece += kFinishWarps) {
       if (memory_.cuts[piece] == kNoBin) continue;
       const EditSummary& edits = row_.pieces[piece].edits;
-      for (int i = thread(); i < edits.num_edits; i += kFinishThreads) {
+      for (int i = thread() % kWarpSize; i < edits.num_edits; i += kWarpSize) {
         add_if_member(edits.edits[i].logit, edits.edits[i].id, true);
       }
     }
@@ -203,10 +209,10 @@ class MassRow {
     if (mass_bin(weight) != memory_.cuts[piece] || units_of(weight) == 0) return;
     if (row_.is_edited && !is_edited) {
       const uint32_t edited = row_.pieces[piece].edits.is_edited[id % kPieceLogits / 32];
-      if ((edited >> id % 32 & 1) != 0 || is_masked(params_.mirror, row_.row, id)) return;
+      if ((edited >> id % 32 & 1) != 0 || is_masked(token_mask(params_.mirror, row_.row), id)) return;
     }
     const int place = atomicAdd(&memory_.num_members, 1);
-    if (place < kMaxMembers) memory_.members[place] = {logit, id, weight, piece};
+    if (place < kMaxMembers) memory_.cut.members[place] = {logit, id, weight, piece};
   }
 
   // Some lanes a member.
@@ -215,10 +221,10 @@ class MassRow {
     const int count = memory_.num_members;
     for (int first = 0; first < count; first += kFinishThreads / kLanes) {
       const int place = first + thread() / kLanes;
-      const Member mine = memory_.members[min(place, count - 1)];
+      const Member mine = memory_.cut.members[min(place, count - 1)];
       uint64_t above = 0;
       for (int i = thread() % kLanes; i < count; i += kLanes) {
-        const Member& other = memory_.members[i];
+        const Member& other = memory_.cut.members[i];
         const bool is_before = other.logit > mine.logit || (other.logit == mine.logit && other.id < mine.id);
         above += is_before ? units_of(other.weight) >> shift(other.piece) : 0;
       }
@@ -287,10 +293,9 @@ class MassRow {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) values[i] = first + i < size ? source[first + i] : -infinity();
     if (row_.is_edited) {
-      static_assert(kCount == kWindowSlots && kEditWindow % kCount == 0);
-      edit_values(
-          values, [](int) { return 0; }, [&](int i) { return first + i; }, params_.mirror, row_.row, row_.kv_len,
-          piece * kPieceLogits, size, tables_, [](int, float) {});
+      edit_values<kCount>(
+          values, [&](int i) { return first + i; }, params_.mirror, row_.row, row_.kv_len, piece * kPieceLogits, size,
+          memory_.edits, [](int, float) {});
     }
     uint32_t units[kCount];
     uint64_t mine = 0;
@@ -322,7 +327,6 @@ class MassRow {
   float exponent_;  // of the row's unit
   float least_;     // weight, in the row's units, that min_p keeps
   MassMemory& memory_;
-  EditTables& tables_;
 };
 
 }  // namespace headway::cuda

@@ -13,13 +13,9 @@ inline constexpr int kScanWarps = kScanThreads / kWarpSize;
 inline constexpr int kFloorSteps = 24;
 inline constexpr int kFloorSlack = 8;
 
-struct WarpBest {
-  uint32_t bits;  // ordered, of its largest logit
-  int32_t id;
-};
-
 struct PieceMemory {
-  WarpBest best[2][kScanWarps];  // two, so that one exchange needs one barrier
+  uint32_t best[2][kScanWarps];  // ordered bits; two, so that no exchange waits for the one before
+  int32_t best_id[2];
   uint64_t mass[kScanWarps];
   uint64_t raw_mass[kScanWarps];
   int32_t num_candidates;
@@ -28,10 +24,6 @@ struct PieceMemory {
   uint32_t high[kMassBins];
 };
 
-__device__ __forceinline__ float value_of_bits(uint32_t ordered) {
-  return __uint_as_float((ordered & 0x80000000u) != 0 ? ordered & 0x7fffffffu : ~ordered);
-}
-
 __device__ inline float largest_of_thread(const PieceLogits& logits) {
   float largest = logits.values[0];
 #pragma unroll
@@ -39,24 +31,28 @@ __device__ inline float largest_of_thread(const PieceLogits& logits) {
   return largest;
 }
 
-__device__ __forceinline__ WarpBest best_of_warp(WarpBest mine) {
-  const uint32_t bits = __reduce_max_sync(kFullWarp, mine.bits);
-  return {bits, __reduce_min_sync(kFullWarp, mine.bits == bits ? mine.id : INT32_MAX)};
-}
-
-// The largest logit of the piece, or NaN, and its lowest id. When it returns every thread has its logits.
+// The largest logit of the piece, or NaN, and its lowest id. Only threads that have that logit look for its id: in all
+// of them the search costs as much as the maximum.
 __device__ inline Candidate best_of_block(const PieceLogits& logits, int begin, int turn, PieceMemory& memory) {
-  const float mine = largest_of_thread(logits);  // NaN is that with the largest bits
-  int id = INT32_MAX;
-#pragma unroll
-  for (int i = kPieceCount - 1; i >= 0; --i) id = logits.values[i] == mine ? begin + logits.place(i) : id;
-  const WarpBest of_warp = best_of_warp({ordered_bits(mine), id});
+  const float mine = largest_of_thread(logits);
+  const uint32_t bits = ordered_bits(mine);  // NaN is that with the largest
+  const uint32_t of_warp = __reduce_max_sync(kFullWarp, bits);
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   if (lane == 0) memory.best[turn][threadIdx.x / kWarpSize] = of_warp;
-  if (threadIdx.x == 0) memory.num_candidates = memory.num_alternatives = 0;
+  if (threadIdx.x == 0) {
+    memory.best_id[turn] = INT32_MAX;
+    memory.num_candidates = memory.num_alternatives = 0;
+  }
   __syncthreads();
-  const WarpBest best = best_of_warp(memory.best[turn][lane % kScanWarps]);
-  return {value_of_bits(best.bits), best.id};
+  const uint32_t best = __reduce_max_sync(kFullWarp, memory.best[turn][lane % kScanWarps]);
+  if (bits == best) {
+    int id = INT32_MAX;
+#pragma unroll
+    for (int i = kPieceCount - 1; i >= 0; --i) id = logits.values[i] == mine ? begin + logits.place(i) : id;
+    atomicMin(&memory.best_id[turn], id);
+  }
+  __syncthreads();
+  return {value_of_bits(best), memory.best_id[turn]};
 }
 
 // A value that at least `count` threads' largest reach, and few more: so many of the piece's values reach it as well.

@@ -14,7 +14,7 @@ constexpr int kScanBlocks = 4;  // a multiprocessor
 struct ScanMemory {
   union {
     PieceMemory piece;
-    EditTables tables;
+    EditTable table;
   };
   int32_t num_edits;
   uint32_t is_edited[kPieceLogits / 32];  // bits
@@ -25,13 +25,11 @@ struct ScanMemory {
 __device__ __noinline__ void edit_piece(const SampleParams& params, int index, int begin, int size, ScanMemory& memory,
                                         PieceLogits& logits, EditSummary& summary) {
   static_assert(kPieceLogits / 32 == kScanThreads);
-  static_assert(kEditWindow == kWindowSlots * kScanThreads && kWindowSlots % 4 == 0);
   const ScannedRow row(params, index);
   const auto thread = static_cast<int>(threadIdx.x);
   const bool is_listed = row.kind == ScanKind::kMass && is_cut(row.sampling);
   memory.is_edited[thread] = 0;
   if (thread == 0) memory.num_edits = 0;
-  const auto slot = [](int first) { return first / kScanThreads; };
   const auto place = [&](int i) { return logits.place(i); };
   const auto list = [&](int id, float value) {
     if (!is_listed) return;
@@ -39,7 +37,7 @@ __device__ __noinline__ void edit_piece(const SampleParams& params, int index, i
     if (count < kPieceEdits) summary.edits[count] = {value, id};
     atomicOr(&memory.is_edited[(id - begin) / 32], 1u << (id - begin) % 32);
   };
-  edit_values(logits.values, slot, place, params.mirror, row.row, row.kv_len, begin, size, memory.tables, list);
+  edit_values<kPieceCount>(logits.values, place, params.mirror, row.row, row.kv_len, begin, size, memory.table, list);
   if (!is_listed) return;
   summary.is_edited[thread] = memory.is_edited[thread];
   if (thread == 0) summary.num_edits = memory.num_edits <= kPieceEdits ? memory.num_edits : -1;

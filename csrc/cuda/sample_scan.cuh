@@ -14,7 +14,7 @@
 namespace headway::cuda {
 
 inline constexpr int kScanThreads = 256;
-inline constexpr int kPieceLogits = 8192;
+inline constexpr int kPieceLogits = kEditIds;
 inline constexpr int kFinishThreads = 1024;
 inline constexpr int kMaxScannedRows = 65535;  // one grid
 inline constexpr int kPieceCandidates = 128;

@@ -28,6 +28,10 @@ __device__ __forceinline__ uint32_t ordered_bits(float value) {
   return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
 }
 
+__device__ __forceinline__ float value_of_bits(uint32_t ordered) {
+  return __uint_as_float((ordered & 0x80000000u) != 0 ? ordered & 0x7fffffffu : ~ordered);
+}
+
 // 64-bit sums per bin, kept as two words: 64-bit atomics on shared memory are emulated.
 struct SelectHistogram {
   uint32_t low[kSelectBins];
