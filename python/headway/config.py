@@ -40,7 +40,7 @@ class EngineConfig:
         choices=("float32", "float16"),
         tier="advanced",
         help="of the Mamba states that are kept between steps; float16 takes half the memory and is rounded at random, "
-        "by position, so that the mean is kept; prompts then take two to four times as long to scan on a GPU",
+        "by position, so that the mean is kept; prompts then take several times as long to scan on a GPU",
     )
     load_format: str = setting(
         "auto",
