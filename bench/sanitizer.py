@@ -103,6 +103,7 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor() as pool:
         folder = args.logs or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
         cases = {tool: pool.submit(check_cases, tool, folder / f"{tool}.log") for tool in args.tools}
         planted = {tool: pool.submit(find_planted, tool, Path(name)) for tool in args.tools}
         result = {
