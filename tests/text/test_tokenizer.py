@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from tokenizers import Tokenizer as Backend
 
 from headway.errors import ModelLoadError, RequestError
 from headway.text import Tokenizer
+from headway.text.tokenizer import LONG_TEXT_CHARS
 
 
 @given(text=st.text())
@@ -82,8 +85,36 @@ def test_a_broken_configuration_is_named(tokenizer_dir: Path, content: str) -> N
         Tokenizer.from_dir(tokenizer_dir)
 
 
-def test_bad_text_and_ids_are_the_callers_error(byte_level: Tokenizer) -> None:
+@pytest.mark.parametrize("piece", ["naïve café 😀 ", "<s>two words</s>", "a"])
+def test_a_long_text_is_as_many_short_ones(byte_level: Tokenizer, piece: str) -> None:
+    """Another call of the library serves it. The pieces end where no token goes on."""
+    text = piece * (2 * LONG_TEXT_CHARS // len(piece))
+    token_ids = byte_level.encode(text)
+    backend = Backend.from_str(byte_level.to_json())
+    assert token_ids == backend.encode(text).ids
+    assert byte_level.decode(token_ids, skip_special_tokens=False) == "<s>" + text
+    assert byte_level.decode(token_ids) == backend.decode(token_ids)
+    assert byte_level.encode_literally(text)[:8] == byte_level.encode_literally(piece * 20)[:8]
+
+
+def test_others_run_while_a_long_text_is_read(byte_level: Tokenizer) -> None:
+    """A server answers on another thread meanwhile: with the interpreter kept, not one turn would be taken."""
+    text, num_turns = "the next train leaves " * 20_000, 0
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(byte_level.encode, "x" * LONG_TEXT_CHARS).result()
+        reading = pool.submit(byte_level.encode, text)
+        while not reading.done():
+            time.sleep(1e-4)
+            num_turns += 1
+    assert num_turns > 10
+    assert byte_level.decode(reading.result()) == text
+
+
+@pytest.mark.parametrize("length", [1, LONG_TEXT_CHARS])
+def test_bad_text_and_ids_are_the_callers_error(byte_level: Tokenizer, length: int) -> None:
     with pytest.raises(RequestError, match="text must be"):
-        byte_level.encode("lone \ud800 surrogate")
+        byte_level.encode("lone \ud800 surrogate" * length)
+    with pytest.raises(RequestError, match="token_ids must be"):
+        byte_level.decode([5] * length + [-1])
     with pytest.raises(RequestError, match="token_ids must be"):
         byte_level.decode([-1])

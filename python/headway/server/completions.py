@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from headway.outputs import PromptLogprobs, TokenLogprobs
 from headway.server.calls import Call, Reply, Stream, json_reply
 from headway.server.client import EngineOutput
-from headway.server.errors import bad_request
+from headway.server.errors import ApiError, bad_request
 from headway.server.generation import PromptOutput, PromptTokens, UsageCount, begun, engine_requests, run
 from headway.server.logprobs import CompletionLogprobsWriter, TextOffsets, TokenNames, prompt_logprobs_json
 from headway.server.sampling import check_length, num_kept_tokens, sampling_params
@@ -40,41 +40,50 @@ async def _prompts(call: Call, fields: CompletionRequest) -> list[PromptTokens]:
     items = [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else prompt
     if not items:
         raise bad_request("prompt", "prompt must hold at least one prompt")
-    found = [_truncated(call, fields, await _prompt(call, fields, item)) for item in items]
-    for one in found:
-        if not one.token_ids:
-            raise bad_request("prompt", "prompt must have at least one token")
-        check_length(len(one.token_ids), fields.max_tokens, call.state.info.max_model_len)
-    return found
+    encoded = iter(await _encoded(call, fields, [item for item in items if isinstance(item, str)]))
+    return [_prompt(call, fields, item, next(encoded) if isinstance(item, str) else item) for item in items]
 
 
-async def _prompt(call: Call, fields: CompletionRequest, item: object) -> PromptTokens:
+async def _encoded(call: Call, fields: CompletionRequest, texts: list[str]) -> list[list[int]]:
+    """Many short ones take as long as a long one: the event loop waits for neither."""
+    if not texts:
+        return []
+    tokenizer, add_special = call.state.need_tokenizer("prompt"), fields.add_special_tokens is not False
+    num_chars = sum(map(len, texts))
+    return await call.state.on_thread(
+        num_chars, lambda: [tokenizer.encode(text, add_special) for text in texts]
+    )
+
+
+def _prompt(call: Call, fields: CompletionRequest, item: object, token_ids: object) -> PromptTokens:
+    """What takes time in proportion to the prompt comes after its length is known to fit."""
     state = call.state
-    if isinstance(item, str):
-        tokenizer = state.need_tokenizer("prompt")
-        add_special = fields.add_special_tokens is not False
-        return PromptTokens(
-            item, await state.on_thread(len(item), lambda: tokenizer.encode(item, add_special))
-        )
-    if not isinstance(item, list) or not all(isinstance(token, int) for token in item):
-        raise bad_request("prompt", "prompt must be text, token ids, or a list of one of these")
-    for token in item:
-        if token >= state.info.vocab_size:
-            raise bad_request("prompt", f"token ids are below {state.info.vocab_size}, got {token}")
-    if not fields.echo:
-        return PromptTokens(None, item)
-    tokenizer = state.need_tokenizer("echo")
-    return PromptTokens(tokenizer.decode(item, skip_special_tokens=False), item)
-
-
-def _truncated(call: Call, fields: CompletionRequest, prompt: PromptTokens) -> PromptTokens:
-    state = call.state
+    if not isinstance(token_ids, list):
+        raise _bad_prompt()
     num_kept = num_kept_tokens(fields, fields.max_tokens, state.info.max_model_len)
-    if num_kept is None or len(prompt.token_ids) <= num_kept:
-        return prompt
-    token_ids = prompt.token_ids[-num_kept:]
-    text = state.tokenizer.decode(token_ids, skip_special_tokens=False) if state.tokenizer else None
-    return PromptTokens(text, token_ids)
+    kept = token_ids if num_kept is None else token_ids[-num_kept:]
+    if not kept:
+        raise bad_request("prompt", "prompt must have at least one token")
+    check_length(len(kept), fields.max_tokens, state.info.max_model_len)
+    if isinstance(item, str) and len(kept) == len(token_ids):
+        return PromptTokens(item, kept)
+    return _prompt_of_ids(call, fields, kept)
+
+
+def _prompt_of_ids(call: Call, fields: CompletionRequest, token_ids: list[int]) -> PromptTokens:
+    state = call.state
+    if not all(isinstance(token, int) for token in token_ids):
+        raise _bad_prompt()
+    if max(token_ids) >= state.info.vocab_size:
+        raise bad_request("prompt", f"token ids are below {state.info.vocab_size}, got {max(token_ids)}")
+    if not fields.echo:
+        return PromptTokens(None, token_ids)
+    tokenizer = state.need_tokenizer("echo")
+    return PromptTokens(tokenizer.decode(token_ids, skip_special_tokens=False), token_ids)
+
+
+def _bad_prompt() -> ApiError:
+    return bad_request("prompt", "prompt must be text, token ids, or a list of one of these")
 
 
 @dataclass(slots=True)

@@ -23,12 +23,11 @@ from headway.server.settings import ServerSettings
 from headway.server.tracing import open_tracing
 from headway.text import ChatTemplate, Tokenizer
 from headway.text.parsers import OutputFormat, detect_format
+from headway.text.tokenizer import LONG_TEXT_CHARS
 
 logger = logging.getLogger("headway")
 T = TypeVar("T")
 
-# Below this, tokenising or rendering costs less than a thread's turn; above, the event loop must not wait for it.
-LONG_TEXT_CHARS = 8192
 SWEEP_INTERVAL_S = 0.5
 
 
@@ -118,7 +117,7 @@ class ServerState:
         return self.tokenizer
 
     async def on_thread(self, num_chars: int, work: Callable[[], T]) -> T:
-        """Runs work here where it is short, else on a thread of the text pool."""
+        """Runs work here where it is short and costs less than a thread's turn, else on a thread of the text pool."""
         if num_chars < LONG_TEXT_CHARS:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)

@@ -54,15 +54,15 @@ async def detokenize(call: Call, fields: DetokenizeRequest) -> Reply:
     state = call.state
     state.check_model(fields.model)
     tokenizer = state.need_tokenizer("tokens")
-    for token in fields.tokens:
-        if not 0 <= token < state.info.vocab_size:
-            raise bad_request(
-                "tokens", f"token ids are in [0, {state.info.vocab_size}), got {str(token)[:20]}"
-            )
-    text = await state.on_thread(
-        4 * len(fields.tokens), lambda: tokenizer.decode(fields.tokens, skip_special_tokens=False)
-    )
-    return json_reply(DetokenizeResponse(text))
+    vocab_size = state.info.vocab_size
+
+    def text() -> str:
+        for token in fields.tokens:
+            if not 0 <= token < vocab_size:
+                raise bad_request("tokens", f"token ids are in [0, {vocab_size}), got {str(token)[:20]}")
+        return tokenizer.decode(fields.tokens, skip_special_tokens=False)
+
+    return json_reply(DetokenizeResponse(await state.on_thread(4 * len(fields.tokens), text)))
 
 
 async def tokenizer_info(call: Call, _: None) -> Reply:

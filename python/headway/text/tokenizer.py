@@ -14,6 +14,10 @@ from headway.errors import ModelLoadError, RequestError
 from headway.files import read_text
 from headway.text.special_tokens import read_special_tokens
 
+# From here on the backend's calls for batches are made, which give up the GIL and take less time a text. They start a
+# pool of threads, so a program that forks gets a warning: not for a few words.
+LONG_TEXT_CHARS = 8192
+
 
 def _byte_of_letter() -> dict[str, int]:
     """The byte that each letter of a byte-level vocabulary stands for (GPT-2's table, rebuilt from its rule).
@@ -82,7 +86,7 @@ class Tokenizer:
         A rendered chat template already holds its special tokens: pass add_special_tokens=False.
         """
         try:
-            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            return _encode(self._backend, text, add_special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
             raise RequestError("text", text, "a string of valid Unicode, without lone surrogates") from error
 
@@ -97,7 +101,7 @@ class Tokenizer:
         return [token_id for char in text for token_id in self._encode_plain(char)]
 
     def _encode_plain(self, text: str) -> list[int]:
-        return list(self._literal_backend.encode(text, add_special_tokens=False).ids)
+        return _encode(self._literal_backend, text, add_special_tokens=False)
 
     @cached_property
     def _literal_backend(self) -> tokenizers.Tokenizer:
@@ -115,7 +119,11 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token_ids; bytes that are not UTF-8 become U+FFFD, ids without a token nothing."""
         try:
-            return str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+            if len(token_ids) < LONG_TEXT_CHARS:
+                return str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+            return str(
+                self._backend.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)[0]
+            )
         except OverflowError as error:
             raise RequestError("token_ids", min(token_ids), "in [0, 2**32)") from error
 
@@ -144,6 +152,12 @@ class Tokenizer:
         if cached is None:
             cached = self._token_bytes[token_id] = _bytes_of(self.id_to_token(token_id) or "")
         return cached
+
+
+def _encode(backend: tokenizers.Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    if len(text) < LONG_TEXT_CHARS:
+        return list(backend.encode(text, add_special_tokens=add_special_tokens).ids)
+    return list(backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
 
 
 _BYTE_OF_LETTER = _byte_of_letter()
