@@ -83,7 +83,8 @@ class CompletionOutput:
 
     Attributes:
         finish_reason: "stop", "length", "abort", "error", or None while it goes on.
-        stop_reason: the stop string or stop token id that ended it; None for the model's end token.
+        stop_reason: the stop string or stop token id that ended it; None for the model's end token. Of an "error", what
+            failed: "logits" (none of them usable), "grammar" (it allows nothing here, or needs too much), "internal".
         logprobs: one dictionary per output token; None when not asked for.
     """
 

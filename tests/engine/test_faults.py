@@ -28,7 +28,8 @@ def test_bad_logits_end_their_own_row_at_any_depth(launch_depth: int) -> None:
     healthy = [submit(engine, prompt_of(5, i)) for i in range(4)]
     run_dry(engine)
     drain(engine)
-    assert {request.completions[0].finish_reason for request in poisoned} == {"error"}
+    assert {r.completions[0].finish_reason for r in poisoned} == {"error"}
+    assert {r.completions[0].stop_reason for r in poisoned} == {"logits"}
     assert [tokens_of(r) for r in healthy] == [expected_tokens(prompt_of(5, i), 12) for i in range(4)]
     engine.close()
 

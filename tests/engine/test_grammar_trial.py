@@ -58,6 +58,26 @@ def test_what_is_refused_costs_nobody_else(trial: GrammarTrial, form: Any) -> No
     assert pid_of(trial) == pid
 
 
+@pytest.mark.parametrize(
+    ("form", "why"),
+    [
+        ({"grammar": "root :::= "}, "Expected ::="),
+        ({"grammar": "root ::= nowhere"}, "Rule 'nowhere' not found"),
+        ({"grammar": ""}, "No 'root' rule"),
+        ({"json": {"$ref": "#"}}, "NoExtension"),  # no text fulfils it
+    ],
+)
+def test_what_is_wrong_with_a_form_is_told(
+    trial: GrammarTrial, tiny_model_dir: Path, form: Any, why: str
+) -> None:
+    with pytest.raises(GrammarError, match=why) as told:
+        check(trial, form)
+    assert "it needs more than" not in str(told.value)
+    untried = GrammarCompiler((tiny_model_dir / "tokenizer.json").read_text(), 2048, [2])
+    with pytest.raises(RequestError, match=why):
+        untried.start(form)
+
+
 @pytest.mark.parametrize("limits", [{"cpu_s": 0.001}, {"memory_bytes": 1 << 20}])
 def test_both_limits_hold(tiny_model_dir: Path, trial: GrammarTrial, limits: dict[str, Any]) -> None:
     """The very form that the usual limits let through."""

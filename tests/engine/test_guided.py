@@ -208,7 +208,8 @@ def test_a_grammar_that_fails_ends_its_output_alone() -> None:
     broken = submit(engine, prompt_of(5), structured_outputs={"regex": "a"})
     other = submit(engine, prompt_of(6))
     run_dry(engine)
-    assert (broken.completions[0].finish_reason, tokens_of(broken)) == ("error", [10])
+    end = broken.completions[0]
+    assert (end.finish_reason, end.stop_reason, tokens_of(broken)) == ("error", "grammar", [10])
     assert tokens_of(other) == expected_tokens(prompt_of(6), 12)
     engine.close()
 

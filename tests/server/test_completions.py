@@ -195,3 +195,14 @@ def test_a_prompt_is_cut_where_that_is_asked(model_server: Live) -> None:
     body = {"messages": messages, "truncate_prompt_tokens": 30, "max_tokens": 2}
     assert model_server.post("/v1/chat/completions", body).json["usage"]["prompt_tokens"] == 30
     assert model_server.post("/v1/completions", {**GREEDY, "truncate_prompt_tokens": 0}).status == 400
+
+
+@pytest.mark.parametrize("fields", [{}, {"stream": True}, {"prompt": ["a", "b"]}])
+def test_a_grammar_that_cannot_go_on_is_the_callers_error(model_server: Live, fields: dict[str, Any]) -> None:
+    """Clients send a 5xx again. Whatever the text may begin with is banned."""
+    pytest.importorskip("llguidance")
+    form = {"structured_outputs": {"regex": "ab"}, "bad_words": ["a", "ab"]}
+    answer = model_server.post("/v1/completions", {**GREEDY, **form, **fields})
+    error = answer.json["error"] if answer.status == 400 else answer.events[-2]["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "grammar_failed"), error
+    assert ask(model_server)["choices"][0]["finish_reason"] in ("stop", "length")

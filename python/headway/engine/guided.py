@@ -12,7 +12,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from headway.engine.completion import Completion
 from headway.errors import RequestError
@@ -54,6 +55,14 @@ class Guide:
         self._workers.ledger.set_token_mask(self._completion.ledger_id, num_tokens, self._state.mask())
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A completion that cannot go on, and what failed: `CompletionOutput.stop_reason`."""
+
+    completion: Completion
+    what: Literal["grammar", "internal"]
+
+
 class MaskWorkers:
     """Compiles grammars and computes masks. No thread runs before a request needs one.
 
@@ -67,7 +76,7 @@ class MaskWorkers:
         self._compiler = compiler
         self._pool: ThreadPoolExecutor | None = None
         self._news = threading.Event()
-        self._failed: deque[Completion] = deque()
+        self._failed: deque[Failure] = deque()
         self._tasks: deque[Future[None]] = deque()  # in the order of their coming; the first is not over
 
     def prepare(self) -> None:
@@ -102,8 +111,8 @@ class MaskWorkers:
         self._news.wait(WAIT_S)
         self._news.clear()
 
-    def take_failed(self) -> list[Completion]:
-        """Completions whose grammar cannot go on."""
+    def take_failed(self) -> list[Failure]:
+        """Completions that get no further mask."""
         return [self._failed.popleft() for _ in range(len(self._failed))]
 
     def close(self) -> None:
@@ -121,8 +130,8 @@ class MaskWorkers:
             task()
         except (GrammarError, RequestError) as fault:
             logger.warning("request %s ended: its grammar: %s", completion.request.request_id, fault)
-            self._failed.append(completion)
+            self._failed.append(Failure(completion, "grammar"))
         except Exception:
             logger.exception("request %s ended: its mask cannot be computed", completion.request.request_id)
-            self._failed.append(completion)
+            self._failed.append(Failure(completion, "internal"))
         self._news.set()

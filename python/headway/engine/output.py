@@ -13,6 +13,7 @@ from headway.sampling.logprobs import position_logprobs
 
 if TYPE_CHECKING:
     from headway._core import Commit
+    from headway.engine.guided import Failure
 
 logger = logging.getLogger("headway")
 
@@ -118,15 +119,18 @@ class OutputProcessor:
                 )
                 self._abort(ledger_id)
                 completion.give_up_text()
-                self._end(completion, "error", None, now_s)
+                self._end(completion, "error", "internal", now_s)
         return changed
 
-    def fail(self, completions: list[Completion], now_s: float) -> list[Completion]:
+    def fail(self, failures: list[Failure], now_s: float) -> list[Completion]:
         """Ends completions that cannot go on; returns those that were not over."""
-        ended = [completion for completion in completions if not completion.is_finished]
-        for completion in ended:
-            self._abort(completion.ledger_id)
-            self._end(completion, "error", None, now_s)
+        ended = []
+        for failure in failures:
+            completion = failure.completion
+            if not completion.is_finished:
+                self._abort(completion.ledger_id)
+                self._end(completion, "error", failure.what, now_s)
+                ended.append(completion)
         return ended
 
     def cancel(self, completion: Completion, now_s: float) -> None:
@@ -157,7 +161,7 @@ class OutputProcessor:
             )  # no news to it if the token ended it too
             self._end(completion, "stop", matched, now_s)
         elif reason != core.NOT_FINISHED:
-            self._end(completion, _REASONS[reason], _stop_reason(completion, stop_token), now_s)
+            self._end(completion, _REASONS[reason], _stop_reason(completion, reason, stop_token), now_s)
         elif completion.guide is not None:
             completion.guide.advance(token)
 
@@ -198,6 +202,8 @@ class OutputProcessor:
         self._steady = None
 
 
-def _stop_reason(completion: Completion, stop_token: int) -> int | None:
-    """The stop token id the caller named; None for the model's own end token."""
+def _stop_reason(completion: Completion, reason: int, stop_token: int) -> str | int | None:
+    """What failed, or the stop token id the caller named; None for the model's own end token."""
+    if reason == core.FINISH_ERROR:
+        return "logits"
     return stop_token if stop_token in (completion.request.params.stop_token_ids or ()) else None

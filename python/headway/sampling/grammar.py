@@ -52,6 +52,8 @@ class GrammarState:
         self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)  # gives up the GIL
         if self._matcher.is_error():
             raise GrammarError(_first_line(self._matcher.get_error()))
+        if not words.any():
+            raise GrammarError("no token may come next")
         return words
 
 
@@ -76,6 +78,7 @@ class GrammarCompiler:
     ) -> None:
         self._tokenizer_json = tokenizer_json
         self._vocab_size = vocab_size
+        self._num_words = num_mask_words(vocab_size)
         self._eos_token_ids = list(eos_token_ids)
         self._trial = trial
         self._tokenizer: LLTokenizer | None = None
@@ -124,7 +127,7 @@ class GrammarCompiler:
             if (matcher := self._kept.get(key)) is None:
                 return None
             self._kept.move_to_end(key)
-            return GrammarState(matcher.deep_copy(), (self._vocab_size + 31) // 32)
+            return GrammarState(matcher.deep_copy(), self._num_words)
 
     def _compile(self, kind: str, key: str, form: Mapping[str, Any]) -> None:
         try:
@@ -138,6 +141,7 @@ class GrammarCompiler:
             if self._trial is not None:
                 self._trial.check(key)
             matcher = compiled(self._tokenizer, form)
+            GrammarState(matcher.deep_copy(), self._num_words).mask()
         except GrammarError as error:
             with self._lock:
                 self._refused[key] = str(error)
@@ -157,6 +161,11 @@ class GrammarCompiler:
                 self._num_kept_chars -= len(self._kept.popitem(last=False)[0])
 
 
+def num_mask_words(vocab_size: int) -> int:
+    """Of 32 bits, one a token."""
+    return (vocab_size + 31) // 32
+
+
 def make_tokenizer(tokenizer_json: str, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
     import llguidance
 
@@ -170,8 +179,10 @@ def compiled(tokenizer: LLTokenizer, form: Mapping[str, Any]) -> LLMatcher:
     kind, value = next(iter(form.items()))
     try:
         grammar = _grammar_text(kind, value)
-    except ValueError as error:
-        raise GrammarError(_first_line(str(error))) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # GBNF's converter raises bare ones
+        raise GrammarError(_first_line(str(error)) or "it is not valid") from error
     matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=llguidance.LLParserLimits())
     if matcher.is_error():
         raise GrammarError(_first_line(matcher.get_error()))
@@ -179,7 +190,7 @@ def compiled(tokenizer: LLTokenizer, form: Mapping[str, Any]) -> LLMatcher:
 
 
 def _grammar_text(kind: str, value: Any) -> str:
-    """In llguidance's own notation. Raises ValueError."""
+    """In llguidance's own notation. Raises what its converters raise."""
     from llguidance import LLMatcher, gbnf_to_lark
 
     if kind == "json":

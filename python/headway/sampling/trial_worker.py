@@ -12,9 +12,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from headway.sampling.grammar import compiled, make_tokenizer
+from headway.sampling.grammar import GrammarState, compiled, make_tokenizer, num_mask_words
 from headway.sampling.grammar_trial import GrammarError
 
 if TYPE_CHECKING:
@@ -56,10 +54,9 @@ def _run(tokenizer: LLTokenizer, form: dict[str, Any], setup: dict[str, Any], wr
     signal.setitimer(signal.ITIMER_REAL, WALL_TIMES * setup["cpu_s"])
     why = ""
     try:
-        words = np.zeros((setup["vocab_size"] + 31) // 32, np.uint32)
-        compiled(tokenizer, form).unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        GrammarState(compiled(tokenizer, form), num_mask_words(setup["vocab_size"])).mask()
     except GrammarError as error:
-        why = str(error) or "it is not valid"
+        why = str(error)
     except BaseException:
         os._exit(1)
     os.write(writing_end, why.encode())

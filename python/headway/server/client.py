@@ -54,7 +54,7 @@ class EngineOutput:
         text: new text; whole characters only, and none that may still become part of a stop string.
         logprobs: one dictionary per new token; None when not asked for.
         finish_reason: "stop", "length", "abort" or "error" on the last output of the completion, else None.
-        stop_reason: the stop string or stop token id that ended it; None for the model's end token.
+        stop_reason: `CompletionOutput.stop_reason`.
         prompt_logprobs: on the first output of completion 0, when asked for: one entry per prompt token, the first is
             None.
         metrics: on the last output of the completion.

@@ -79,9 +79,13 @@ class ApiError(Exception):
     def status(self) -> int:
         return ERROR_TABLE[self.kind].status
 
+    @property
+    def shown_code(self) -> str | None:
+        return self.code or ERROR_TABLE[self.kind].code
+
     def body(self) -> bytes:
-        row = ERROR_TABLE[self.kind]
-        return _encode(ErrorResponse(ErrorBody(self.message, row.type, self.param, self.code or row.code)))
+        error_type = ERROR_TABLE[self.kind].type
+        return _encode(ErrorResponse(ErrorBody(self.message, error_type, self.param, self.shown_code)))
 
 
 _encode = msgspec.json.Encoder().encode
@@ -93,6 +97,17 @@ def bad_request(param: str | None, message: str, code: str | None = None) -> Api
 
 def unavailable(message: str, code: str, retry_after_s: float) -> ApiError:
     return ApiError("unavailable", message, None, code, retry_after(retry_after_s))
+
+
+def failed_output(what: str | int | None) -> ApiError:
+    """Of an output that ended with "error"; what: its `stop_reason`."""
+    if what == "grammar":
+        message = "the output cannot go on: its grammar allows no token here, or needs too much"
+        return bad_request("structured_outputs", message, "grammar_failed")
+    if what == "logits":
+        message = "the model computed no usable probabilities for this request"
+        return ApiError("internal", message, code="bad_logits")
+    return ApiError("internal", "the output cannot be built; the server's log says why")
 
 
 def retry_after(seconds: float) -> dict[str, str]:

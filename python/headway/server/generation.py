@@ -11,7 +11,7 @@ from typing import NamedTuple
 from headway.request import SamplingParams
 from headway.server.calls import Call, Stream
 from headway.server.client import EngineClient, EngineOutput, EngineRequest, Usage
-from headway.server.errors import ApiError, bad_request, unavailable
+from headway.server.errors import bad_request, failed_output, unavailable
 from headway.server.schemas.common import (
     CompletionTokensDetails,
     PromptTokensDetails,
@@ -108,7 +108,7 @@ async def run(call: Call, requests: Sequence[EngineRequest]) -> AsyncGenerator[P
                 admission.started()
                 watch.note(prompt_index, output)
                 spans.note(prompt_index, output)
-                check_end(output.finish_reason, state.is_draining)
+                check_end(output, state.is_draining)
                 return PromptOutput(prompt_index, output)
 
             if len(requests) == 1:
@@ -128,14 +128,13 @@ def spans_of(call: Call, requests: Sequence[EngineRequest]) -> Watch:
     return tracing.watch(call.scope["path"], dict(call.scope["headers"]), requests)
 
 
-def check_end(reason: str | None, is_draining: bool) -> None:
-    if reason == "abort":
+def check_end(output: EngineOutput, is_draining: bool) -> None:
+    """Raises ApiError for an output that ended otherwise than by "stop" or "length"."""
+    if output.finish_reason == "abort":
         message = "the server is shutting down" if is_draining else "the request was ended"
         raise unavailable(message, "shutting_down" if is_draining else "aborted", 1)
-    if reason == "error":
-        raise ApiError(
-            "internal", "the model computed no usable probabilities for this request", code="bad_logits"
-        )
+    if output.finish_reason == "error":
+        raise failed_output(output.stop_reason)
 
 
 async def _race(

@@ -16,6 +16,7 @@ from headway import __version__
 from headway.errors import BuildError
 from headway.outputs import RequestMetrics
 from headway.server.client import EngineOutput, EngineRequest
+from headway.server.errors import failed_output
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -108,6 +109,8 @@ class RequestSpans:
         if output.finish_reason is None:
             return
         self._reasons[prompt_index][output.index] = output.finish_reason
+        if output.finish_reason == "error":
+            _set_error(self._spans[prompt_index], str(failed_output(output.stop_reason).shown_code))
         self._num_open[prompt_index] -= 1
         if self._num_open[prompt_index]:
             return
@@ -117,8 +120,6 @@ class RequestSpans:
         span.set_attribute("gen_ai.usage.cache_read.input_tokens", output.usage.num_cached_tokens)
         if output.metrics is not None:
             span.set_attributes(_latencies(output.metrics))
-        if "error" in reasons.values():
-            _set_error(span, "bad_logits")
         span.end()
 
     def __enter__(self) -> Self:
