@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from headway.errors import RequestError
 from tests.engine.driving import prompt_of, run_dry, submit, tokens_of
 from tests.engine.fake_model import EOS, expected_tokens, make_engine, sequence_logits
 
@@ -44,6 +45,19 @@ def test_output_stops_at_max_model_len() -> None:
     run_dry(engine)
     assert len(tokens_of(request)) == 8
     assert request.completions[0].finish_reason == "length"
+
+
+def test_min_tokens_needs_a_token_that_may_come() -> None:
+    engine = make_engine().engine
+    with pytest.raises(
+        RequestError, match="min_tokens must be 0 where allowed_token_ids has end and stop tokens alone"
+    ):
+        submit(engine, prompt_of(5), min_tokens=2, allowed_token_ids=[EOS, 7], stop_token_ids=[7])
+    request = submit(
+        engine, prompt_of(5), min_tokens=2, allowed_token_ids=[EOS], ignore_eos=True, max_tokens=3
+    )
+    run_dry(engine)
+    assert tokens_of(request) == [EOS] * 3
 
 
 def test_logit_bias_forces_a_token() -> None:

@@ -56,8 +56,12 @@ class RequestLimits:
             )
         if len(params.logit_bias or ()) > self.max_logit_bias:
             raise RequestError(
-                "logit_bias", f"{len(params.logit_bias or ())} ids", f"at most {self.max_logit_bias} ids"
+                "logit_bias", len(params.logit_bias or ()), f"at most {self.max_logit_bias} ids"
             )
+        allowed = params.allowed_token_ids
+        if params.min_tokens and allowed is not None and set(allowed) <= set(self.stop_ids(params)):
+            limit = "0 where allowed_token_ids has end and stop tokens alone"
+            raise RequestError("min_tokens", params.min_tokens, limit)
         self.num_logprobs("logprobs", params.logprobs)
         self.num_logprobs("prompt_logprobs", params.prompt_logprobs)
 
