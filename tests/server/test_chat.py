@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from headway.aio import AsyncLLM
 from headway.server.client import EngineRequest
 from tests.server.fake_engine import FakeEngine
 from tests.server.live import Live, live
@@ -49,6 +51,31 @@ def script(request: EngineRequest) -> list[str]:
     if prompt.endswith("<think>\n"):
         return list("It rains.\n</think>\n\nYes, it does.")
     return [*"No <tool_call> here: ", "<tool_call>", "{}"]
+
+
+STREET = {
+    "type": "object",
+    "properties": {"to": {"enum": ["Rome", "Oslo"]}, "next": {"$ref": "#/$defs/Street"}},
+    "required": ["to"],
+    "additionalProperties": False,
+}
+ROUTE = {
+    "type": "object",
+    "properties": {"street": {"$ref": "#/$defs/Street"}, "has_toll": {"type": "boolean"}},
+    "required": ["street", "has_toll"],
+    "additionalProperties": False,
+    "$defs": {"Street": STREET},
+}
+
+
+@pytest.fixture(scope="module")
+def calling(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """The shipped model, which calls a tool where it must."""
+    template = tmp_path_factory.mktemp("template") / "tools.jinja"
+    template.write_text(TEMPLATE)
+    llm = AsyncLLM(tiny_model_dir, device="cpu", max_num_seqs=4, max_model_len=1024)
+    with live(llm, chat_template=str(template)) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +191,33 @@ def test_tool_calls_come_whole_and_in_pieces(scripted: Live) -> None:
     assert found["calls"] == {i: call["function"] for i, call in enumerate(calls)}
     pieces = [c["delta"]["tool_calls"] for e in events for c in e["choices"] if "tool_calls" in c["delta"]]
     assert len(pieces) > 10
+
+
+@pytest.mark.parametrize("identity", [{}, {"$id": "https://example.org/route"}])
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "route"}}])
+def test_a_call_that_must_come_fulfils_its_schema(
+    calling: Live, choice: Any, identity: dict[str, str]
+) -> None:
+    """References are those that pydantic writes: to `$defs` of the tool's own schema."""
+    pytest.importorskip("llguidance")
+    route = {"type": "function", "function": {"name": "route", "parameters": {**identity, **ROUTE}}}
+    tools = [route] if choice == "required" else [*TOOLS, route]
+    body = {
+        **ASK,
+        "tools": tools,
+        "tool_choice": choice,
+        "parallel_tool_calls": False,
+        "max_tokens": 200,
+        "seed": 1,
+    }
+    answered = ask(calling, body)["choices"][0]
+    assert answered["finish_reason"] == "tool_calls", answered
+    (call,) = answered["message"]["tool_calls"]
+    arguments = json.loads(call["function"]["arguments"])
+    assert call["function"]["name"] == "route"
+    assert set(arguments) == {"street", "has_toll"}
+    assert arguments["street"]["to"] in ("Rome", "Oslo")
+    assert assembled(streamed(calling, body))["calls"] == {0: call["function"]}
 
 
 def test_the_template_is_told_of_the_tools(scripted: Live) -> None:

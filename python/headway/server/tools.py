@@ -63,18 +63,34 @@ def _calls_schema(tools: list[dict[str, Any]], max_calls: int | None) -> dict[st
     schema: dict[str, Any] = {
         "type": "array",
         "minItems": 1,
-        "items": {"anyOf": [_call_schema(tool["function"]) for tool in tools]},
+        "items": {"anyOf": [_call_schema(tool["function"], place) for place, tool in enumerate(tools)]},
     }
     return schema | ({} if max_calls is None else {"maxItems": max_calls})
 
 
-def _call_schema(function: dict[str, Any]) -> dict[str, Any]:
+def _call_schema(function: dict[str, Any], place: int) -> dict[str, Any]:
+    parameters = function.get("parameters") or {"type": "object"}
     return {
         "type": "object",
         "properties": {
             "name": {"const": function["name"]},
-            "arguments": function.get("parameters") or {"type": "object"},
+            "arguments": _moved(parameters, f"#/items/anyOf/{place}/properties/arguments"),
         },
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }
+
+
+def _moved(node: Any, root: str) -> Any:
+    """A schema whose references are from `#`, as they must read where it is part of another one, at `root`. Under an
+    `$id` of its own they stay.
+    """
+    if isinstance(node, list):
+        return [_moved(each, root) for each in node]
+    if not isinstance(node, dict) or isinstance(node.get("$id"), str):
+        return node
+    moved = {key: _moved(value, root) for key, value in node.items()}
+    reference = node.get("$ref")
+    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
+        moved["$ref"] = root + reference[1:]
+    return moved
