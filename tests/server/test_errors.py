@@ -55,7 +55,8 @@ WRONG_FIELDS: list[tuple[dict[str, Any], str | None]] = [
     ({"response_format": {"type": "xml"}}, "response_format.type"),
     ({"structured_outputs": {"json": 3}}, "structured_outputs.json"),
     ({"model": 3}, "model"),
-    ({"request_id": "x" * 1000}, "request_id"),
+    *(({"request_id": value}, "request_id") for value in ("x" * 1000, "a line\nof the log", "a\n")),
+    ({"prompt": [VOCAB_SIZE] * MAX_MODEL_LEN, "echo": True}, "prompt"),
 ]
 HARMLESS = {
     "user": "me",

@@ -14,6 +14,9 @@ StopText = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 StopList = Annotated[list[StopText], msgspec.Meta(max_length=MAX_STOPS)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], msgspec.Meta(max_length=2**16)]
+RequestId = Annotated[
+    str, msgspec.Meta(max_length=MAX_NAME_CHARS, pattern=r"^[!-~]*$(?!\n)")
+]  # it goes into log lines
 Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARS)]
 
 
@@ -86,7 +89,7 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     priority: Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)] | None = None
-    request_id: Name | None = None
+    request_id: RequestId | None = None
     cache_salt: Name | None = None
     use_prefix_cache: bool | None = None
     return_token_ids: bool | None = None
