@@ -114,9 +114,9 @@ def flag(name: str) -> str:
 
 def refuse_values(owner: Any, refuse: Callable[[str, object, str], Exception]) -> None:
     """Raises `refuse(name, value, limit)` for the first field of a dataclass instance that is out of range."""
+    values = vars(owner)
     for name, spec, default in _declared(type(owner)):  # type: ignore[arg-type]  # a class has a hash
-        value = getattr(owner, name)
-        if value is not default and not spec.accepts(value):
+        if (value := values[name]) is not default and not spec.accepts(value):
             raise refuse(name, value, spec.limit)
 
 

@@ -18,7 +18,7 @@ from headway import errors
 from headway.errors import EngineDeadError, HeadwayError, OverloadedError, RequestError
 from headway.outputs import RequestMetrics, StepSpan
 from headway.remote.child import Progress
-from headway.request import SamplingParams
+from headway.request import RequestOutputKind, SamplingParams
 from headway.server.client import EngineOutput, EngineRequest, EngineStats, Health, ModelInfo, Usage
 from headway.text import ChatTemplate, Tokenizer
 from tests.server.fake_engine import ASSETS
@@ -64,6 +64,11 @@ class FakeTicket:
     is_over: bool = False
     error: HeadwayError | None = None
     arrival_s: float = field(default_factory=time.perf_counter)
+
+    @property
+    def wants_news(self) -> bool:
+        """Whole answers are told of once."""
+        return bool(self.end) or self.request.params.output_kind != RequestOutputKind.FINAL_ONLY
 
 
 class FakeHosted:
@@ -199,7 +204,7 @@ class FakeHosted:
             ticket.num_tokens += 1
             if ticket.num_tokens == (ticket.request.params.max_tokens or 32):
                 self._end(ticket, "length")
-        self._on_news(tickets)
+        self._on_news({ticket for ticket in tickets if ticket.wants_news})
 
     def _end(self, ticket: FakeTicket, reason: str) -> None:
         ticket.end = reason

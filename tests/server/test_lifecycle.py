@@ -304,7 +304,7 @@ class LostConnection:
 def test_a_client_that_left_before_its_request_began_is_noticed() -> None:
     state, body = ServerState(FakeEngine(step_s=0.01), settings()), posted(LONG).split(b"\r\n\r\n")[1]
     scope = {
-        "headers": [(b"content-type", b"application/json")],
+        "headway.headers": {b"content-type": b"application/json"},
         "headway.connection": LostConnection(),
         "headway.request_id": "left",
     }

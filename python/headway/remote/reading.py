@@ -75,26 +75,40 @@ class Reading:
         self.is_over = self.has_ended and self._error is None
         if self.text is None:
             return [to_engine_output(self.request_id, joined(found)) for found in parts.values()]
-        outputs = [await self._with_text(self.text, joined(found)) for found in parts.values()]
-        return [output for output in outputs if output is not None]
+        outputs = []
+        for found in parts.values():
+            output = to_engine_output(self.request_id, joined(found))
+            token_ids = output.token_ids
+            if len(token_ids) > MAX_TOKENS_A_TURN:
+                token_ids = await self._begin_text(self.text, output)
+            if self._end_text(self.text, output, token_ids):
+                outputs.append(output)
+        return outputs
 
-    async def _with_text(self, text: OutputText, output: Output) -> EngineOutput | None:
-        """None while there is no text to show, such as half a character: the tokens wait with it."""
-        made = to_engine_output(self.request_id, output)
-        index, token_ids, begin = made.index, made.token_ids, 0
-        while len(token_ids) - begin > MAX_TOKENS_A_TURN:
-            made.text += text.extend(index, token_ids[begin : begin + MAX_TOKENS_A_TURN])
+    async def _begin_text(self, text: OutputText, output: EngineOutput) -> list[int]:
+        """Adds the text of all but the last tokens, in turns. Returns those that are left."""
+        begin = 0
+        while len(output.token_ids) - begin > MAX_TOKENS_A_TURN:
+            output.text += text.extend(output.index, output.token_ids[begin : begin + MAX_TOKENS_A_TURN])
             begin += MAX_TOKENS_A_TURN
             await asyncio.sleep(0)
-        if made.finish_reason is not None:
-            made.text += text.end(index, token_ids[begin:], made.finish_reason)
+        return output.token_ids[begin:]
+
+    def _end_text(self, text: OutputText, output: EngineOutput, token_ids: list[int]) -> bool:
+        """Adds the text of its last tokens. False while there is none to show, such as half a character: the tokens
+        wait with it.
+        """
+        index, reason = output.index, output.finish_reason
+        if reason is not None:
+            output.text += text.end(index, token_ids, reason)
         else:
-            made.text += text.extend(index, token_ids[begin:])
-        made.token_ids = self._held_ids.pop(index, []) + made.token_ids
-        if made.text or made.finish_reason is not None:
-            return made
-        self._held_ids[index] = made.token_ids
-        return None
+            output.text += text.extend(index, token_ids)
+        if self._held_ids:
+            output.token_ids = self._held_ids.pop(index, []) + output.token_ids
+        if output.text or reason is not None:
+            return True
+        self._held_ids[index] = output.token_ids
+        return False
 
     def _taken_error(self) -> HeadwayError:
         """Kept no longer: with its traceback it would keep every frame up to the reader's, in a cycle."""

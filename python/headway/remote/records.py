@@ -12,7 +12,6 @@ from headway.remote.messages import Add, Output, ProtocolError
 from headway.request import SamplingParams
 from headway.server.client import EngineOutput, EngineRequest, Usage
 
-_PARAM_NAMES = tuple(f.name for f in fields(SamplingParams))
 _PARAM_TYPES = get_type_hints(SamplingParams)
 _PARAMS = msgspec.defstruct(
     "SamplingParams",
@@ -26,7 +25,7 @@ _decode_params = msgspec.msgpack.Decoder(_PARAMS).decode
 
 def to_add(number: int, request: EngineRequest, *, has_text: bool = True) -> Add:
     """Without text, the engine is asked for token ids alone."""
-    values = {name: getattr(request.params, name) for name in _PARAM_NAMES}
+    values = vars(request.params)
     params = _PARAMS(**values if has_text else {**values, "detokenize": False})
     return Add(
         number=number,
@@ -48,7 +47,7 @@ def to_request(add: Add) -> EngineRequest:
     return EngineRequest(
         request_id=add.request_id,
         prompt_token_ids=add.prompt_token_ids,
-        params=SamplingParams(**{name: getattr(params, name) for name in _PARAM_NAMES}),
+        params=SamplingParams(**msgspec.structs.asdict(params)),
         priority=add.priority,
         cache_salt=add.cache_salt,
         use_prefix_cache=add.use_prefix_cache,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 from headway.server.errors import ApiError, retry_after, unavailable
 from headway.server.settings import ServerSettings
@@ -26,6 +26,14 @@ class Admission:
         self._gate.num_queued_tokens -= self.num_waiting_tokens
         self.num_waiting_tokens = 0
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._gate.leave(self)
+
 
 class Gate:
     """Says yes, 429 (this key has too many) or 503 (too much waits). Completions that wait are the engine's count."""
@@ -39,18 +47,14 @@ class Gate:
         self.num_queued_tokens = 0
         self.num_requests = 0
 
-    @contextmanager
-    def admit(self, key_id: str, num_prompt_tokens: int) -> Iterator[Admission]:
-        """Raises ApiError with Retry-After."""
+    def admit(self, key_id: str, num_prompt_tokens: int) -> Admission:
+        """To be entered at once, and left when the request is over. Raises ApiError with Retry-After."""
         self._check(key_id, num_prompt_tokens)
         admission = Admission(self, key_id, num_prompt_tokens)
         self.num_queued_tokens += num_prompt_tokens
         self.num_requests += 1
         self._num_by_key[key_id] += 1
-        try:
-            yield admission
-        finally:
-            self._leave(admission)
+        return admission
 
     def retry_after_s(self) -> float:
         """Until a place is free, going by how fast requests ended lately."""
@@ -69,7 +73,7 @@ class Gate:
             message = f"{self.num_queued_tokens} prompt tokens are waiting (--max-num-queued-tokens)"
             raise unavailable(message, "overloaded", self.retry_after_s())
 
-    def _leave(self, admission: Admission) -> None:
+    def leave(self, admission: Admission) -> None:
         admission.started()
         self.num_requests -= 1
         self._num_by_key[admission.key_id] -= 1

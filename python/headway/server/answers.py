@@ -16,6 +16,7 @@ from headway.server.schemas.chat import (
     ToolCallDelta,
 )
 from headway.server.schemas.common import FinishReason
+from headway.server.sse import TextEvent
 from headway.text.parsers import Content, OutputParser, Piece, Reasoning, ToolArguments, ToolStart, joined
 
 
@@ -26,6 +27,7 @@ class Answer:
     Attributes:
         max_calls: calls beyond it are left out; None: all are wanted.
         reasoning: all of it, be it shown or not.
+        text_event: what its events with text alone are made of.
     """
 
     parser: OutputParser
@@ -38,6 +40,7 @@ class Answer:
     is_begun: bool = False
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    text_event: TextEvent | None = None
 
     def add(self, output: EngineOutput) -> list[Piece]:
         """What the output says, without what nobody wants."""

@@ -17,11 +17,13 @@ from headway.server.edge import Edge, KeyCheck
 from headway.server.endpoints import Endpoint, offered
 from headway.server.errors import ApiError, from_exception
 from headway.server.openapi import openapi_document
+from headway.server.schemas.admin import HealthResponse
 from headway.server.state import ServerState
 
 
 class Shortcut:
     """What runs the model goes straight to its endpoint: each layer of Starlette's would cost every event of a stream.
+    So do probes, which are to be answered quickly however much runs.
 
     All else, other methods and spellings among it, goes to `app`.
     """
@@ -45,7 +47,10 @@ def build_app(state: ServerState) -> Edge:
     app.router.redirect_slashes = False  # /v1/models/ is another path, and one that needs a key
     app.state.openapi = msgspec.json.encode(openapi_document(endpoints))
     direct = {
-        ("POST", endpoint.path): _endpoint_app(state, endpoint) for endpoint in endpoints if endpoint.chunk
+        (method, endpoint.path): _endpoint_app(state, endpoint)
+        for endpoint in endpoints
+        if endpoint.chunk or endpoint.response is HealthResponse
+        for method in endpoint.methods
     }
     open_paths = frozenset(endpoint.path for endpoint in endpoints if endpoint.is_open)
     checked = KeyCheck(Shortcut(app, direct), state, open_paths)

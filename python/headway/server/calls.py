@@ -150,7 +150,7 @@ class EndpointApp:
 
 async def read_body(state: ServerState, scope: Scope, receive: Receive) -> bytes:
     """Raises ApiError: not JSON by its type, encoded, too large. One that is too slow ends with its connection."""
-    headers = dict(scope["headers"])
+    headers = scope["headway.headers"]
     media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
     if media_type != b"application/json":
         raise ApiError("unsupported_media_type", "Content-Type must be application/json")

@@ -24,11 +24,11 @@ from headway.server.schemas.chat import (
     ChatResponse,
     MessageDelta,
 )
-from headway.server.sse import event
+from headway.server.sse import TextEvent, event
 from headway.server.state import ServerState
 from headway.server.structured import structured_outputs
 from headway.server.tools import ToolPlan, plan_tools
-from headway.text.parsers import Piece, joined
+from headway.text.parsers import Content, Piece, joined
 
 
 async def chat_completions(call: Call, fields: ChatRequest) -> Reply | Stream:
@@ -174,6 +174,10 @@ class _Job:
             answer.is_begun = True
             events.append(self._first_event(index))
         for piece in pieces:
+            if self._has_text_alone and isinstance(piece, Content):
+                events.append(self._text_event(index).of(piece.text))
+                answer.token_ids, answer.logprobs = [], []
+                continue
             choice = ChatChunkChoice(index, delta_of(piece), None)
             self._attach_tokens(answer, choice)
             events.append(self._event(choice))
@@ -184,6 +188,19 @@ class _Job:
             self._attach_tokens(answer, choice)
             events.append(self._event(choice))
         return events
+
+    def _text_event(self, index: int) -> TextEvent:
+        answer = self._answers[index]
+        if answer.text_event is None:
+            hole = ChatChunkChoice(index, delta_of(Content(TextEvent.HOLE)), None)
+            answer.text_event = TextEvent(self._chunk(hole))
+        return answer.text_event
+
+    @property
+    def _has_text_alone(self) -> bool:
+        """Events with new text of an answer's own."""
+        fields = self._fields
+        return not (fields.logprobs or fields.return_token_ids or fields.wants_continuous_usage)
 
     def _attach_tokens(self, answer: Answer, choice: ChatChunkChoice) -> None:
         """Tokens go with the first event after them, once."""

@@ -14,14 +14,14 @@ from headway.server.errors import ApiError, bad_request
 from headway.server.generation import PromptOutput, PromptTokens, UsageCount, begun, engine_requests, run
 from headway.server.logprobs import CompletionLogprobsWriter, TextOffsets, TokenNames, prompt_logprobs_json
 from headway.server.sampling import check_length, num_kept_tokens, sampling_params
-from headway.server.schemas.common import FinishReason
+from headway.server.schemas.common import FinishReason, UsageInfo
 from headway.server.schemas.completions import (
     CompletionChoice,
     CompletionLogprobs,
     CompletionRequest,
     CompletionResponse,
 )
-from headway.server.sse import event
+from headway.server.sse import TextEvent, event
 from headway.server.structured import structured_outputs
 
 
@@ -97,6 +97,7 @@ class _Choice:
     is_begun: bool = False
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    text_event: TextEvent | None = None  # once it was needed
 
 
 class _Job:
@@ -163,27 +164,42 @@ class _Job:
             async for found in outputs:
                 self._add(found)
         choices = [self._choice(index) for index in range(len(self._choices))]
-        return CompletionResponse(self._id, self._created_s, self._model, choices, usage=self._usage.info())
+        return self._response(choices, self._usage.info())
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """An event for every output that has text, or ends a choice. Tokens without text wait for the next one."""
-        has_usage = self._fields.wants_continuous_usage
         async with aclosing(run(self._call, self._requests)) as outputs:
             async for found in outputs:
                 index = self._add(found)
                 choice = self._choices[index]
-                if not (any(choice.pieces) or choice.finish_reason or (self._echo and not choice.is_begun)):
-                    continue
-                usage = self._usage.info() if has_usage else None
-                yield event(
-                    CompletionResponse(
-                        self._id, self._created_s, self._model, [self._choice(index)], usage=usage
-                    )
-                )
+                if any(choice.pieces) or choice.finish_reason or (self._echo and not choice.is_begun):
+                    yield self._event(index)
         if self._fields.wants_usage:
-            yield event(
-                CompletionResponse(self._id, self._created_s, self._model, [], usage=self._usage.info())
-            )
+            yield event(self._response([], self._usage.info()))
+
+    def _event(self, index: int) -> bytes:
+        choice = self._choices[index]
+        if self._has_text_alone and choice.finish_reason is None:
+            text = "".join(choice.pieces)
+            choice.pieces, choice.token_ids = [], []
+            if choice.text_event is None:
+                hole = CompletionChoice(index, TextEvent.HOLE, None, None, None)
+                choice.text_event = TextEvent(self._response([hole]))
+            return choice.text_event.of(text)
+        usage = self._usage.info() if self._fields.wants_continuous_usage else None
+        return event(self._response([self._choice(index)], usage))
+
+    def _response(
+        self, choices: list[CompletionChoice], usage: UsageInfo | None = None
+    ) -> CompletionResponse:
+        return CompletionResponse(self._id, self._created_s, self._model, choices, usage=usage)
+
+    @property
+    def _has_text_alone(self) -> bool:
+        """Events but the last of a choice."""
+        fields = self._fields
+        is_plain = fields.logprobs is None and fields.prompt_logprobs is None and not fields.return_token_ids
+        return is_plain and not self._echo and not fields.wants_continuous_usage
 
     def _add(self, found: PromptOutput) -> int:
         """Notes an output with its choice, whose index it returns: prompts in order, n choices each."""

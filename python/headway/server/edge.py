@@ -36,7 +36,7 @@ class Edge:
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] != "http":
             return self._app(scope, receive, send)
-        headers = dict(scope["headers"])
+        scope["headway.headers"] = headers = dict(scope["headers"])
         scope["headway.request_id"] = request_id = _request_id(headers.get(b"x-request-id"))
         send = self._named(scope, send, request_id)
         try:
@@ -66,8 +66,10 @@ class Edge:
         """Every browser names a Host; probes of load balancers, which speak HTTP/1.0, may have none."""
         if self._hosts is None or (host is None and http_version == "1.0"):
             return
-        name = re.sub(rb":\d*$", b"", host or b"").decode("latin-1").lower()
-        if name not in self._hosts:
+        name, colon, port = (host or b"").rpartition(b":")
+        if not colon or (port and not port.isdigit()):
+            name = host or b""
+        if name.decode("latin-1").lower() not in self._hosts:
             raise ApiError("forbidden_host", "this Host is not answered; see --allowed-hosts")
 
 
@@ -81,7 +83,7 @@ class KeyCheck:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http":
-            authorization = dict(scope["headers"]).get(b"authorization", b"")
+            authorization = scope["headway.headers"].get(b"authorization", b"")
             try:
                 scope["headway.key_id"] = self._check(scope["path"], authorization)
             except ApiError as error:

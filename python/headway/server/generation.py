@@ -48,14 +48,18 @@ class UsageCount:
         self._by_prompt[found.prompt_index] = found.output.usage
 
     def info(self) -> UsageInfo:
-        usages = self._by_prompt.values()
-        num_prompt = sum(usage.num_prompt_tokens for usage in usages)
-        num_output = 0 if self.without_output else sum(usage.num_output_tokens for usage in usages)
+        num_prompt = num_output = num_cached = 0
+        for usage in self._by_prompt.values():
+            num_prompt += usage.num_prompt_tokens
+            num_output += usage.num_output_tokens
+            num_cached += usage.num_cached_tokens
+        if self.without_output:
+            num_output = 0
         return UsageInfo(
             num_prompt,
             num_output,
             num_prompt + num_output,
-            PromptTokensDetails(sum(usage.num_cached_tokens for usage in usages)),
+            PromptTokensDetails(num_cached),
             CompletionTokensDetails(min(self.num_reasoning_tokens, num_output)),
         )
 
@@ -125,7 +129,7 @@ def spans_of(call: Call, requests: Sequence[EngineRequest]) -> Watch:
     tracing = call.state.tracing
     if tracing is None:
         return NoWatch()
-    return tracing.watch(call.scope["path"], dict(call.scope["headers"]), requests)
+    return tracing.watch(call.scope["path"], call.scope["headway.headers"], requests)
 
 
 def check_end(output: EngineOutput, is_draining: bool) -> None:

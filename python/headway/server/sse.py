@@ -19,6 +19,23 @@ def event(record: Any) -> bytes:
     return b"data: " + _encode(record) + b"\n\n"
 
 
+class TextEvent:
+    """Events that differ in one text alone: what stands around it, most of their bytes, is encoded once.
+
+    Args:
+        record: has `HOLE` in the text's place, and no text of a caller's behind it.
+    """
+
+    HOLE = "\0"
+
+    def __init__(self, record: Any) -> None:
+        self._head, hole, self._tail = event(record).rpartition(_encode(self.HOLE))
+        assert hole
+
+    def of(self, text: str) -> bytes:
+        return b"%b%b%b" % (self._head, _encode(text), self._tail)
+
+
 def error_event(error: ApiError) -> bytes:
     """Told in the stream, whose status went out long ago."""
     return b"data: " + error.body() + b"\n\n"
