@@ -117,8 +117,9 @@ class EngineConfig:
         low=0,
         unit="bytes",
         tier="advanced",
-        help="for the Mamba states that cached prefixes end with; unset: a third of the memory for caches, or what "
-        "KV of all requests at full length leaves",
+        gb_name="mamba_cache_gb",
+        help="for the Mamba states that cached prefixes end with (--mamba-cache-gb says it in 10**9 bytes); unset: a "
+        "third of the memory for caches, or what KV of all requests at full length leaves",
     )
     snapshot_stride_tokens: int = setting(
         512,
@@ -245,7 +246,8 @@ class EngineConfig:
         known = {f.name for f in fields(cls)}
         for name in kwargs:
             if name not in known:
-                raise ConfigError(f"{name} is not a setting", hint=nearest(name, known))
+                in_bytes = {spec.gb_name: f"{ours} says it, in bytes" for ours, spec in specs(cls).items()}
+                raise ConfigError(f"{name} is not a setting", hint=in_bytes.get(name) or nearest(name, known))
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

@@ -49,6 +49,7 @@ class FieldSpec:
     high: float | None = None
     is_low_open: bool = False
     is_optional: bool = False  # None is accepted and means what `help` says
+    gb_name: str = ""  # another name, of flags alone, for a number of bytes in units of 10**9
 
     @property
     def limit(self) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from headway import __version__
-from headway.cli.flags import parse_size
+from headway.cli.flags import given_settings, parse_size
 from headway.cli.main import build_parser
 from headway.cli.parser import parse
 from headway.config import EngineConfig
@@ -91,6 +91,11 @@ def test_advanced_flags_are_listed_on_demand() -> None:
         (["generate", "x", "--temperature", "3"], "temperature must be a number in [0, 2]"),
         (["generate", "x", "--temperature", "nan"], "temperature must be"),
         (["generate", "x", "--max-num-seqs", "0"], "--max-num-seqs"),
+        (["generate", "x", "--mamba-cache-gb", "nan"], "'nan' is not a number of gigabytes"),
+        (
+            ["generate", "x", "--mamba-cache-gb", "-1"],
+            "snapshot_memory_bytes (--snapshot-memory-bytes) must be",
+        ),
         (["generate", "x", "--structured-outputs", "[a-z]"], "is not JSON"),
         (["generate", "x", "--structured-outputs", "[1]"], "is not a JSON object"),
         (["generate", "x", "--allowed-token-ids", "a"], "--allowed-token-ids"),
@@ -228,6 +233,12 @@ def test_sizes() -> None:
         1_500_000,
         2 * 10**9,
     ]
+
+
+def test_memory_for_states_can_be_given_in_gigabytes() -> None:
+    args = parse(build_parser(), ["generate", "x", "--mamba-cache-gb", "1.5"])
+    assert given_settings(args) == {"snapshot_memory_bytes": 1_500_000_000}
+    assert "--mamba-cache-gb" in build_parser(shows_all=True).subparsers["generate"].format_help()
 
 
 def test_ctrl_c_exits_with_130() -> None:

@@ -75,6 +75,8 @@ def test_sampling_refusals(keywords: dict[str, object], parameter: str) -> None:
 
 
 def test_unknown_names_get_the_nearest_known_one() -> None:
+    with pytest.raises(ConfigError, match="snapshot_memory_bytes says it, in bytes"):
+        EngineConfig(mamba_cache_gb=4)
     with pytest.raises(RequestError, match="did you mean max_tokens") as caught:
         SamplingParams(max_new_tokens=5)
     assert caught.value.parameter == "max_new_tokens"

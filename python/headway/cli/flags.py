@@ -73,6 +73,14 @@ def parse_size(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 4096, 32k or 4GiB") from error
 
 
+def parse_gb(text: str) -> int:
+    """`1.5` -> bytes, in units of 10**9."""
+    try:
+        return int(float(text) * 10**9)
+    except (OverflowError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of gigabytes such as 1.5") from error
+
+
 def parse_object(text: str) -> dict[str, Any]:
     """An argparse type: a JSON object."""
     try:
@@ -102,6 +110,9 @@ def _add(group: argparse._ArgumentGroup, listed: dict[str, FieldSpec], shows_all
         if spec.kind == "list":
             options["action"] = "append"
         group.add_argument(flag(name), **options)
+        if spec.gb_name:  # last, so that the flag of the setting's own name is the one that errors speak of
+            in_gb: dict[str, Any] = {"dest": name, "help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+            group.add_argument(flag(spec.gb_name), metavar="GB", type=parse_gb, **in_gb)
 
 
 def _metavar(spec: FieldSpec) -> str:
