@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
 import signal
 import threading
 import time
@@ -15,6 +16,9 @@ import pytest
 
 from tests.remote.serving import LONG, Serving, serving
 from tests.server.live import wait_until
+from tests.server.scorecard import record
+
+NUM_ENDS = 25
 
 
 def is_running(pid: int) -> bool:
@@ -71,20 +75,44 @@ KILLS: dict[str, Callable[[int], None]] = {
 }
 
 
-@pytest.mark.parametrize("how", KILLS)
-def test_an_engine_that_goes_is_told_to_everybody_and_ends_the_server(how: str) -> None:
+def told_after_s(how: str, wait_s: float = 0.0) -> float:
+    """How long six clients waited for the news of an engine's end, which comes so long after all of them were there."""
     with serving({"step_s": 0.01}, heartbeat_timeout_s=1.0) as server:
         with waiting(server) as bodies:
             assert server.get_status("/health") == 200
+            time.sleep(wait_s)
             begin_s = time.monotonic()
             KILLS[how](server.engine_pid)
+        taken_s = time.monotonic() - begin_s
         assert_all_told(bodies)
-        assert time.monotonic() - begin_s < 20  # no figure: nobody waits for ever
+        assert taken_s < 20  # no figure: nobody waits for ever
         assert server.end() == 1
         assert not is_running(server.engine_pid)
         expected = {"killed": "SIGKILL", "crashed": "SIGSEGV", "stopped": "no sign of life"}[how]
         assert expected in server.log
         assert ("Segmentation fault" in server.log) == (how == "crashed")
+    return taken_s
+
+
+@pytest.mark.parametrize("how", KILLS)
+def test_an_engine_that_goes_is_told_to_everybody_and_ends_the_server(how: str) -> None:
+    told_after_s(how)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("how", KILLS)
+def test_engines_that_go_at_any_moment(how: str) -> None:
+    """Between any two things that server and engine do."""
+    draws = random.Random(how)
+    taken_ms = sorted(1e3 * told_after_s(how, draws.uniform(0.0, 0.3)) for _ in range(NUM_ENDS))
+    record(
+        f"{'S2' if how == 'stopped' else 'S1'} engine {how}",
+        num_engines=NUM_ENDS,
+        num_told=6 * NUM_ENDS,
+        told_after_ms_median=round(taken_ms[NUM_ENDS // 2]),
+        told_after_ms_max=round(taken_ms[-1]),
+    )
 
 
 @pytest.mark.parametrize("how", ["idle", "hold", "fault"])
