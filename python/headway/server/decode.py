@@ -27,11 +27,14 @@ REFUSED_FIELDS = {
     "logits_processors": "there are none",
     "use_beam_search": "there is no beam search",
     "length_penalty": "there is no beam search",
+    "early_stopping": "there is no beam search",
     "chat_template": "the server's is used; see --chat-template",
     "prompt_embeds": "pass token ids",
     "modalities": "only text is served",
     "audio": "only text is served",
 }
+# What they may be all the same: it asks for what is done anyway.
+IDLE_VALUES = {"use_beam_search": False, "length_penalty": 1, "early_stopping": False, "modalities": ["text"]}
 
 
 @cache
@@ -42,7 +45,7 @@ def _decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
 def decode_body(kind: type[T], body: bytes) -> T:
     """Raises ApiError: malformed JSON, a wrong type, an unknown field, too deep."""
     try:
-        record: T = _decoder(kind).decode(body)
+        record = _decode(kind, body)
     except msgspec.ValidationError as error:
         raise _field_error(kind, str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -56,6 +59,27 @@ def decode_body(kind: type[T], body: bytes) -> T:
             if isinstance(value, (dict, list)):
                 check_depth(name, value)
     return record
+
+
+def _decode(kind: type[T], body: bytes) -> T:
+    """Fields it does not know may be null or idle: many clients send every field that they know."""
+    decoder: msgspec.json.Decoder[T] = _decoder(kind)
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        if "unknown field" not in str(error):
+            raise
+    fields = msgspec.json.decode(body)
+    known = {
+        name: value
+        for name, value in fields.items()
+        if name in kind.__struct_fields__ or not _is_idle(name, value)
+    }
+    return decoder.decode(msgspec.json.encode(known))
+
+
+def _is_idle(name: str, value: Any) -> bool:
+    return value is None or (name in IDLE_VALUES and IDLE_VALUES[name] == value)
 
 
 def check_depth(name: str, value: Any) -> None:
