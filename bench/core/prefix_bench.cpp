@@ -49,10 +49,10 @@ LedgerConfig bench_config() {
 // As PrefixCache::advance does it: each block is looked for under its parent and added where it is not there.
 int32_t insert(PrefixTree& tree, BlockPool& blocks, int32_t root, const std::vector<int32_t>& prompt) {
   int32_t node = root;
+  TagsAhead tags = tree.tags_below(root, prompt);
   for (int32_t begin = 0; begin < kPromptLen; begin += kBlockSize) {
     const auto tokens = std::span<const int32_t>(prompt).subspan(begin, kBlockSize);
-    const PrefixTree::Key key = tree.key(node, tokens);
-    if (begin + 2 * kBlockSize <= kPromptLen) tree.prefetch_below(key, {tokens.data() + kBlockSize, kBlockSize});
+    const PrefixTree::Key key{node, tags.next(), tokens};
     int32_t child = tree.find_child(key);
     if (child != 0) {
       tree.pin_one(child);

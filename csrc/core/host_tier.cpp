@@ -190,11 +190,12 @@ int32_t HostTier::find(Request& request, std::span<const int32_t> tokens, const 
   request.host_node = 0;
   int32_t node = host_.find_root(tree_.salt(request.root));
   if (node == 0) return 0;
+  TagsAhead tags = host_.tags_below(node, tokens);
   while (true) {
     const auto left = tokens.subspan(host_.end(node));
     if (const int32_t found = find_short(node, left, match.start); found != 0) request.host_node = found;
-    if (left.size() < static_cast<size_t>(block_size_)) return request.host_node;
-    node = host_.find_child(host_.key(node, left.first(block_size_)));
+    if (!tags.has_next()) return request.host_node;
+    node = host_.find_child({node, tags.next(), left.first(block_size_)});
     if (node == 0) return request.host_node;
     const int32_t end = host_.end(node);
     if (has_blocks_ && end > match.num_tokens && host_.node(node).block == kDummyBlock) return request.host_node;

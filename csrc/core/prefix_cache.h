@@ -157,7 +157,7 @@ class PrefixCache {
   bool acquire_snapshot(SnapshotKind kind, SlotTicket& ticket);
   void promote(int32_t node);
   void advance(const Chunk& chunk, StepNotes* step_notes);
-  bool step_to_child(const Chunk& chunk, RowPrefix& prefix);
+  bool step_to_child(const Chunk& chunk, uint32_t tag, RowPrefix& prefix);
   bool is_duplicate(int32_t row, int32_t node) const;
   void attach_planned(StepNotes& step_notes, int32_t row, int32_t node);
   void donate_slot(const Chunk& chunk);

@@ -26,23 +26,23 @@ void PrefixCache::publish(int64_t step) {
 // Moves the row's node on to the chunk's last full block. Where the tree has no room left it stays behind.
 void PrefixCache::advance(const Chunk& chunk, StepNotes* step_notes) {
   RowPrefix& prefix = prefixes_[chunk.row];
-  while (prefix.publishes && tree_.end(prefix.node) + config_.block_size <= chunk.end) {
-    if (!step_to_child(chunk, prefix)) return;
+  const int32_t begin = tree_.end(prefix.node);
+  if (!prefix.publishes || begin + config_.block_size > chunk.end) return;
+  const auto tokens = std::span<const int32_t>(chunk.request->tokens).subspan(begin, chunk.end - begin);
+  for (TagsAhead tags = tree_.tags_below(prefix.node, tokens); tags.has_next();) {
+    if (!step_to_child(chunk, tags.next(), prefix)) return;
     if (step_notes != nullptr) attach_planned(*step_notes, chunk.row, prefix.node);
   }
 }
 
-bool PrefixCache::step_to_child(const Chunk& chunk, RowPrefix& prefix) {
+bool PrefixCache::step_to_child(const Chunk& chunk, uint32_t tag, RowPrefix& prefix) {
   const int32_t begin = tree_.end(prefix.node);
   if (begin > 0 && tree_.node(prefix.node).is_detached) {
     prefix.publishes = false;
     return false;
   }
   const auto tokens = std::span<const int32_t>(chunk.request->tokens).subspan(begin, config_.block_size);
-  const PrefixTree::Key key = tree_.key(prefix.node, tokens);
-  if (begin + 2 * config_.block_size <= chunk.end) {
-    tree_.prefetch_below(key, {tokens.data() + tokens.size(), tokens.size()});
-  }
+  const PrefixTree::Key key{prefix.node, tag, tokens};
   int32_t child = tree_.find_child(key);
   if (child != 0) {
     const bool is_unused = tree_.node(child).num_pins == 0;

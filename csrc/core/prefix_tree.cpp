@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <random>
 
 #include "core/error.h"
 
@@ -12,6 +11,7 @@ namespace {
 // Without attention a node holds tokens only, so their number is free: enough for 64 MiB of tokens at most.
 constexpr int64_t kMaxTokensWithoutBlocks = int64_t{1} << 24;
 constexpr size_t kNumRootsAsked = 64;      // for the reason of a miss
+constexpr int32_t kNumEvictionsAhead = 6;  // at some 50 ns each: two trips to memory
 
 int32_t node_count(const LedgerConfig& config) {
   if (!config.use_prefix_cache) return 0;
@@ -19,17 +19,6 @@ int32_t node_count(const LedgerConfig& config) {
   const int64_t nodes_per_row = (int64_t{config.max_model_len} + config.block_size - 1) / config.block_size;
   const int64_t most = std::max(nodes_per_row, kMaxTokensWithoutBlocks / config.block_size);
   return static_cast<int32_t>(std::min(most, 4 * nodes_per_row * std::max(1, config.num_slots)));
-}
-
-uint64_t fold(uint64_t a, uint64_t b) {
-  const auto product = static_cast<unsigned __int128>(a) * b;
-  return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
-}
-
-// Nobody outside can choose prompts whose hash values collide.
-uint64_t random_seed() {
-  std::random_device device;
-  return (uint64_t{device()} << 32 | device()) | 1;
 }
 
 }  // namespace
@@ -41,8 +30,7 @@ PrefixTree::PrefixTree(const LedgerConfig& config, const StepClock& clock, Block
       has_ghosts_(num_ghosts > 0),
       has_states_(config.num_slots > 0),
       weighs_cost_(config.weighs_snapshot_cost),
-      tag_mask_(tag_mask),
-      hash_seed_(random_seed()),
+      tags_(tag_mask),
       clock_(clock),
       blocks_(blocks),
       nodes_(node_count(config) + num_ghosts + 1),
@@ -92,14 +80,12 @@ int64_t PrefixTree::num_root_users() const {
 
 PrefixMatch PrefixTree::match(int32_t root, std::span<const int32_t> tokens) const {
   PrefixMatch found{.node = root};
+  TagsAhead tags = tags_below(root, tokens);
   while (true) {
     const auto left = tokens.subspan(found.num_tokens);
     if (has_states_) match_short_child(left, found);
-    if (left.size() < static_cast<size_t>(block_size_)) return found;
-    const Key wanted = key(found.node, left.first(block_size_));
-    if (left.size() >= 2 * static_cast<size_t>(block_size_))
-      prefetch_below(wanted, left.subspan(block_size_, block_size_));
-    const int32_t child = find_child(wanted);
+    if (!tags.has_next()) return found;
+    const int32_t child = find_child({found.node, tags.next(), left.first(block_size_)});
     if (child == 0) return found;
     found.node = child;
     found.num_tokens += block_size_;
@@ -154,18 +140,6 @@ void PrefixTree::count_child(int32_t parent, int32_t num_tokens, int32_t change)
   (parent < 0 ? root(parent).num_short_children : nodes_[parent].num_short_children) += short_change;
 }
 
-uint32_t PrefixTree::tag_after(uint32_t parent_tag, std::span<const int32_t> tokens) const {
-  uint64_t hash = fold(hash_seed_ ^ parent_tag, 0x9e3779b97f4a7c15u);
-  size_t i = 0;
-  for (; i + 4 <= tokens.size(); i += 4) {
-    uint64_t words[2];
-    std::memcpy(words, &tokens[i], sizeof(words));
-    hash = fold(hash ^ words[0] ^ 0xa0761d6478bd642fu, words[1] ^ hash_seed_);
-  }
-  for (; i < tokens.size(); ++i) hash = fold(hash ^ static_cast<uint32_t>(tokens[i]), hash_seed_ ^ 0xe7037ed1a0b428dbu);
-  return static_cast<uint32_t>(fold(hash ^ tokens.size(), hash_seed_)) & tag_mask_;
-}
-
 int32_t PrefixTree::add_child(const Key& key, int32_t block, int64_t writer) {
   if (free_node_ == 0 && !evict_leaf()) return 0;
   const int32_t id = free_node_;
@@ -217,11 +191,12 @@ void PrefixTree::replace_block(int32_t id, int32_t block) {
 bool PrefixTree::evict_leaf() {
   const int32_t oldest = unpinned_.oldest();
   if (oldest == 0) return false;
-  // Evictions come in rows, and each waits for memory: what the next one touches is asked for now.
-  const Node& next = nodes_[unpinned_.next(oldest)];
-  map_.prefetch(next.tag);
-  __builtin_prefetch(&nodes_[next.newer]);
-  __builtin_prefetch(&tokens_[int64_t{oldest} * block_size_], 1);
+  // Evictions come in rows, and each waits for memory: what a later one touches is asked for now.
+  int32_t later = oldest;
+  for (int32_t i = 0; i < kNumEvictionsAhead; ++i) later = unpinned_.next(later);
+  map_.prefetch(nodes_[later].tag);
+  __builtin_prefetch(&nodes_[nodes_[later].newer]);
+  __builtin_prefetch(&tokens_[int64_t{later} * block_size_], 1);
   ++num_evicted_nodes_;
   num_evicted_snapshots_ += nodes_[oldest].snapshot != 0;
   remove_detached(remove(oldest));
@@ -238,7 +213,8 @@ int32_t PrefixTree::remove(int32_t id) {
   if (node.snapshot != 0) drop_snapshot(node.snapshot, snapshots_[node.snapshot].last_step);
   if (has_blocks_ && node.block != kDummyBlock) blocks_.release(node.block, clock_.retired);
   count_child(parent, node.num_tokens, -1);
-  node = {.older = free_node_};
+  node = {};
+  node.older = free_node_;
   free_node_ = id;
   --num_nodes_;
   ++version_;

@@ -24,6 +24,7 @@
 #include "core/block_pool.h"
 #include "core/node_map.h"
 #include "core/slot_pool.h"
+#include "core/token_tags.h"
 #include "core/types.h"
 #include "core/use_order.h"
 
@@ -82,11 +83,11 @@ class PrefixTree {
     std::span<const int32_t> tokens;
   };
   Key key(int32_t parent, std::span<const int32_t> tokens) const {
-    return {parent, tag_after(tag(parent), tokens), tokens};
+    return {parent, tags_.after(tag(parent), tokens), tokens};
   }
-  // Asks memory for what finding a child of the wanted node will touch, whether or not that node is there.
-  void prefetch_below(const Key& key, std::span<const int32_t> tokens) const {
-    map_.prefetch(tag_after(key.tag, tokens));
+  // The tags of the full blocks that follow a node: for keys of one below the other.
+  TagsAhead tags_below(int32_t parent, std::span<const int32_t> tokens) const {
+    return {tags_, map_, tag(parent), tokens, block_size_};
   }
   int32_t find_child(const Key& key) const;
 
@@ -157,7 +158,6 @@ class PrefixTree {
   int32_t num_short_children(int32_t parent) const;
   void count_child(int32_t parent, int32_t num_tokens, int32_t change);
   uint32_t tag(int32_t id) const { return id > 0 ? nodes_[id].tag : static_cast<uint32_t>(id); }
-  uint32_t tag_after(uint32_t parent_tag, std::span<const int32_t> tokens) const;
   void match_short_child(std::span<const int32_t> tokens, PrefixMatch& found) const;
   UseOrder<Snapshot>& order(SnapshotKind kind) { return snapshot_orders_[static_cast<size_t>(kind)]; }
   const UseOrder<Snapshot>& order(SnapshotKind kind) const { return snapshot_orders_[static_cast<size_t>(kind)]; }
@@ -177,8 +177,7 @@ class PrefixTree {
   const bool has_ghosts_;
   const bool has_states_;
   const bool weighs_cost_;
-  const uint32_t tag_mask_;
-  const uint64_t hash_seed_;
+  const TokenTags tags_;
   const StepClock& clock_;
   BlockPool& blocks_;
   std::vector<Node> nodes_;  // [max_nodes + 1]; 0 is nobody
