@@ -14,6 +14,7 @@ namespace headway::cuda {
 
 inline constexpr int kMaxWindow = 16;  // tokens between canonical bases
 inline constexpr int kMaxQuery = 8;    // new tokens of a row
+inline constexpr int kMaxEntries = kMaxWindow + kMaxQuery;  // of a row, from its first new token's canonical base on
 
 // Of each token and head: the weight in its output of each input since its canonical base, its own with D, zero beyond,
 // then how much of the state there is left. Padded to whole 16-byte pieces.

@@ -4,6 +4,8 @@
 // prompt, from the convolution state at the base.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/common/math.cuh"
 #include "cuda/common/vector.cuh"
 #include "cuda/mamba_decode.h"
@@ -13,17 +15,41 @@ namespace headway::cuda {
 inline constexpr int kTaps = 4;  // of every published Mamba-2
 inline constexpr int kPieceWidth = 4;  // channels a thread: wider ones need registers that other blocks want
 
-template <typename T>
-using Piece = Vector<T, kPieceWidth>;
+// Neighbouring channels, packed as in memory: nvcc gives each two-byte element of a Vector a register of its own, and a
+// store of its own.
+template <typename T, int kWidth = kPieceWidth>
+class Piece {
+ public:
+  // source: aligned to the piece's bytes, likewise below.
+  static __device__ __forceinline__ Piece load(const T* source) {
+    Piece piece;
+    piece.words_ = *reinterpret_cast<const Words*>(source);
+    return piece;
+  }
+  __device__ __forceinline__ void store(T* target) const {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) reinterpret_cast<uint64_t*>(target)[i] = words_.values[i];
+  }
 
-template <typename T>
-__device__ __forceinline__ Piece<T> load_piece(const T* source) {
-  return *reinterpret_cast<const Piece<T>*>(source);
-}
-template <typename T>
-__device__ __forceinline__ void store_piece(T* target, const Piece<T>& piece) {
-  *reinterpret_cast<Piece<T>*>(target) = piece;
-}
+  __device__ __forceinline__ float at(int i) const {
+    return to_float(__builtin_bit_cast(T, static_cast<Bits>(words_.values[i / kPerWord] >> shift(i))));
+  }
+  // Rounds to T. The piece was cleared and is set once.
+  __device__ __forceinline__ void set(int i, float value) {
+    words_.values[i / kPerWord] |= static_cast<uint64_t>(__builtin_bit_cast(Bits, from_float<T>(value))) << shift(i);
+  }
+
+ private:
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
+  static constexpr int kPerWord = 8 / static_cast<int>(sizeof(T));
+  static constexpr int kWords = kWidth / kPerWord;
+  using Words = Vector<uint64_t, kWords>;
+
+  static __device__ constexpr int shift(int i) { return i % kPerWord * 8 * static_cast<int>(sizeof(T)); }
+
+  Words words_{};
+};
+
 // silu(bias + weight . window), rounded to T as the convolution's output is. Never written by a step.
 template <typename T>
 struct Filter {
@@ -33,21 +59,21 @@ struct Filter {
   __device__ __forceinline__ Filter(const MambaDecodeParams& params, int64_t channel) {
     const T* source = static_cast<const T*>(params.conv_weight) + channel;
 #pragma unroll
-    for (int tap = 0; tap < kTaps; ++tap) weights[tap] = load_piece(source + tap * conv_channels(params));
+    for (int tap = 0; tap < kTaps; ++tap) weights[tap] = Piece<T>::load(source + tap * conv_channels(params));
     bias = {};
-    if (params.conv_bias != nullptr) bias = load_piece(static_cast<const T*>(params.conv_bias) + channel);
+    if (params.conv_bias != nullptr) bias = Piece<T>::load(static_cast<const T*>(params.conv_bias) + channel);
   }
 
   __device__ __forceinline__ Piece<T> apply(const Piece<T> (&window)[kTaps]) const {
     Piece<T> out;
 #pragma unroll
     for (int i = 0; i < kPieceWidth; ++i) {
-      float sum = to_float(bias.values[i]);
+      float sum = bias.at(i);
 #pragma unroll
       for (int tap = 0; tap < kTaps; ++tap) {
-        sum = fmaf(to_float(weights[tap].values[i]), to_float(window[tap].values[i]), sum);
+        sum = fmaf(weights[tap].at(i), window[tap].at(i), sum);
       }
-      out.values[i] = from_float<T>(sizeof(T) == 4 ? silu(sum) : fast_silu(sum));
+      out.set(i, sizeof(T) == 4 ? silu(sum) : fast_silu(sum));
     }
     return out;
   }
@@ -82,14 +108,14 @@ struct PieceStep {
   __device__ __forceinline__ void run(const Filter<T>& filter, Emit&& emit) const {
     Piece<T> window[kTaps];
     load_past(window);
-    window[kTaps - 1] = load_piece(new_column(0));
+    window[kTaps - 1] = Piece<T>::load(new_column(0));
     if (is_kept) keep_past(window);
 #pragma unroll 1
     for (int i = 0; i < row.num_tokens; ++i) {
       Piece<T> next = {};
-      if (i + 1 < row.num_tokens) next = load_piece(new_column(i + 1));
+      if (i + 1 < row.num_tokens) next = Piece<T>::load(new_column(i + 1));
       emit(i, filter.apply(window));
-      if (is_kept) store_piece(raw_column(i), window[kTaps - 1]);
+      if (is_kept) window[kTaps - 1].store(raw_column(i));
 #pragma unroll
       for (int tap = 0; tap + 1 < kTaps; ++tap) window[tap] = window[tap + 1];
       window[kTaps - 1] = next;
@@ -101,10 +127,10 @@ struct PieceStep {
   __device__ __forceinline__ Piece<T> run_one(const Filter<T>& filter) const {
     Piece<T> window[kTaps];
     load_past(window);
-    window[kTaps - 1] = load_piece(new_column(0));
+    window[kTaps - 1] = Piece<T>::load(new_column(0));
     if (is_kept) {
       keep_past(window);
-      store_piece(raw_column(0), window[kTaps - 1]);
+      window[kTaps - 1].store(raw_column(0));
       if (row.next_base > row.base) move_base();
     }
     return filter.apply(window);
@@ -117,7 +143,7 @@ struct PieceStep {
       const int offset = tap - (kTaps - 1);
       const T* column = is_at_base ? base_column(tap) : raw_column(offset);
       window[tap] = {};
-      if (row.start + offset >= 0) window[tap] = load_piece(column);
+      if (row.start + offset >= 0) window[tap] = Piece<T>::load(column);
     }
   }
 
@@ -127,7 +153,7 @@ struct PieceStep {
 #pragma unroll
     for (int tap = 0; tap + 1 < kTaps; ++tap) {
       const int position = row.start - (kTaps - 1) + tap;
-      if (position >= 0) store_piece(raw_column(position - row.start), window[tap]);
+      if (position >= 0) window[tap].store(raw_column(position - row.start));
     }
   }
 
@@ -136,7 +162,7 @@ struct PieceStep {
     for (int tap = 0; tap + 1 < kTaps; ++tap) {
       const int position = row.next_base - (kTaps - 1) + tap;
       const int offset = position - row.start;
-      store_piece(base_column(tap), load_piece(offset >= 0 ? new_column(offset) : raw_column(offset)));
+      Piece<T>::load(offset >= 0 ? new_column(offset) : raw_column(offset)).store(base_column(tap));
     }
   }
 };

@@ -129,8 +129,8 @@ __device__ __forceinline__ void convolve(const MambaDecodeParams& params, const 
   const bool is_kept = is_x || share.rank == 0;
   const Filter<T> filter(params, channel);
   const Piece<T> out = PieceStep<T>{params, share.row, channel, is_kept, start_entry}.run_one(filter);
-  store_piece(target, out);
-  if (is_kept && !is_c) store_piece(log.at(share.num_old) + channel, out);
+  out.store(target);
+  if (is_kept && !is_c) out.store(log.at(share.num_old) + channel);
 }
 
 // Step sizes of the block's heads, the token's to the log, and their constants.
@@ -165,14 +165,6 @@ __device__ __forceinline__ void score_inputs(const BlockShare& share, BlockMemor
     if (lane_index() == 0) memory.scores[entry] = score;
   }
 }
-
-// x in shared memory, at a channel.
-template <typename T>
-struct StagedInputs {
-  const T* source;
-  int width;
-  __device__ __forceinline__ const T* at(int i) const { return source + i * width; }
-};
 
 // Half a warp a head: a warp's heads are at most two, of which the second may be none.
 template <typename T, int kN>

@@ -17,7 +17,6 @@ constexpr int kThreads = 128;
 constexpr int kResidentBlocks = 8;  // a multiprocessor
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kBlockHeads = 16;
-constexpr int kMaxEntries = kMaxWindow + kMaxQuery;  // from the first new token's canonical base on
 
 template <typename T>
 __device__ __forceinline__ void convolve_x(const MambaDecodeParams& params, int row_idx, int piece) {
@@ -29,7 +28,7 @@ __device__ __forceinline__ void convolve_x(const MambaDecodeParams& params, int 
   const SlotRow row(params, row_idx);
   if (!is_inside || row.is_padding()) return;
   PieceStep<T>{params, row, channel, true}.run(filter, [&](int i, const Piece<T>& out) {
-    store_piece(log_column<T>(params, row.slot, (row.start + i) % params.log.num_entries, channel), out);
+    out.store(log_column<T>(params, row.slot, (row.start + i) % params.log.num_entries, channel));
   });
 }
 
@@ -99,10 +98,10 @@ __device__ __forceinline__ void stage_group(const MambaDecodeParams& params, con
   const bool is_b = thread < kPieces;
   const int n = thread % kPieces * kPieceWidth;
   PieceStep<T>{params, row, channel, block.is_kept}.run(filter, [&](int i, const Piece<T>& out) {
-    store_piece(is_b ? &memory.B[block.num_old + i][n] : &memory.C[i][n], out);
+    out.store(is_b ? &memory.B[block.num_old + i][n] : &memory.C[i][n]);
     T* kept = static_cast<T*>(params.convolved) + (row.token + i) * conv_channels(params) + channel;
     if (is_b) kept = log_column<T>(params, row.slot, (row.start + i) % params.log.num_entries, channel);
-    if (block.is_kept) store_piece(kept, out);
+    if (block.is_kept) out.store(kept);
   });
 }
 

@@ -15,52 +15,95 @@ constexpr char kOp[] = "mamba_decode";
 template <int kN>
 constexpr int kResidentBlocks = kN > 128 ? 2 : 4;
 
-// y of new tokens i .. i + count - 1, which share the canonical base `base` that the state is at. To construct it
-// starts the loads that it needs.
+// What a block reads the row's new tokens out with: the group's C, each warp's x and weights.
 template <typename T, int kN>
-class ReadOut {
+struct TokenMemory {
+  alignas(16) T C[kMaxQuery * kN];
+  alignas(16) T x[kFoldWarps][kMaxEntries * kTileChannels];  // from the first token's canonical base on
+  alignas(16) float table[kFoldWarps][kMaxQuery * kTableWidth];
+};
+
+// A row's new tokens in shared memory. To construct it starts the copies: a warp that has its state then waits for
+// nothing but them, whatever the number of tokens, and its registers are soon free for the next one's state.
+template <typename T, int kN>
+class StagedTokens {
  public:
-  __device__ __forceinline__ ReadOut(const MambaDecodeParams& params, const SlotRow& row, const StateChannels& channels,
-                                     int base, int i, int count)
-      : params_(params),
-        first_token_(row.token + i),
-        channels_(channels),
-        count_(count),
-        inputs_(row.start + i + count - base,
-                LogWalk<T>(params, channels.slot, base, channels.first + lane_index() % kTileChannels)) {
-    query_.load(query_at(0));
+  __device__ __forceinline__ StagedTokens(const MambaDecodeParams& params, const SlotRow& row,
+                                          const StateChannels& channels, TokenMemory<T, kN>& memory)
+      : params_(params), row_(row), channels_(channels), memory_(memory), first_(row.canonical(row.start)) {
+    copy_queries();
+    copy_inputs();
+    copy_weights();
+    commit_copies();
   }
 
-  __device__ __forceinline__ void run(const StateTile<kN>& state) const {
+  // All of a block's threads at once.
+  __device__ __forceinline__ void wait() const {
+    wait_copies<0>();
+    __syncthreads();
+  }
+
+  // y of new tokens i .. i + count - 1, which share the canonical base `base` that the state is at.
+  __device__ __forceinline__ void read_out(const StateTile<kN>& state, int base, int i, int count) const {
     const unsigned lane = lane_index();
-    const float* weights = params_.table + (first_token_ * params_.num_heads + channels_.head) * kTableWidth;
-    T* out = static_cast<T*>(params_.scanned) + first_token_ * inner_channels(params_) + channels_.first + lane;
-    LaneQuery<T, kN> query = query_;
+    const T* x = memory_.x[warp()] + (base - first_) * kTileChannels + lane % kTileChannels;
+    const LaneInputs<T> inputs(row_.start + i + count - base, StagedInputs<T>{x, kTileChannels});
+    const int end = i + count;
+    T* out = static_cast<T*>(params_.scanned) + (row_.token + i) * inner_channels(params_) + channels_.first + lane;
 #pragma unroll 1
-    for (int i = 0;;) {
-      const float sum = inputs_.weighted_sum(weights);
-      const float decay = weights[kMaxWindow];
-      const float y = fmaf(decay, state.dot(query), sum);
+    for (; i < end; ++i) {
+      const float* weights = memory_.table[warp()] + i * kTableWidth;
+      LaneQuery<T, kN> query;
+      query.load(memory_.C + i * kN);
+      const float y = fmaf(weights[kMaxWindow], state.dot(query), inputs.weighted_sum(weights));
       if (lane < kTileChannels) *out = from_float<T>(y);
-      if (++i == count_) return;
-      query.load(query_at(i));
-      weights += params_.num_heads * kTableWidth;
       out += inner_channels(params_);
     }
   }
 
  private:
-  __device__ __forceinline__ const T* query_at(int i) const {
-    return static_cast<const T*>(params_.convolved) + (first_token_ + i) * conv_channels(params_) +
-           inner_channels(params_) + group_states(params_) + static_cast<int64_t>(channels_.group) * kN;
+  static constexpr int kWidth = kVectorWidth<T>;
+
+  static __device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x / kWarpSize); }
+
+  __device__ __forceinline__ void copy_queries() const {
+    constexpr int kPieces = kN / kWidth;
+    const T* source = static_cast<const T*>(params_.convolved) + row_.token * conv_channels(params_) +
+                      inner_channels(params_) + group_states(params_) + static_cast<int64_t>(channels_.group) * kN;
+#pragma unroll 1
+    for (int index = static_cast<int>(threadIdx.x); index < row_.num_tokens * kPieces;
+         index += static_cast<int>(blockDim.x)) {
+      const T* piece = source + index / kPieces * conv_channels(params_) + index % kPieces * kWidth;
+      copy_async(shared_address(memory_.C + index * kWidth), piece, true);
+    }
+  }
+  __device__ __forceinline__ void copy_inputs() const {
+    constexpr int kPieces = kTileChannels / kWidth;
+    const LogWalk<T> log(params_, channels_.slot, first_, channels_.first);
+    const int num_entries = row_.start + row_.num_tokens - first_;
+#pragma unroll 1
+    for (int index = static_cast<int>(lane_index()); index < num_entries * kPieces; index += kWarpSize) {
+      const T* piece = log.at(index / kPieces) + index % kPieces * kWidth;
+      copy_async(shared_address(memory_.x[warp()] + index * kWidth), piece, true);
+    }
+  }
+  __device__ __forceinline__ void copy_weights() const {
+    constexpr int kPieces = kTableWidth / kVectorWidth<float>;
+    const float* source =
+        params_.table + (static_cast<int64_t>(row_.token) * params_.num_heads + channels_.head) * kTableWidth;
+#pragma unroll 1
+    for (int index = static_cast<int>(lane_index()); index < row_.num_tokens * kPieces; index += kWarpSize) {
+      const float* piece = source + index / kPieces * params_.num_heads * kTableWidth +
+                           index % kPieces * kVectorWidth<float>;
+      copy_async(shared_address(memory_.table[warp()] + index * kVectorWidth<float>), piece, true);
+    }
   }
 
   const MambaDecodeParams& params_;
-  int64_t first_token_;
+  const SlotRow& row_;
   const StateChannels& channels_;
-  int count_;
-  LaneInputs<T> inputs_;
-  LaneQuery<T, kN> query_;
+  TokenMemory<T, kN>& memory_;
+  int first_;
 };
 
 template <typename T>
@@ -77,8 +120,8 @@ __device__ __forceinline__ void clear_outputs(const MambaDecodeParams& params, c
 // From one canonical base to the next, and the tokens between.
 template <typename T, int kN, typename State>
 __device__ __forceinline__ void fold_and_read(const MambaDecodeParams& params, const SlotRow& row,
-                                              const StateChannels& channels, T (&B)[kMaxWindow * kN], State* slot_state,
-                                              StateTile<kN>& state) {
+                                              const StateChannels& channels, const StagedTokens<T, kN>& tokens,
+                                              T (&B)[kMaxWindow * kN], State* slot_state, StateTile<kN>& state) {
   int base = row.base;
 #pragma unroll 1
   for (int i = 0; i < row.num_tokens;) {
@@ -93,7 +136,8 @@ __device__ __forceinline__ void fold_and_read(const MambaDecodeParams& params, c
       continue;
     }
     const int count = min(row.num_tokens - i, window_end(position) - position);
-    ReadOut<T, kN>(params, row, channels, base, i, count).run(state);
+    tokens.wait();
+    tokens.read_out(state, base, i, count);
     i += count;
   }
 }
@@ -102,6 +146,7 @@ template <typename T, int kN, typename State>
 __global__ void __launch_bounds__(kFoldWarps* kWarpSize, kResidentBlocks<kN>)
     decode_state_kernel(MambaDecodeParams params, RowTiles tiles) {
   __shared__ alignas(16) T B[kMaxWindow * kN];
+  __shared__ TokenMemory<T, kN> memory;
   const int num_warps = static_cast<int>(blockDim.x / kWarpSize);
   const int warp = static_cast<int>(threadIdx.x / kWarpSize);
 
@@ -117,14 +162,15 @@ __global__ void __launch_bounds__(kFoldWarps* kWarpSize, kResidentBlocks<kN>)
   allow_next_kernel();
   if (row.is_padding()) return clear_outputs<T>(params, row, channels);
   if (row.num_tokens == 0) return;
+  const StagedTokens<T, kN> tokens(params, row, channels, memory);
   // Most steps fold nothing: theirs are all tokens of the window that the state is at the begin of.
   if (row.base >= row.canonical(row.start + row.num_tokens - 1)) {
-    const ReadOut<T, kN> read_out(params, row, channels, row.base, 0, row.num_tokens);
+    tokens.wait();
     load.end(state);
-    return read_out.run(state);
+    return tokens.read_out(state, row.base, 0, row.num_tokens);
   }
   load.end(state);
-  fold_and_read<T, kN>(params, row, channels, B, slot_state, state);
+  fold_and_read<T, kN>(params, row, channels, tokens, B, slot_state, state);
 }
 
 template <typename T, int kN, typename State>

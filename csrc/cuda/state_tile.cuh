@@ -55,7 +55,7 @@ __device__ __forceinline__ void store_input_piece(T* memory, int input, int piec
 #pragma unroll
     for (int j = 0; j < 4; ++j) columns.values[j] = states.values[j / 2 * 4 + 2 * i + j % 2];
     const int column = 8 * (piece / 2 * 2 + i) + piece % 2 * 4;
-    *reinterpret_cast<Vector<T, 4>*>(memory + input_offset<T, kN>(input, column)) = columns;
+    store_vector(memory + input_offset<T, kN>(input, column), columns);
   }
 }
 

@@ -84,13 +84,18 @@ __device__ __forceinline__ void store_weights(const Stretch& stretch, int count,
   if (lane < kTableWidth - kMaxWindow) table[kMaxWindow + lane] = lane == 0 ? expf(stretch.total) : 0.0f;
 }
 
-// B . C, lane by lane.
+// B . C of inputs in shared memory, which lanes read as one piece each.
 template <int kN, typename T>
 __device__ __forceinline__ float warp_dot(const T* B, const T* C) {
-  const unsigned lane = threadIdx.x % kWarpSize;
+  constexpr int kWidth = kN / kWarpSize;
+  const int first = static_cast<int>(threadIdx.x % kWarpSize) * kWidth;
+  float b[kWidth];
+  float c[kWidth];
+  load_floats(B + first, b);
+  load_floats(C + first, c);
   float sum = 0.0f;
 #pragma unroll
-  for (int n = 0; n < kN; n += kWarpSize) sum = fmaf(to_float(B[n + lane]), to_float(C[n + lane]), sum);
+  for (int i = 0; i < kWidth; ++i) sum = fmaf(b[i], c[i], sum);
   return warp_sum(sum);
 }
 
@@ -217,6 +222,14 @@ struct LaneInputs {
     }
     return sum + __shfl_xor_sync(kFullWarp, sum, kTileChannels);
   }
+};
+
+// x in shared memory, at a channel.
+template <typename T>
+struct StagedInputs {
+  const T* source;
+  int width;
+  __device__ __forceinline__ const T* at(int i) const { return source + i * width; }
 };
 
 // A state that slots hold as fp16 has its values whenever it could be kept, whether it is or not.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/common/dtype.cuh"
 
@@ -17,6 +18,24 @@ template <typename T, int kCount>
 struct alignas(sizeof(T) * kCount < kVectorBytes ? sizeof(T) * kCount : kVectorBytes) Vector {
   T values[kCount];
 };
+
+// By 8 bytes at least: of elements that a kernel has in registers of their own nvcc otherwise makes as many stores.
+template <typename T, int kCount>
+__device__ __forceinline__ void store_vector(T* target, const Vector<T, kCount>& vector) {
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
+  constexpr int kWidth = static_cast<int>(sizeof(uint64_t) / sizeof(T));
+  static_assert(kCount % kWidth == 0);
+#pragma unroll
+  for (int first = 0; first < kCount; first += kWidth) {
+    uint64_t word = 0;
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      const auto bits = __builtin_bit_cast(Bits, vector.values[first + i]);
+      word |= static_cast<uint64_t>(bits) << (8 * sizeof(T) * i);
+    }
+    *reinterpret_cast<uint64_t*>(target + first) = word;
+  }
+}
 
 template <typename T, int kCount>
 __device__ __forceinline__ void load_floats(const T* source, float (&out)[kCount]) {
