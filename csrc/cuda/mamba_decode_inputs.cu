@@ -23,9 +23,9 @@ __device__ __forceinline__ void convolve_x(const MambaDecodeParams& params, int 
   const int64_t channel = static_cast<int64_t>(piece) * kPieceWidth;
   const bool is_inside = channel < inner_channels(params);
   const Filter<T> filter(params, is_inside ? channel : 0);
+  const SlotRow row(params, row_idx);
   wait_for_previous_kernel();
   allow_next_kernel();
-  const SlotRow row(params, row_idx);
   if (!is_inside || row.is_padding()) return;
   PieceStep<T>{params, row, channel, true}.run(filter, [&](int i, const Piece<T>& out) {
     out.store(log_column<T>(params, row.slot, (row.start + i) % params.log.num_entries, channel));
@@ -189,9 +189,9 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   const int64_t channel =
       inner_channels(params) + (thread < 2 * kPieces ? states : 0) * kN + thread % kPieces * kPieceWidth;
   const Filter<T> filter(params, channel);
+  const SlotRow row(params, row_idx);
   wait_for_previous_kernel();
   allow_next_kernel();
-  const SlotRow row(params, row_idx);
   if (row.is_padding()) return;
   const HeadBlock heads(params, row, part, blocks_a_group);
   const RawSteps<T> steps(params, row, heads);

@@ -1,8 +1,8 @@
 // Second half of the decode step over slot windows: the state, and what it and the inputs since give each new token.
 //
 // A warp owns 16 channels of a row. Their state, which no other kernel of the step touches, is on its way to registers
-// before the launch before it is over; it goes back only when the window's base moves. The rest of a warp's needs it
-// loads at once: C, the weights of the inputs since the base, and their x.
+// before the launch before it is over; it goes back only when the window's base moves. What else it takes, C, the
+// weights of the inputs since the base and their x, is copied to shared memory for all of the row's tokens at once.
 #include "cuda/common/chained.cuh"
 #include "cuda/state_window.cuh"
 
@@ -93,8 +93,8 @@ class StagedTokens {
         params_.table + (static_cast<int64_t>(row_.token) * params_.num_heads + channels_.head) * kTableWidth;
 #pragma unroll 1
     for (int index = static_cast<int>(lane_index()); index < row_.num_tokens * kPieces; index += kWarpSize) {
-      const float* piece = source + index / kPieces * params_.num_heads * kTableWidth +
-                           index % kPieces * kVectorWidth<float>;
+      const float* piece =
+          source + index / kPieces * params_.num_heads * kTableWidth + index % kPieces * kVectorWidth<float>;
       copy_async(shared_address(memory_.table[warp()] + index * kVectorWidth<float>), piece, true);
     }
   }
