@@ -13,7 +13,7 @@
 namespace headway::cuda {
 
 inline constexpr int kTaps = 4;  // of every published Mamba-2
-inline constexpr int kPieceWidth = 4;  // channels a thread: wider ones need registers that other blocks want
+inline constexpr int kPieceWidth = 4;  // channels a thread where not said otherwise
 
 // Neighbouring channels, packed as in memory: nvcc gives each two-byte element of a Vector a register of its own, and a
 // store of its own.
@@ -51,23 +51,23 @@ class Piece {
 };
 
 // silu(bias + weight . window), rounded to T as the convolution's output is. Never written by a step.
-template <typename T>
+template <typename T, int kWidth = kPieceWidth>
 struct Filter {
-  Piece<T> weights[kTaps];
-  Piece<T> bias;
+  Piece<T, kWidth> weights[kTaps];
+  Piece<T, kWidth> bias;
 
   __device__ __forceinline__ Filter(const MambaDecodeParams& params, int64_t channel) {
     const T* source = static_cast<const T*>(params.conv_weight) + channel;
 #pragma unroll
-    for (int tap = 0; tap < kTaps; ++tap) weights[tap] = Piece<T>::load(source + tap * conv_channels(params));
+    for (int tap = 0; tap < kTaps; ++tap) weights[tap] = Piece<T, kWidth>::load(source + tap * conv_channels(params));
     bias = {};
-    if (params.conv_bias != nullptr) bias = Piece<T>::load(static_cast<const T*>(params.conv_bias) + channel);
+    if (params.conv_bias != nullptr) bias = Piece<T, kWidth>::load(static_cast<const T*>(params.conv_bias) + channel);
   }
 
-  __device__ __forceinline__ Piece<T> apply(const Piece<T> (&window)[kTaps]) const {
-    Piece<T> out;
+  __device__ __forceinline__ Piece<T, kWidth> apply(const Piece<T, kWidth> (&window)[kTaps]) const {
+    Piece<T, kWidth> out;
 #pragma unroll
-    for (int i = 0; i < kPieceWidth; ++i) {
+    for (int i = 0; i < kWidth; ++i) {
       float sum = bias.at(i);
 #pragma unroll
       for (int tap = 0; tap < kTaps; ++tap) {
@@ -80,7 +80,7 @@ struct Filter {
 };
 
 // One piece of channels of conv_dim: convolves the row's new tokens and keeps their raw columns.
-template <typename T>
+template <typename T, int kWidth = kPieceWidth>
 struct PieceStep {
   const MambaDecodeParams& params;
   const SlotRow& row;
@@ -105,15 +105,15 @@ struct PieceStep {
 
   // emit(i, piece) gets each new token's output.
   template <typename Emit>
-  __device__ __forceinline__ void run(const Filter<T>& filter, Emit&& emit) const {
-    Piece<T> window[kTaps];
+  __device__ __forceinline__ void run(const Filter<T, kWidth>& filter, Emit&& emit) const {
+    Piece<T, kWidth> window[kTaps];
     load_past(window);
-    window[kTaps - 1] = Piece<T>::load(new_column(0));
+    window[kTaps - 1] = Piece<T, kWidth>::load(new_column(0));
     if (is_kept) keep_past(window);
 #pragma unroll 1
     for (int i = 0; i < row.num_tokens; ++i) {
-      Piece<T> next = {};
-      if (i + 1 < row.num_tokens) next = Piece<T>::load(new_column(i + 1));
+      Piece<T, kWidth> next = {};
+      if (i + 1 < row.num_tokens) next = Piece<T, kWidth>::load(new_column(i + 1));
       emit(i, filter.apply(window));
       if (is_kept) window[kTaps - 1].store(raw_column(i));
 #pragma unroll
@@ -124,10 +124,10 @@ struct PieceStep {
   }
 
   // The same for rows of one token, which it returns.
-  __device__ __forceinline__ Piece<T> run_one(const Filter<T>& filter) const {
-    Piece<T> window[kTaps];
+  __device__ __forceinline__ Piece<T, kWidth> run_one(const Filter<T, kWidth>& filter) const {
+    Piece<T, kWidth> window[kTaps];
     load_past(window);
-    window[kTaps - 1] = Piece<T>::load(new_column(0));
+    window[kTaps - 1] = Piece<T, kWidth>::load(new_column(0));
     if (is_kept) {
       keep_past(window);
       window[kTaps - 1].store(raw_column(0));
@@ -136,19 +136,19 @@ struct PieceStep {
     return filter.apply(window);
   }
 
-  __device__ __forceinline__ void load_past(Piece<T> (&window)[kTaps]) const {
+  __device__ __forceinline__ void load_past(Piece<T, kWidth> (&window)[kTaps]) const {
     const bool is_at_base = row.start == row.base;
 #pragma unroll
     for (int tap = 0; tap + 1 < kTaps; ++tap) {
       const int offset = tap - (kTaps - 1);
       const T* column = is_at_base ? base_column(tap) : raw_column(offset);
       window[tap] = {};
-      if (row.start + offset >= 0) window[tap] = Piece<T>::load(column);
+      if (row.start + offset >= 0) window[tap] = Piece<T, kWidth>::load(column);
     }
   }
 
   // The first step after a prompt: later ones find their columns in the ring.
-  __device__ __forceinline__ void keep_past(const Piece<T> (&window)[kTaps]) const {
+  __device__ __forceinline__ void keep_past(const Piece<T, kWidth> (&window)[kTaps]) const {
     if (row.start != row.base) return;
 #pragma unroll
     for (int tap = 0; tap + 1 < kTaps; ++tap) {
@@ -162,7 +162,7 @@ struct PieceStep {
     for (int tap = 0; tap + 1 < kTaps; ++tap) {
       const int position = row.next_base - (kTaps - 1) + tap;
       const int offset = position - row.start;
-      Piece<T>::load(offset >= 0 ? new_column(offset) : raw_column(offset)).store(base_column(tap));
+      Piece<T, kWidth>::load(offset >= 0 ? new_column(offset) : raw_column(offset)).store(base_column(tap));
     }
   }
 };

@@ -20,14 +20,15 @@ constexpr int kBlockHeads = 16;
 
 template <typename T>
 __device__ __forceinline__ void convolve_x(const MambaDecodeParams& params, int row_idx, int piece) {
-  const int64_t channel = static_cast<int64_t>(piece) * kPieceWidth;
+  constexpr int kWidth = kVectorWidth<T>;
+  const int64_t channel = static_cast<int64_t>(piece) * kWidth;
   const bool is_inside = channel < inner_channels(params);
-  const Filter<T> filter(params, is_inside ? channel : 0);
+  const Filter<T, kWidth> filter(params, is_inside ? channel : 0);
   const SlotRow row(params, row_idx);
   wait_for_previous_kernel();
   allow_next_kernel();
   if (!is_inside || row.is_padding()) return;
-  PieceStep<T>{params, row, channel, true}.run(filter, [&](int i, const Piece<T>& out) {
+  PieceStep<T, kWidth>{params, row, channel, true}.run(filter, [&](int i, const Piece<T, kWidth>& out) {
     out.store(log_column<T>(params, row.slot, (row.start + i) % params.log.num_entries, channel));
   });
 }
@@ -209,7 +210,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
 template <typename T, int kN>
 void launch(const MambaDecodeParams& params, cudaStream_t stream) {
   const int64_t d_inner = static_cast<int64_t>(params.num_heads) * params.head_dim;
-  const int64_t block_channels = kThreads * kPieceWidth;
+  const int64_t block_channels = kThreads * kVectorWidth<T>;
   const int blocks_a_group = (params.num_heads / params.num_groups + kBlockHeads - 1) / kBlockHeads;
   const int x_blocks = static_cast<int>((d_inner + block_channels - 1) / block_channels);
   const int64_t num_blocks =
