@@ -12,8 +12,9 @@ import functools
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+T = TypeVar("T")
 Kind = Literal["int", "float", "bool", "str", "bytes", "tokens", "list", "dict"]
 Tier = Literal["basic", "advanced"]
 _NUMBER_KINDS = frozenset({"int", "bytes", "tokens", "float"})
@@ -119,6 +120,26 @@ def refuse_values(owner: Any, refuse: Callable[[str, object, str], Exception]) -
     for name, spec, default in _declared(type(owner)):  # type: ignore[arg-type]  # a class has a hash
         if (value := values[name]) is not default and not spec.accepts(value):
             raise refuse(name, value, spec.limit)
+
+
+def with_quick_init(owner: type[T]) -> type[T]:
+    """For frozen dataclasses of many fields, all with defaults: keywords go into the instance's dictionary at once.
+
+    The __init__ that dataclass writes calls object.__setattr__ for each field, which is most of such a record's cost.
+    """
+    slow_init: Any = owner.__init__
+    defaults = {f.name: f.default for f in dataclasses.fields(owner)}  # type: ignore[arg-type]  # it is a dataclass
+
+    @functools.wraps(slow_init)
+    def init(self: Any, *args: Any, **given: Any) -> None:
+        if args or not given.keys() <= defaults.keys():
+            slow_init(self, *args, **given)
+            return
+        vars(self).update(defaults, **given)
+        self.__post_init__()
+
+    owner.__init__ = init  # type: ignore[method-assign]
+    return owner
 
 
 @functools.cache

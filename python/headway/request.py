@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any, Self, TypedDict, TypeVar, cast
 
 from headway.errors import RequestError
-from headway.fields import nearest, refuse_values, setting
+from headway.fields import nearest, refuse_values, setting, with_quick_init
 
 T = TypeVar("T")
 
@@ -50,6 +50,7 @@ Prompt = str | TextPrompt | TokensPrompt | Sequence[int]
 ChatMessage = Mapping[str, Any]
 
 
+@with_quick_init
 @dataclass(frozen=True)
 class SamplingParams:
     """How one request is sampled and when it ends. Names and defaults are vLLM's.

@@ -16,7 +16,6 @@ REPLACEMENT = "\ufffd"
 _MAX_CHAR_BYTES = 4
 _MAX_CHAR_TOKENS = _MAX_CHAR_BYTES  # a token has at least one
 _MAX_CONTEXT_TOKENS = 32
-_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class _Stream(Protocol):
@@ -72,33 +71,43 @@ class IncrementalDetokenizer:
 
 
 class _ByteStream:
-    """Byte-level vocabularies: the tokens' bytes through one incremental UTF-8 decoder."""
+    """Byte-level vocabularies: the tokens' bytes as UTF-8. What begins a character is held until its last byte is
+    there, as codecs' incremental decoder does in two layers of Python, for each output of each stream.
+    """
 
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int]) -> None:
         self._token_bytes = tokenizer.token_bytes
-        self._decoder = _Utf8Decoder("replace")
-        self._decoder.decode(self._last_bytes(context))
+        self._held = b""
+        self._decode(self._last_bytes(context))
         # A prompt that ends within a character already shows U+FFFD for it.
-        self._num_shown = 1 if self._decoder.getstate()[0] else 0
+        self._num_shown = 1 if self._held else 0
 
     def _last_bytes(self, context: Sequence[int]) -> bytes:
-        """As many as can belong to a character that the context cuts short."""
+        """As many as can belong to a character that the context cuts short: none where the last is one by itself."""
         found = b""
         for token_id in reversed(context):
             found = self._token_bytes(token_id) + found
+            if found and found[-1] < 0x80:
+                return b""
             if len(found) >= _MAX_CHAR_BYTES - 1:
                 break
         return found
 
     def append(self, token_id: int) -> str:
-        return self._new(self._decoder.decode(self._token_bytes(token_id)))
+        return self._new(self._decode(self._token_bytes(token_id)))
 
     def extend(self, token_ids: Sequence[int]) -> str:
         """An id without a token has no bytes."""
-        return self._new(self._decoder.decode(b"".join(map(self._token_bytes, token_ids))))
+        return self._new(self._decode(b"".join(map(self._token_bytes, token_ids))))
 
     def finish(self) -> str:
-        return self._new(self._decoder.decode(b"", True))
+        return self._new(self._decode(b"", is_end=True))
+
+    def _decode(self, data: bytes, *, is_end: bool = False) -> str:
+        data = self._held + data
+        text, num_bytes = codecs.utf_8_decode(data, "replace", is_end)
+        self._held = data[num_bytes:]
+        return text
 
     def _new(self, text: str) -> str:
         if not text or not self._num_shown:
