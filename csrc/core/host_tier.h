@@ -53,6 +53,7 @@ class HostTier {
 
   void reset();  // nothing that is here now, or on its way, is found again
 
+  const PrefixTree& tree() const { return host_; }
   bool is_moving() const { return !moves_.empty(); }
   int64_t num_moving() const { return static_cast<int64_t>(moves_.size()); }
   int32_t num_moving_slots() const { return num_moving_slots_; }  // of the device

@@ -57,7 +57,9 @@ def simulate(tmp_path: Path, variant: str, num_traces: int, seed: int) -> dict[s
 
 def race(tmp_path: Path, num_traces: int, seed: int) -> dict[str, Any]:
     program = Program(SIM, THREAD_SANITIZED).build(tmp_path / "race")
-    return figures(program, "--threads", 1, "--traces", num_traces, "--seed", seed)
+    counts = figures(program, "--threads", 1, "--traces", num_traces, "--seed", seed)
+    assert_all_happened(counts["host"], num_traces / 200)
+    return counts
 
 
 def test_random_operations(tmp_path: Path) -> None:
@@ -70,7 +72,7 @@ def test_random_traces_equal_a_serial_run(tmp_path: Path) -> None:
 
 
 def test_no_thread_races_another(tmp_path: Path) -> None:
-    """The rings between two threads, and the ledger behind a lock, under the thread sanitizer."""
+    """The rings and the records that move between threads, and the ledger behind a lock: the thread sanitizer."""
     assert race(tmp_path, 100, seed=1)["traces"] == 100
 
 

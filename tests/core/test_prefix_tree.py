@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.core import evidence, native
-from tests.core.native import FAST, SANITIZED, TREE, Program
-from tests.core.prefix_model import Judge
+from tests.core.native import FAST, QUICK, SANITIZED, TREE, Program
+from tests.core.prefix_judge import Judge
 
 NUM_SHARDS = 10  # of the long run, for as many processes
 OPERATIONS = {
@@ -26,7 +27,75 @@ OPERATIONS = {
     "thin",
     "hide",
     "reset",
+    "seek",
+    "found in host memory",
+    "save",
+    "load",
+    "finish",
+    "blocks out",
+    "blocks back",
+    "states out",
+    "states back",
+    "forgotten by host memory",
 }
+
+
+@dataclass(frozen=True)
+class Wrong:
+    breaks: str
+    file: str
+    original: str
+    replacement: str
+
+
+# Most leave the tree sound, so that only who knows what should be found sees them.
+WRONG = [
+    Wrong("another_parents_child", "core/prefix_tree.cpp", "if (found.parent != wanted.parent ||", "if ("),
+    Wrong(
+        "found_short_of_the_longest",
+        "core/host_tier.cpp",
+        "if (end > match.start && (",
+        "if (request.host_node == 0 && end > match.start && (",
+    ),
+    Wrong(
+        "found_with_a_hole",
+        "core/host_tier.cpp",
+        "if (has_blocks_ && end > match.num_tokens && host_.node(node).block == kDummyBlock) return request.host_node;",
+        "",
+    ),
+    Wrong(
+        "source_free_while_it_is_copied",
+        "core/host_tier.cpp",
+        "  move.transfer.blocks.push_back({block, host_block});",
+        "  move.transfer.blocks.push_back({block, host_block});\n  blocks_.share(block);\n"
+        "  blocks_.release(block, 0);\n  blocks_.release(block, 0);",
+    ),
+    Wrong(
+        "blocks_come_back_in_disorder",
+        "core/host_tier.cpp",
+        "  std::ranges::reverse(move.transfer.blocks);",
+        "  std::ranges::sort(move.transfer.blocks, {}, &RecordMove::source);",
+    ),
+    Wrong(
+        "waypoints_are_kept",
+        "core/host_tier.cpp",
+        "const bool is_wanted = tree_.snapshot(node).kind == SnapshotKind::kAnchor && ",
+        "const bool is_wanted = ",
+    ),
+    Wrong(
+        "a_log_is_forgotten",
+        "core/host_tier.cpp",
+        "move.has_log = host_.snapshot(host_node).has_log;",
+        "move.has_log = false;",
+    ),
+    Wrong(
+        "leaves_are_dropped",
+        "core/host_tier.cpp",
+        "  if (host_path_.size() == path_.size() && is_worth_saving(node)) return true;",
+        "  if (host_path_.size() == path_.size() && path_.size() % 2 == 0 && is_worth_saving(node)) return true;",
+    ),
+]
+NUM_WRONG_IN_EVERY_RUN = 3
 
 
 def judge(program: Path, num_ops: int, seed: int) -> Judge:
@@ -49,12 +118,18 @@ def test_the_tree_is_a_trie(tmp_path: Path) -> None:
     judge(Program(TREE, FAST).build(tmp_path / "tree"), 60_000, seed=1)
 
 
-def test_a_wrong_tree_is_seen(tmp_path: Path) -> None:
-    """Another parent's children count as a node's own."""
-    source = (native.CSRC / "core" / "prefix_tree.cpp").read_text()
-    wrong = source.replace("if (found.parent != wanted.parent ||", "if (")
-    assert wrong != source
-    program = Program(TREE, FAST).build(tmp_path / "tree", {"core/prefix_tree.cpp": wrong})
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(wrong, id=wrong.breaks, marks=[pytest.mark.long] if i >= NUM_WRONG_IN_EVERY_RUN else [])
+        for i, wrong in enumerate(WRONG)
+    ],
+)
+def test_a_wrong_tree_is_seen(tmp_path: Path, wrong: Wrong) -> None:
+    source = (native.CSRC / wrong.file).read_text()
+    assert source.count(wrong.original) == 1
+    overlay = {wrong.file: source.replace(wrong.original, wrong.replacement)}
+    program = Program(TREE, QUICK).build(tmp_path / "tree", overlay)
     with pytest.raises(AssertionError):
         judge(program, 60_000, seed=1)
 

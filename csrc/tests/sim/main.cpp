@@ -23,7 +23,7 @@ void print(const TraceCounts& counts, double seconds) {
               n(counts.num_requests), n(tally.num_tokens), n(counts.num_steps), n(counts.num_pauses),
               n(counts.num_evictions));
   std::printf("\"void_results\": %lld, \"rewinds\": %lld, ", n(tally.num_void_results), n(tally.num_rewinds));
-  if (counts.prefix.num_hits > 0) sim::print(counts.prefix);  // prompts on threads are too unlike
+  sim::print(counts.prefix);
   std::printf("\"ends\": {\"stop\": %lld, \"length\": %lld, \"abort\": %lld, \"error\": %lld, \"host_stop\": %lld}}\n",
               ends(FinishReason::kStop) - n(tally.num_host_stops), ends(FinishReason::kLength),
               ends(FinishReason::kAbort), ends(FinishReason::kError), n(tally.num_host_stops));

@@ -1,10 +1,13 @@
 // The engine's thread shares the ledger with a submitter through a lock, as the Python binding does, and the rings with
-// the device through nothing but the ring entries' release and acquire.
+// the device through nothing but the ring entries' release and acquire. Copies to host memory and back run beside the
+// steps, on a thread of their own.
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <deque>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "tests/check.h"
 #include "tests/sim/trace.h"
@@ -12,50 +15,89 @@
 namespace headway::sim {
 namespace {
 
-class DeviceThread {
+// Carries out one piece of work after another on a thread of its own.
+template <typename Work>
+class Worker {
  public:
-  DeviceThread(const LedgerConfig& config, uint64_t seed) : device_(config), thread_([this, seed] { run(seed); }) {}
-  ~DeviceThread() { stop(); }
+  template <typename Run>
+  explicit Worker(Run&& run) : thread_([this, run = std::forward<Run>(run)]() mutable { serve(run); }) {}
+  ~Worker() { stop(); }
 
-  void launch(const Plan& plan) {
+  void push(const Work& work) {
     const std::lock_guard lock(mutex_);
-    queue_.push_back(plan);
+    queue_.push_back(work);
     wake_.notify_one();
   }
-  // What the device saw; valid once its thread is gone.
-  const std::string& stop() {
+  void stop() {
     {
       const std::lock_guard lock(mutex_);
       is_stopping_ = true;
       wake_.notify_one();
     }
     if (thread_.joinable()) thread_.join();
+  }
+
+ private:
+  template <typename Run>
+  void serve(Run& run) {
+    while (true) {
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, [this] { return is_stopping_ || !queue_.empty(); });
+      if (queue_.empty()) return;
+      const Work work = std::move(queue_.front());
+      queue_.pop_front();
+      lock.unlock();
+      run(work);
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<Work> queue_;
+  bool is_stopping_ = false;
+  std::thread thread_;
+};
+
+// Steps on one thread, copies to host memory and back on another: where both touch one block or slot at a time, the
+// sanitizer says so.
+class DeviceThreads {
+ public:
+  DeviceThreads(const LedgerConfig& config, uint64_t seed)
+      : device_(config),
+        steps_([this, rng = Rng(seed)](const Plan& plan) mutable { run(plan, rng); }),
+        copies_([this, rng = Rng(seed + 1)](const Transfer& transfer) mutable { copy(transfer, rng); }) {}
+
+  void launch(const Plan& plan) { steps_.push(plan); }
+  void begin(const Transfer& transfer) { copies_.push(transfer); }
+  int64_t num_copied() const { return num_copied_; }
+  // What the device saw; valid once its threads are gone.
+  const std::string& stop() {
+    steps_.stop();
+    copies_.stop();
     return device_.fault();
   }
 
  private:
-  void run(uint64_t seed) {
-    Rng rng(seed);
-    while (true) {
-      {
-        std::unique_lock lock(mutex_);
-        wake_.wait(lock, [this] { return is_stopping_ || !queue_.empty(); });
-        if (queue_.empty()) return;
-        device_.launch(queue_.front());
-        queue_.pop_front();
-      }
-      do {
-        for (int32_t i = rng.draw(0, 3); i > 0; --i) std::this_thread::yield();
-      } while (device_.advance() && device_.num_pending() > 0);
-    }
+  static void dawdle(Rng& rng) {
+    for (int32_t i = rng.draw(0, 3); i > 0; --i) std::this_thread::yield();
+  }
+  void run(const Plan& plan, Rng& rng) {
+    device_.launch(plan);
+    do {
+      dawdle(rng);
+    } while (device_.advance() && device_.num_pending() > 0);
+  }
+  void copy(const Transfer& transfer, Rng& rng) {
+    device_.begin(transfer);
+    dawdle(rng);
+    device_.run_transfer();
+    ++num_copied_;
   }
 
   Device device_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::deque<Plan> queue_;
-  bool is_stopping_ = false;
-  std::thread thread_;
+  std::atomic<int64_t> num_copied_ = 0;
+  Worker<Plan> steps_;
+  Worker<Transfer> copies_;
 };
 
 class ThreadedHost {
@@ -67,7 +109,9 @@ class ThreadedHost {
     for (int32_t i = 1; i <= num_requests; ++i) {
       {
         const std::lock_guard lock(mutex_);
-        client_.add(random_request(rng, ledger_.config(), i));
+        RequestSpec request = random_request(rng, ledger_.config(), i);
+        begin_like(rng, ledger_.config(), client_.tokens_of_one(rng), request);
+        client_.add(request);
         if (rng.one_in(4)) client_.abort(rng.draw(1, i));
         if (rng.one_in(2)) client_.rewind(rng.draw(1, i), rng.draw(0, 4));
       }
@@ -88,10 +132,15 @@ class ThreadedHost {
   bool step() {
     const bool was_all_submitted = is_all_submitted_;
     const std::lock_guard lock(mutex_);
+    for (; num_finished_ < device_.num_copied(); ++num_finished_) ledger_.finish_transfer();
     if (const auto plan = ledger_.plan()) device_.launch(*plan);
+    for (const Transfer* transfer; (transfer = ledger_.next_transfer()) != nullptr; ++num_begun_) {
+      device_.begin(*transfer);
+    }
     if (ledger_.commit(changes_)) client_.receive(changes_, ledger_.record(changes_.step).num_sampled);
     ledger_.check_integrity();
-    return !was_all_submitted || ledger_.has_unfinished() || ledger_.num_in_flight() > 0;
+    const bool is_busy = ledger_.has_unfinished() || ledger_.num_in_flight() > 0 || num_finished_ < num_begun_;
+    return is_busy || !was_all_submitted;
   }
 
   std::mutex mutex_;
@@ -99,17 +148,18 @@ class ThreadedHost {
   Ledger ledger_;
   Client client_;
   CommitRecord changes_;
+  int64_t num_begun_ = 0;  // copies
+  int64_t num_finished_ = 0;
   std::atomic<bool> is_all_submitted_ = false;
-  DeviceThread device_;
+  DeviceThreads device_;
 };
 
 }  // namespace
 
 void run_threaded_trace(uint64_t seed, TraceCounts& counts) {
   Rng rng(seed);
-  LedgerConfig config = random_config(rng);
-  config.num_host_blocks = config.num_host_slots = 0;
-  const int32_t num_requests = rng.draw(1, 12);
+  const LedgerConfig config = random_config(rng);
+  const int32_t num_requests = rng.draw(1, 32);
   ThreadedHost host(config, rng.bits());
   std::thread submitter([&host, seed, num_requests] { host.submit(Rng(seed + 1), num_requests); });
   try {
@@ -126,6 +176,7 @@ void run_threaded_trace(uint64_t seed, TraceCounts& counts) {
   counts.num_requests += host.client().newest_id();
   counts.num_steps += host.ledger().clock().launched;
   counts.num_evictions += host.ledger().stats().num_evictions;
+  add_up(host.ledger().prefix_stats(), counts.prefix);
   add_up(host.tally(), counts.tally);
 }
 

@@ -29,8 +29,9 @@ void compare_with_serial(const Client& client, const LedgerConfig& config);
 // Throws CheckFailure; a trace is a pure function of its seed.
 void run_trace(uint64_t seed, TraceCounts& counts);
 
-// The same with three threads: the engine's, the device's, and one that submits and aborts behind the engine's lock.
-// How they interleave is the machine's choice. Made for the thread sanitizer.
+// The same with four threads: the engine's, the device's for steps and for copies to host memory and back, and one that
+// submits and aborts behind the engine's lock. How they interleave is the machine's choice. Made for the thread
+// sanitizer.
 void run_threaded_trace(uint64_t seed, TraceCounts& counts);
 
 }  // namespace headway::sim

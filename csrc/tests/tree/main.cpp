@@ -5,284 +5,34 @@
 // Python (tests/core/prefix_model.py) to judge; with --quiet only integrity is checked. A tree lives for some hundred
 // operations.
 //
-//   new BLOCK_SIZE HAS_BLOCKS HAS_STATES   a tree
+//   new BLOCK_SIZE HAS_BLOCKS HAS_STATES HOST_BLOCKS HOST_SLOTS HOST_NODES   a tree, with a host tier or without
 //   hold SALT TOKENS                       a row that has pinned all above finds this node and pins it
-//   add SALT TOKENS                        or does not find it, adds and pins it
+//   add SALT TOKENS BLOCK                  or does not find it, adds and pins it
 //   drop SALT TOKENS                       a row of that path unpins it
 //   match SALT TOKENS KV START             tokens whose KV is there, and where computing could begin
-//   snap SALT TOKENS DONE                  a snapshot at the path's end
+//   snap SALT TOKENS SLOT                  a snapshot at the path's end; 0: there is one already
 //   read SALT TOKENS                       of that snapshot, in a step that is retired at once
-//   leaf SALT TOKENS                       a sequence that ended within a block leaves a short node with its snapshot
+//   leaf SALT TOKENS BLOCK SLOT            a sequence that ended within a block leaves a short node with its snapshot
 //   take SALT TOKENS                       and another row takes it
 //   evict SALT TOKENS | evict -            the leaf that went, or none could
 //   thin SALT TOKENS | thin -              the snapshot that went
 //   hide SALT TOKENS                       a failed request's node is detached
 //   reset
+//
+// Of the host tier, with all nodes that can be found as SALT/TOKENS/BLOCK/SLOT/KIND: the device's before and after, and
+// the host's.
+//
+//   move out|in SOURCE>TARGET ... / SOURCE>TARGET ...   a copy of blocks and of slots that is begun
+//   save | BEFORE | AFTER | HOST           what is evicted soon moves out
+//   seek SALT TOKENS END                   where a prompt could go on if that came back; 0: nowhere further
+//   load SALT TOKENS | BEFORE | AFTER | HOST   it is to come back
+//   finish | BEFORE | AFTER | HOST         the oldest copy is done
 #include <cstdio>
 #include <exception>
-#include <memory>
-#include <optional>
-#include <string>
-#include <vector>
 
-#include "core/prefix_tree.h"
-#include "tests/check.h"
 #include "tests/sim/options.h"
 #include "tests/sim/rng.h"
-
-namespace headway::sim {
-namespace {
-
-constexpr int32_t kNumTokens = 3;
-constexpr int32_t kNumSalts = 2;
-constexpr int32_t kMaxLen = 24;
-
-LedgerConfig tree_config(Rng& rng) {
-  const int32_t kind = rng.draw(0, 3);
-  LedgerConfig config{.max_rows = 4,
-                      .num_blocks = kind == 1 ? 0 : rng.draw(1, 24),
-                      .block_size = rng.draw(1, 4),
-                      .num_slots = kind == 0 ? 0 : rng.draw(1, 6),
-                      .max_model_len = kMaxLen,
-                      .max_step_tokens = kMaxLen,
-                      .vocab_size = kNumTokens};
-  config.use_prefix_cache = true;
-  config.max_snapshots = config.num_slots;
-  config.weighs_snapshot_cost = rng.one_in(2);
-  return config;
-}
-
-class TreeFuzz {
- public:
-  TreeFuzz(Rng& rng, bool is_quiet)
-      : rng_(rng),
-        is_quiet_(is_quiet),
-        config_(tree_config(rng)),
-        blocks_(config_, clock_),
-        slots_(config_, clock_),
-        tree_(config_, clock_, blocks_, rng.one_in(2) ? ~0u : (1u << rng.draw(0, 8)) - 1) {
-    for (int32_t salt = 0; salt < kNumSalts; ++salt) roots_.push_back(tree_.open_root(std::to_string(salt)));
-    if (!is_quiet_) {
-      std::printf("new %d %d %d\n", config_.block_size, config_.num_blocks > 0, config_.num_slots > 0);
-    }
-  }
-
-  void run_one() {
-    switch (rng_.draw(0, 19)) {
-      case 0:
-      case 1:
-      case 2:
-      case 3:
-        return walk();
-      case 4:
-      case 5:
-      case 6:
-        return drop();
-      case 7:
-      case 8:
-      case 9:
-      case 10:
-        return match();
-      case 11:
-      case 12:
-        return snap();
-      case 13:
-        return leave();
-      case 14:
-        return take();
-      case 15:
-      case 16:
-        evict();
-        return;
-      case 17:
-        return thin();
-      case 18:
-        return rng_.one_in(20) ? hide() : match();
-      default:
-        if (rng_.one_in(60)) reset();
-    }
-  }
-
-  // All that is held is let go; then the tree can spare everything.
-  void drain() {
-    while (!rows_.empty()) drop();
-    while (tree_.evict_leaf()) {
-    }
-    EXPECT_EQ(tree_.num_nodes(), 0);
-    EXPECT_EQ(blocks_.num_free(), config_.num_blocks);
-    EXPECT_EQ(slots_.num_free(), config_.num_slots);
-  }
-  void check() const { tree_.check_integrity(); }
-
- private:
-  struct Row {
-    int32_t salt;
-    int32_t node;
-  };
-
-  void say(const char* what, int32_t salt, const std::string& tokens, const std::string& more = "") const {
-    if (!is_quiet_) std::printf("%s %d %s%s\n", what, salt, tokens.empty() ? "." : tokens.c_str(), more.c_str());
-  }
-  static std::string text(std::span<const int32_t> tokens) {
-    std::string digits;
-    for (const int32_t token : tokens) digits += static_cast<char>('0' + token);
-    return digits;
-  }
-  std::string path(int32_t node) const {
-    std::string digits;
-    for (; node > 0; node = tree_.node(node).parent) digits = text(tree_.tokens(node)) + digits;
-    return digits;
-  }
-  int32_t salt_of(int32_t node) const {
-    while (node > 0) node = tree_.node(node).parent;
-    return -node - 1;
-  }
-  std::vector<int32_t> random_tokens() {
-    std::vector<int32_t> tokens(rng_.draw(0, kMaxLen));
-    // Mostly the same token, so that prefixes are long.
-    for (int32_t& token : tokens) token = rng_.one_in(6) ? rng_.draw(0, kNumTokens - 1) : 0;
-    return tokens;
-  }
-
-  void walk() {
-    if (rows_.size() == 6) return drop();
-    const std::vector<int32_t> tokens = random_tokens();
-    const int32_t salt = rng_.draw(0, kNumSalts - 1);
-    int32_t node = roots_[salt];
-    for (size_t begin = 0; begin + config_.block_size <= tokens.size(); begin += config_.block_size) {
-      const auto key = tree_.key(node, std::span<const int32_t>(tokens).subspan(begin, config_.block_size));
-      int32_t child = tree_.find_child(key);
-      const bool is_there = child != 0;
-      if (is_there) tree_.pin_one(child);
-      if (!is_there) child = add(key);
-      if (child == 0) break;
-      node = child;
-      say(is_there ? "hold" : "add", salt, path(node));
-    }
-    if (node > 0) rows_.push_back({salt, node});
-  }
-
-  // Evicts what it must, and says so before.
-  int32_t add(const PrefixTree::Key& key) {
-    if (config_.num_blocks == 0) {
-      if (tree_.num_nodes() == tree_.max_nodes() && !evict()) return 0;
-      return tree_.add_child(key, kDummyBlock, 1);
-    }
-    if (blocks_.num_free() == 0 && !evict()) return 0;
-    const int32_t block = blocks_.acquire();
-    const int32_t child = tree_.add_child(key, block, 1);
-    blocks_.release(block, 0);
-    return child;
-  }
-
-  void drop() {
-    if (rows_.empty()) return;
-    const size_t i = rng_.draw(0, static_cast<int32_t>(rows_.size()) - 1);
-    say("drop", rows_[i].salt, path(rows_[i].node));
-    tree_.unpin_path(rows_[i].node);
-    rows_.erase(rows_.begin() + static_cast<std::ptrdiff_t>(i));
-  }
-
-  void match() {
-    const std::vector<int32_t> tokens = random_tokens();
-    const int32_t salt = rng_.draw(0, kNumSalts - 1);
-    const PrefixMatch found = tree_.match(roots_[salt], tokens);
-    say("match", salt, text(tokens), " " + std::to_string(found.num_tokens) + " " + std::to_string(found.start));
-    if (rng_.one_in(2) && tree_.has_snapshot(found.start_node)) read(salt, found.start_node);
-  }
-
-  void read(int32_t salt, int32_t node) {
-    tree_.read_snapshot(node, clock_.retired);
-    if (rng_.one_in(2)) tree_.make_anchor(node);
-    say("read", salt, path(node));
-  }
-
-  void snap() {
-    if (rows_.empty() || config_.num_slots == 0) return;
-    const Row row = rows_[rng_.draw(0, static_cast<int32_t>(rows_.size()) - 1)];
-    if (!slots_.has_room()) thin();
-    if (!slots_.has_room()) return;
-    SlotTicket ticket = slots_.acquire();
-    const auto kind = rng_.one_in(2) ? SnapshotKind::kAnchor : SnapshotKind::kWaypoint;
-    const bool is_done = tree_.attach_snapshot(row.node, ticket, kind, false);
-    say("snap", row.salt, path(row.node), is_done ? " 1" : " 0");
-  }
-
-  void leave() {
-    if (rows_.empty() || config_.num_slots == 0 || config_.block_size == 1) return;
-    Row& row = rows_[rng_.draw(0, static_cast<int32_t>(rows_.size()) - 1)];
-    if (tree_.node(row.node).num_tokens < config_.block_size || tree_.node(row.node).is_detached) return;
-    if (!slots_.has_room()) thin();
-    if (!slots_.has_room()) return;
-    std::vector<int32_t> tokens = random_tokens();
-    tokens.resize(rng_.draw(1, config_.block_size - 1), 0);
-    const auto key = tree_.key(row.node, tokens);
-    if (tree_.find_child(key) != 0) return;
-    const int32_t node = add(key);
-    if (node == 0) return;
-    SlotTicket ticket = slots_.acquire();
-    tree_.attach_snapshot(node, ticket, SnapshotKind::kAnchor, true);
-    row.node = node;
-    last_leaf_ = row;
-    last_leaf_tokens_.clear();
-    for (const char digit : path(node)) last_leaf_tokens_.push_back(digit - '0');
-    say("leaf", row.salt, path(node));
-  }
-
-  void take() {
-    const int32_t salt = last_leaf_.salt;
-    const std::vector<int32_t>& tokens = last_leaf_tokens_;
-    const PrefixMatch found = tree_.match(roots_[salt], tokens);
-    if (config_.num_blocks == 0 || found.start % config_.block_size == 0) return;
-    say("take", salt, path(found.start_node));
-    SlotTicket ticket = tree_.take_snapshot(found.start_node);
-    blocks_.release(tree_.take_leaf(found.start_node), 0);
-    ticket.release(0);
-  }
-
-  bool evict() {
-    const int32_t oldest = tree_.oldest();
-    if (oldest != 0) say("evict", salt_of(oldest), path(oldest));
-    if (oldest == 0 && !is_quiet_) std::printf("evict -\n");
-    EXPECT_EQ(tree_.evict_leaf(), oldest != 0);
-    return oldest != 0;
-  }
-
-  void thin() {
-    const int32_t node = tree_.next_snapshot_node();
-    if (node != 0) say("thin", salt_of(node), path(node));
-    if (node == 0 && !is_quiet_) std::printf("thin -\n");
-    EXPECT_EQ(tree_.evict_snapshot(), node != 0);
-  }
-
-  void hide() {
-    if (rows_.empty()) return;
-    const Row row = rows_[rng_.draw(0, static_cast<int32_t>(rows_.size()) - 1)];
-    if (tree_.node(row.node).is_detached) return;
-    say("hide", row.salt, path(row.node));
-    tree_.detach(row.node);
-  }
-
-  void reset() {
-    if (!is_quiet_) std::printf("reset\n");
-    tree_.reset();
-  }
-
-  Rng& rng_;
-  const bool is_quiet_;
-  const LedgerConfig config_;
-  const StepClock clock_;
-  BlockPool blocks_;
-  SlotPool slots_;
-  PrefixTree tree_;
-  std::vector<int32_t> roots_;
-  std::vector<Row> rows_;
-  Row last_leaf_ = {};
-  std::vector<int32_t> last_leaf_tokens_;
-};
-
-}  // namespace
-}  // namespace headway::sim
+#include "tests/tree/tree_fuzz.h"
 
 int main(int argc, char** argv) {
   using namespace headway::sim;
