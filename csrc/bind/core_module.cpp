@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "bind/append_each.h"
 #include "bind/core_types.h"
 #include "bind/mirror.h"
 #include "core/error.h"
@@ -254,6 +255,7 @@ PYBIND11_MODULE(_core, module) {
   bind_transfer(module);
   bind_ledger(module);
   bind_checks(module);
+  bind_append_each(module);
 }
 
 }  // namespace headway

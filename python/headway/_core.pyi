@@ -337,6 +337,12 @@ class Ledger:
         launched step.
         """
 
+def append_each(lists: list[list[int]], tokens: npt.NDArray[np.int32]) -> None:
+    """lists[i].append(tokens[i]) for all i; tokens [n] int32.
+
+    Raises ValueError or TypeError, changing nothing, where there are not as many lists as tokens.
+    """
+
 def run_checks(filter: str = "") -> list[tuple[str, bool, str]]:
     """Runs the C++ checks of `csrc/tests` whose name contains filter: (name, passed, message)."""
 

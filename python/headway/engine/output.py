@@ -34,7 +34,7 @@ class SteadyRows:
     request_ids: bytes  # [n] int64, likewise below
     finish_reasons: bytes  # NOT_FINISHED all
     completions: list[Completion]  # never changed: handed to whoever asks what changed
-    appends: list[Callable[[int], None]]
+    token_ids: list[list[int]]
 
 
 class OutputProcessor:
@@ -80,15 +80,14 @@ class OutputProcessor:
         request_ids, finish_reasons = commit.request_ids.tobytes(), commit.finish_reasons.tobytes()
         steady = self._steady
         if steady and steady.request_ids == request_ids and steady.finish_reasons == finish_reasons:
-            for append, token in zip(steady.appends, commit.tokens.tolist(), strict=True):
-                append(token)
+            core.append_each(steady.token_ids, commit.tokens)
             return steady.completions
         self._steady = None
         changed = self._apply_each(commit, now_s)
         all_go_on = bool((commit.finish_reasons == core.NOT_FINISHED).all())
         if all_go_on and len(changed) == len(commit.tokens) and all(each.is_plain for each in changed):
-            appends = [completion.token_ids.append for completion in changed]
-            self._steady = SteadyRows(request_ids, finish_reasons, changed, appends)
+            token_ids = [completion.token_ids for completion in changed]
+            self._steady = SteadyRows(request_ids, finish_reasons, changed, token_ids)
         return changed
 
     def _apply_each(self, commit: Commit, now_s: float) -> list[Completion]:
