@@ -30,6 +30,7 @@ COUNTS = (
     "num_finished",
     "num_files",
     "num_examples",
+    "num_engines",
 )
 
 
