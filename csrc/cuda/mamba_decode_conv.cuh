@@ -32,7 +32,11 @@ class Piece {
   }
 
   __device__ __forceinline__ float at(int i) const {
-    return to_float(__builtin_bit_cast(T, static_cast<Bits>(words_.values[i / kPerWord] >> shift(i))));
+    const auto half = static_cast<uint32_t>(words_.values[i / kPerWord] >> (shift(i) & 32));
+    if constexpr (sizeof(T) == 4) return __uint_as_float(half);
+    if constexpr (std::is_same_v<T, __nv_bfloat16>)
+      return __uint_as_float(i % 2 == 0 ? half << 16 : half & 0xffff0000u);
+    return to_float(__builtin_bit_cast(T, static_cast<Bits>(half >> (shift(i) & 16))));
   }
   // Rounds to T. The piece was cleared and is set once.
   __device__ __forceinline__ void set(int i, float value) {

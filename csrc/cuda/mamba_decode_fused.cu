@@ -278,11 +278,10 @@ __global__ void __launch_bounds__(kMaxWarps<T, kN>* kWarpSize, 1)
 
   LaneQuery<T, kN> query;
   query.load(memory.C);
-  const unsigned channel = share.channels.first - share.first_channel + lane_index() % kTileChannels;
+  const int channel = share.channels.first - share.first_channel;
   const LaneInputs<T> inputs(share.num_old + 1, StagedInputs<T>{memory.x + channel, share.num_channels});
   const float* weights = memory.table[share.channels.head - share.first_head];
-  const float sum = inputs.weighted_sum(weights);
-  const float y = fmaf(weights[kMaxWindow], state.dot(query), sum);
+  const float y = StateTile<kN>::in_order(read_out(state, query, inputs, weights));
   wait_for_cluster();  // all its barriers are there
   share_outputs(share, y, memory);
   has_outputs.wait(0);

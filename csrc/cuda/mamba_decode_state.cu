@@ -15,6 +15,51 @@ constexpr char kOp[] = "mamba_decode";
 template <int kN>
 constexpr int kResidentBlocks = kN > 128 ? 2 : 4;
 
+// Token i's place among the outputs, at a lane's channel.
+template <typename T, int kN>
+__device__ __forceinline__ T* output_of(const MambaDecodeParams& params, const SlotRow& row,
+                                        const StateChannels& channels, int i) {
+  return static_cast<T*>(params.scanned) + (row.token + i) * inner_channels(params) + channels.first +
+         StateTile<kN>::channel();
+}
+
+// C of a row's token i, and the weights of its inputs.
+template <typename T, int kN>
+__device__ __forceinline__ const T* query_of(const MambaDecodeParams& params, const SlotRow& row,
+                                             const StateChannels& channels, int i) {
+  return static_cast<const T*>(params.convolved) + (row.token + i) * conv_channels(params) + inner_channels(params) +
+         group_states(params) + static_cast<int64_t>(channels.group) * kN;
+}
+__device__ __forceinline__ const float* weights_of(const MambaDecodeParams& params, const SlotRow& row,
+                                                   const StateChannels& channels) {
+  return params.table + (static_cast<int64_t>(row.token) * params.num_heads + channels.head) * kTableWidth;
+}
+
+// A row's only new token, of the window that the state is at the begin of: straight to registers, on their way together
+// with the state.
+template <typename T, int kN>
+class OneToken {
+ public:
+  __device__ __forceinline__ OneToken(const MambaDecodeParams& params, const SlotRow& row,
+                                      const StateChannels& channels)
+      : inputs_(row.start + 1 - row.base, LogWalk<T>(params, channels.slot, row.base, channels.first)),
+        weights_(weights_of(params, row, channels)),
+        out_(output_of<T, kN>(params, row, channels, 0)) {
+    query_.load(query_of<T, kN>(params, row, channels, 0));
+  }
+
+  __device__ __forceinline__ void run(const StateTile<kN>& state) const {
+    const float y = read_out(state, query_, inputs_, weights_);
+    if (StateTile<kN>::is_owner()) *out_ = from_float<T>(y);
+  }
+
+ private:
+  LaneInputs<T> inputs_;
+  LaneQuery<T, kN> query_;
+  const float* weights_;
+  T* out_;
+};
+
 // What a block reads the row's new tokens out with: the group's C, each warp's x and weights.
 template <typename T, int kN>
 struct TokenMemory {
@@ -44,19 +89,17 @@ class StagedTokens {
   }
 
   // y of new tokens i .. i + count - 1, which share the canonical base `base` that the state is at.
-  __device__ __forceinline__ void read_out(const StateTile<kN>& state, int base, int i, int count) const {
-    const unsigned lane = lane_index();
-    const T* x = memory_.x[warp()] + (base - first_) * kTileChannels + lane % kTileChannels;
+  __device__ __forceinline__ void run(const StateTile<kN>& state, int base, int i, int count) const {
+    const T* x = memory_.x[warp()] + (base - first_) * kTileChannels;
     const LaneInputs<T> inputs(row_.start + i + count - base, StagedInputs<T>{x, kTileChannels});
     const int end = i + count;
-    T* out = static_cast<T*>(params_.scanned) + (row_.token + i) * inner_channels(params_) + channels_.first + lane;
+    T* out = output_of<T, kN>(params_, row_, channels_, i);
 #pragma unroll 1
     for (; i < end; ++i) {
-      const float* weights = memory_.table[warp()] + i * kTableWidth;
       LaneQuery<T, kN> query;
       query.load(memory_.C + i * kN);
-      const float y = fmaf(weights[kMaxWindow], state.dot(query), inputs.weighted_sum(weights));
-      if (lane < kTileChannels) *out = from_float<T>(y);
+      const float y = read_out(state, query, inputs, memory_.table[warp()] + i * kTableWidth);
+      if (StateTile<kN>::is_owner()) *out = from_float<T>(y);
       out += inner_channels(params_);
     }
   }
@@ -68,8 +111,7 @@ class StagedTokens {
 
   __device__ __forceinline__ void copy_queries() const {
     constexpr int kPieces = kN / kWidth;
-    const T* source = static_cast<const T*>(params_.convolved) + row_.token * conv_channels(params_) +
-                      inner_channels(params_) + group_states(params_) + static_cast<int64_t>(channels_.group) * kN;
+    const T* source = query_of<T, kN>(params_, row_, channels_, 0);
 #pragma unroll 1
     for (int index = static_cast<int>(threadIdx.x); index < row_.num_tokens * kPieces;
          index += static_cast<int>(blockDim.x)) {
@@ -89,8 +131,7 @@ class StagedTokens {
   }
   __device__ __forceinline__ void copy_weights() const {
     constexpr int kPieces = kTableWidth / kVectorWidth<float>;
-    const float* source =
-        params_.table + (static_cast<int64_t>(row_.token) * params_.num_heads + channels_.head) * kTableWidth;
+    const float* source = weights_of(params_, row_, channels_);
 #pragma unroll 1
     for (int index = static_cast<int>(lane_index()); index < row_.num_tokens * kPieces; index += kWarpSize) {
       const float* piece =
@@ -137,7 +178,7 @@ __device__ __forceinline__ void fold_and_read(const MambaDecodeParams& params, c
     }
     const int count = min(row.num_tokens - i, window_end(position) - position);
     tokens.wait();
-    tokens.read_out(state, base, i, count);
+    tokens.run(state, base, i, count);
     i += count;
   }
 }
@@ -162,12 +203,18 @@ __global__ void __launch_bounds__(kFoldWarps* kWarpSize, kResidentBlocks<kN>)
   allow_next_kernel();
   if (row.is_padding()) return clear_outputs<T>(params, row, channels);
   if (row.num_tokens == 0) return;
-  const StagedTokens<T, kN> tokens(params, row, channels, memory);
   // Most steps fold nothing: theirs are all tokens of the window that the state is at the begin of.
-  if (row.base >= row.canonical(row.start + row.num_tokens - 1)) {
+  const bool folds = row.base < row.canonical(row.start + row.num_tokens - 1);
+  if (!folds && row.num_tokens == 1) {
+    const OneToken<T, kN> token(params, row, channels);
+    load.end(state);
+    return token.run(state);
+  }
+  const StagedTokens<T, kN> tokens(params, row, channels, memory);
+  if (!folds) {
     tokens.wait();
     load.end(state);
-    return tokens.read_out(state, row.base, 0, row.num_tokens);
+    return tokens.run(state, row.base, 0, row.num_tokens);
   }
   load.end(state);
   fold_and_read<T, kN>(params, row, channels, tokens, B, slot_state, state);

@@ -183,7 +183,15 @@ class StateTile {
     }
   }
 
-  // S C; lane l gets that of channel l % 16.
+  // The channel of which a lane has what is made for each; it shares it with the lane two away.
+  static __device__ __forceinline__ int channel() { return lane() % 2 * 8 + lane() / 4; }
+  static __device__ __forceinline__ bool is_owner() { return lane() / 2 % 2 == 0; }
+  // A value of channel() to the lane that wants that of channel l % 16.
+  static __device__ __forceinline__ float in_order(float value) {
+    return __shfl_sync(kFullWarp, value, lane() % 8 * 4 + lane() % kTileChannels / 8);
+  }
+
+  // S C of channel().
   template <typename T>
   __device__ __forceinline__ float dot(const LaneQuery<T, kN>& C) const {
     float sums[2][2] = {};
@@ -199,9 +207,8 @@ class StateTile {
     const float low = sums[0][0] + sums[0][1];
     const float high = sums[1][0] + sums[1][1];
     const bool is_high = lane() % 2 == 1;
-    float sum = (is_high ? high : low) + __shfl_xor_sync(kFullWarp, is_high ? low : high, 1);
-    sum += __shfl_xor_sync(kFullWarp, sum, 2);
-    return __shfl_sync(kFullWarp, sum, lane() % 8 * 4 + lane() % kTileChannels / 8);
+    const float sum = (is_high ? high : low) + __shfl_xor_sync(kFullWarp, is_high ? low : high, 1);
+    return sum + __shfl_xor_sync(kFullWarp, sum, 2);
   }
 
  private:

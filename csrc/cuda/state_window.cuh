@@ -195,36 +195,51 @@ __device__ __forceinline__ unsigned lane_index() {
   return threadIdx.x % kWarpSize;
 }
 
-// x of the inputs since a canonical base: a lane's channel is its index in the half-warp, and of a window's inputs it
-// has the first or the second half. From num_inputs on, where weights are zero, the last one stands.
+// x of the inputs since a canonical base: a lane has one input's, of 8 of a tile's channels. From num_inputs on, where
+// weights are zero, the last one stands.
 template <typename T>
 struct LaneInputs {
-  static constexpr int kCount = kMaxWindow / 2;
-  T x[kCount];
+  static constexpr int kCount = kTileChannels / 2;
+  Vector<T, kCount> x;
 
-  static __device__ __forceinline__ int first() { return static_cast<int>(lane_index() / kTileChannels * kCount); }
-
-  // *source.at(i): input i's value for the lane's channel.
+  // source.at(i): input i's values from the tile's first channel on.
   template <typename Source>
   __device__ __forceinline__ LaneInputs(int num_inputs, const Source& source) {
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) x[k] = *source.at(min(first() + k, num_inputs - 1));
+    const T* values = source.at(min(input(), num_inputs - 1));
+    x = *reinterpret_cast<const Vector<T, kCount>*>(values + lane_index() % 2 * kCount);
   }
 
-  // sum_j weight_j x_j of the lane's channel.
+  // sum_j weight_j x_j of StateTile::channel(): at each turn lanes keep half of their channels and give the others
+  // away.
   __device__ __forceinline__ float weighted_sum(const float* weights) const {
-    float sum = 0.0f;
+    const float weight = weights[input()];
+    float sums[kCount];
 #pragma unroll
-    for (int k = 0; k < kCount; k += 4) {
-      const auto four = *reinterpret_cast<const Vector<float, 4>*>(weights + first() + k);
+    for (int i = 0; i < kCount; ++i) sums[i] = __fmul_rn(weight, to_float(x.values[i]));
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sum = fmaf(four.values[i], to_float(x[k + i]), sum);
+    for (int kept = kCount / 2; kept > 0; kept /= 2) {
+      const bool is_high = (lane_index() & static_cast<unsigned>(4 * kept)) != 0;
+#pragma unroll
+      for (int i = 0; i < kept; ++i) {
+        const float given = is_high ? sums[i] : sums[kept + i];
+        sums[i] = (is_high ? sums[kept + i] : sums[i]) + __shfl_xor_sync(kFullWarp, given, 4 * kept);
+      }
     }
-    return sum + __shfl_xor_sync(kFullWarp, sum, kTileChannels);
+    return sums[0] + __shfl_xor_sync(kFullWarp, sums[0], 2);
   }
+
+ private:
+  static __device__ __forceinline__ int input() { return static_cast<int>(lane_index() / 2); }
 };
 
-// x in shared memory, at a channel.
+// A new token's y of StateTile::channel(). weights: its row of the table.
+template <typename T, int kN>
+__device__ __forceinline__ float read_out(const StateTile<kN>& state, const LaneQuery<T, kN>& C,
+                                          const LaneInputs<T>& inputs, const float* weights) {
+  return fmaf(weights[kMaxWindow], state.dot(C), inputs.weighted_sum(weights));
+}
+
+// x in shared memory, from a tile's first channel on.
 template <typename T>
 struct StagedInputs {
   const T* source;
