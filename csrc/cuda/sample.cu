@@ -24,10 +24,27 @@ struct SampleMemory {
   SelectMemory select;
 };
 
-// Teams deal the rows that the scan left among themselves; is_done: null where there was no scan.
+// The rows that the scan and the rows' end left to teams.
+struct LeftRows {
+  const int32_t* is_done;  // null: there was no scan, all rows are left
+  bool are_foreseen;  // the blocks start before the rows' end is over: by what rows ask for they see who may be left
+};
+
+// The scan's blocks have seen the end of the kernels before it: what those wrote can be read before the scan is over.
+__device__ bool may_be_left(const SampleParams& params, int first, int num_teams) {
+  bool is_open = false;
+  for (int i = first + static_cast<int>(threadIdx.x) * num_teams; i < params.num_sampled;
+       i += kSampleThreads * num_teams) {
+    const ScannedRow row(params, i);
+    is_open = is_open || (row.row != kDummyRow && !row.is_plain);
+  }
+  return __syncthreads_or(is_open) != 0;
+}
+
+// Teams deal the rows that are left among themselves.
 template <bool kOnChip>
 __global__ void __launch_bounds__(kSampleThreads, kTeamBlocks)
-    sample_kernel(const __grid_constant__ SampleParams params, const int32_t* is_done, int slice_size) {
+    sample_kernel(const __grid_constant__ SampleParams params, LeftRows left, int slice_size) {
   extern __shared__ float4 on_chip[];
   __shared__ SampleMemory memory;
   Team team(memory.team);
@@ -37,7 +54,12 @@ __global__ void __launch_bounds__(kSampleThreads, kTeamBlocks)
   const int first = static_cast<int>(blockIdx.x) / team.size();
 
   allow_next_kernel();
+  if (left.are_foreseen && !may_be_left(params, first, num_teams)) {
+    if (blockIdx.x == 0) wait_for_previous_kernel();  // for all: a kernel is over once its last block is
+    return;
+  }
   wait_for_previous_kernel();
+  const int32_t* is_done = left.is_done;
   bool is_left = is_done == nullptr;
   if (is_done != nullptr) {
     for (int i = first + static_cast<int>(threadIdx.x) * num_teams; i < params.num_sampled;
@@ -89,10 +111,14 @@ void launch_team(const SampleParams& params, const TeamShape& team, const int32_
   config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = is_compiled_for(sample_kernel<true>, kClusterArchitecture, kOp) ? 2 : 0;
-  int most_teams = device_attribute(cudaDevAttrMultiProcessorCount, kOp);  // at once
+  const int num_multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount, kOp);
+  int most_teams = num_multiprocessors;  // at once
   if (team.num_blocks > 1) check(cudaOccupancyMaxActiveClusters(&most_teams, kernel, &config), kOp);
   config.gridDim.x *= static_cast<unsigned>(std::clamp(params.num_sampled, 1, std::max(1, most_teams)));
-  check(cudaLaunchKernelEx(&config, kernel, params, is_done, team.slice_size), kOp);
+  // Else most teams wait for the multiprocessors that rows' ends fill, one each, and looking costs them a microsecond.
+  const int num_filled = params.num_sampled + static_cast<int>(config.gridDim.x) / kTeamBlocks;
+  const LeftRows left{is_done, is_done != nullptr && num_filled <= num_multiprocessors};
+  check(cudaLaunchKernelEx(&config, kernel, params, left, team.slice_size), kOp);
 }
 
 }  // namespace

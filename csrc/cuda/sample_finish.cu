@@ -29,26 +29,32 @@ struct FinishMemory {
   };
 };
 
-// The largest of the row, by one warp; every thread gets it.
+// Of the row. One warp calls it, all of whose lanes get it.
+__device__ __forceinline__ Peak peak_of(const PieceSummary* pieces, int count) {
+  uint32_t largest = 0;  // ordered bits, of which NaN has the most
+  uint32_t floor = 0;
+  int32_t best_id = INT32_MAX;
+  bool is_complete = true;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kWarpSize) {
+    const PieceSummary& piece = pieces[i];
+    const uint32_t bits = ordered_bits(piece.best_value);
+    if (bits > largest) best_id = piece.best_id;  // of equals the first
+    largest = max(largest, bits);
+    floor = max(floor, ordered_bits(piece.floor));
+    is_complete = is_complete && piece.num_candidates >= 0;
+  }
+  const uint32_t of_row = __reduce_max_sync(kFullWarp, largest);
+  const int32_t row_id = __reduce_min_sync(kFullWarp, largest == of_row ? best_id : INT32_MAX);
+  floor = __reduce_max_sync(kFullWarp, floor);
+  is_complete = __all_sync(kFullWarp, is_complete) != 0;
+  return {value_of_bits(of_row), value_of_bits(floor), row_id, is_complete};
+}
+
+// Of the row; every thread gets it.
 __device__ Peak find_peak(const PieceSummary* pieces, int count, FinishMemory& memory) {
   if (threadIdx.x < kWarpSize) {
-    uint32_t largest = 0;  // ordered bits, of which NaN has the most
-    uint32_t floor = 0;
-    int32_t best_id = INT32_MAX;
-    bool is_complete = true;
-    for (int i = static_cast<int>(threadIdx.x); i < count; i += kWarpSize) {
-      const PieceSummary& piece = pieces[i];
-      const uint32_t bits = ordered_bits(piece.best_value);
-      if (bits > largest) best_id = piece.best_id;  // of equals the first
-      largest = max(largest, bits);
-      floor = max(floor, ordered_bits(piece.floor));
-      is_complete = is_complete && piece.num_candidates >= 0;
-    }
-    const uint32_t of_row = __reduce_max_sync(kFullWarp, largest);
-    const int32_t row_id = __reduce_min_sync(kFullWarp, largest == of_row ? best_id : INT32_MAX);
-    floor = __reduce_max_sync(kFullWarp, floor);
-    is_complete = __all_sync(kFullWarp, is_complete) != 0;
-    if (threadIdx.x == 0) memory.peak = {value_of_bits(of_row), value_of_bits(floor), row_id, is_complete};
+    const Peak peak = peak_of(pieces, count);
+    if (threadIdx.x == 0) memory.peak = peak;
   }
   __syncthreads();
   return memory.peak;
@@ -98,6 +104,18 @@ __device__ bool finish_row(const SampleParams& params, const ScannedRow& row, Fi
   return true;
 }
 
+// A plain row, by one warp: what can be read early is, nothing meets after the scan. Its pieces always suffice.
+__device__ void finish_plain(const SampleParams& params, const ScannedRow& row) {
+  clear_alternatives(params, row.index);
+  if (threadIdx.x >= kWarpSize) return wait_for_previous_kernel();
+  const RowEnd end(params, row.row, row.kv_len);
+  wait_for_previous_kernel();
+  const Peak peak = peak_of(row.pieces, num_pieces(params.vocab_size));
+  const int token = isnan(peak.largest) ? kUnusableRow : peak.largest == -infinity() ? 0 : peak.best_id;
+  write_result(params, row.index, end, token, {row.row, 0, 0.0f, 0, 0, 0});
+  if (threadIdx.x == 0) ScanSpace(params).is_done[row.index] = 1;
+}
+
 // Brings near the ids that a token will be compared with.
 __device__ __forceinline__ void touch_stop_ids(const SampleParams& params, const ScannedRow& row) {
   const auto lane = static_cast<int>(threadIdx.x);
@@ -111,6 +129,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_con
   allow_next_kernel();
   // The scan's blocks have seen the end of the kernels before it: what those wrote can be read early.
   const ScannedRow row(params, static_cast<int>(blockIdx.x));
+  if (row.is_plain) return finish_plain(params, row);
   touch_stop_ids(params, row);
   wait_for_previous_kernel();
   const bool is_done = finish_row(params, row, memory);

@@ -18,29 +18,48 @@ __device__ inline void clear_alternatives(const SampleParams& params, int index)
   }
 }
 
-// All lanes of a warp call it.
-__device__ inline bool is_stop_id(const SampleParams& params, int row, int token) {
-  const int32_t* stop_ids = params.mirror.stop_ids + static_cast<int64_t>(row) * kMaxStopIds;
-  const int count = params.mirror.sampling[row].num_stop_ids;
-  bool is_found = false;
-  for (int i = static_cast<int>(threadIdx.x) % kWarpSize; i < count; i += kWarpSize) {
-    is_found = is_found || stop_ids[i] == token;
+// What ends a row, as the lanes of a warp hold it: it can be loaded before the token is known. With targets, nothing.
+struct RowEnd {
+  static constexpr int kIdsOfLane = kMaxStopIds / kWarpSize;
+  int32_t stop_ids[kIdsOfLane];  // -1: none
+  bool is_full;  // whatever the token is
+
+  __device__ RowEnd(const SampleParams& params, int row, int kv_len) {
+    const RowSampling& sampling = params.mirror.sampling[row];
+    const int32_t* ids = params.mirror.stop_ids + static_cast<int64_t>(row) * kMaxStopIds;
+    const bool is_sampled = params.targets == nullptr;
+    const int count = is_sampled && kv_len >= sampling.min_total_len ? sampling.num_stop_ids : 0;
+#pragma unroll
+    for (int i = 0; i < kIdsOfLane; ++i) {
+      const int place = i * kWarpSize + static_cast<int>(threadIdx.x) % kWarpSize;
+      stop_ids[i] = place < count ? ids[place] : -1;
+    }
+    is_full = is_sampled && kv_len + 1 >= sampling.max_total_len;
   }
-  return __any_sync(kFullWarp, is_found) != 0;
+
+  __device__ bool is_reached_by(int token) const {
+    bool is_end = is_full;
+#pragma unroll
+    for (const int32_t id : stop_ids) is_end = is_end || id == token;
+    return __any_sync(kFullWarp, is_end) != 0;
+  }
+};
+
+// Completes `result`, whose row, logprob and rank are set, with the token or kUnusableRow. One warp calls it.
+__device__ inline void write_result(const SampleParams& params, int index, const RowEnd& end, int token,
+                                    ResultRow result) {
+  result.is_bad = token == kUnusableRow ? 1 : 0;
+  if (token != kUnusableRow) {
+    result.token = token;
+    result.is_stopped = end.is_reached_by(token) ? 1 : 0;
+  }
+  if (threadIdx.x % kWarpSize == 0) params.results[index] = result;
 }
 
-// Completes `result`, whose row, logprob and rank are set, with the token or kUnusableRow. Every thread of a block
-// calls it; with targets no row stops.
+// The same, of a row whose end was not loaded. Every thread of a block calls it.
 __device__ inline void write_result(const SampleParams& params, int index, int kv_len, int token, ResultRow result) {
   if (threadIdx.x >= kWarpSize) return;
-  result.is_bad = token == kUnusableRow ? 1 : 0;
-  if (token != kUnusableRow) result.token = token;
-  if (token != kUnusableRow && params.targets == nullptr) {
-    const RowSampling& sampling = params.mirror.sampling[result.row];
-    const bool is_end = kv_len >= sampling.min_total_len && is_stop_id(params, result.row, token);
-    result.is_stopped = is_end || kv_len + 1 >= sampling.max_total_len ? 1 : 0;
-  }
-  if (threadIdx.x == 0) params.results[index] = result;
+  write_result(params, index, RowEnd(params, result.row, kv_len), token, result);
 }
 
 }  // namespace headway::cuda

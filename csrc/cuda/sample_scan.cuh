@@ -98,6 +98,7 @@ struct ScannedRow {
   ScanKind kind;
   bool is_edited;
   bool has_logprobs;
+  bool is_plain;  // takes the largest logit as it stands and reports nothing: never left to a team
   int num_alternatives;
   PieceSummary* pieces;
 
@@ -109,6 +110,7 @@ struct ScannedRow {
         kind(row == kDummyRow ? ScanKind::kNone : scan_kind(sampling, params.vocab_size)),
         is_edited(kind != ScanKind::kNone && ::headway::cuda::is_edited(sampling, kv_len)),
         has_logprobs(kind != ScanKind::kNone && sampling.num_logprobs >= 0),
+        is_plain(kind == ScanKind::kGreedy && !is_edited && !has_logprobs),
         num_alternatives(min(min(sampling.num_logprobs, params.max_logprobs), params.vocab_size)),
         pieces(ScanSpace(params).pieces + static_cast<int64_t>(row_index) * num_pieces(params.vocab_size)) {}
 };
