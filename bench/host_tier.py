@@ -111,7 +111,7 @@ class HostTierBench:
                     begin_s = time.perf_counter()
                     tier.begin(transfer)
                     calls_us.append(1e6 * (time.perf_counter() - begin_s))
-                    while not tier.take_finished():
+                    while not tier.take_finished(is_out):
                         time.sleep(0)
                     times_ms.append(1e3 * (time.perf_counter() - begin_s))
                 took_ms = statistics.median(times_ms)
@@ -155,7 +155,7 @@ class Copier:
         self.marks_s.append(time.perf_counter())
         if self.transfer.is_out is None:
             return
-        self.num_pending -= self.tier.take_finished()
+        self.num_pending -= self.tier.take_finished(self.transfer.is_out)
         while self.num_pending < 2:
             self.tier.begin(self.transfer)
             self.num_pending += 1
@@ -163,7 +163,7 @@ class Copier:
 
     def drain(self) -> None:
         while self.num_pending:
-            self.num_pending -= self.tier.take_finished()
+            self.num_pending -= self.tier.take_finished(self.transfer.is_out)
 
 
 def main() -> None:

@@ -184,10 +184,11 @@ void bind_ledger(py::module_& module) {
            "Retires the oldest launched step; None when its results are not there. Raises "
            "IntegrityError when host and device disagree; the ledger is then unusable.")
       .def("next_transfer", &next_transfer,
-           "What to copy between device and host memory now, in this order and beside the steps; None: nothing more.")
+           "What to copy between device and host memory now, beside the steps; None: nothing more.")
       .def(
-          "finish_transfer", [](LockedLedger& ledger) { ledger.with([](Ledger& core) { core.finish_transfer(); }); },
-          "The oldest that was begun is done.")
+          "finish_transfer",
+          [](LockedLedger& ledger, bool is_out) { ledger.with([=](Ledger& core) { core.finish_transfer(is_out); }); },
+          "is_out"_a, "The oldest that was begun, out or back, is done.")
       .def("abort", switch_request(&Ledger::abort), "request_id"_a, "False when it is unknown or already over.")
       .def("finish", &finish_request, "request_id"_a, "num_output_tokens"_a,
            "Ends the request as FINISH_STOP with its first num_output_tokens outputs; False when it is over.")

@@ -110,9 +110,14 @@ void copy_states(int num_copies, Address copies, int num_layers, const std::vect
   backend::copy_states(params, stream);
 }
 
-void move_records(int num_moves, Address moves, int num_pools, Address pools, int64_t num_pieces, Address stream) {
-  const MoveRecordsParams params{
-      .num_moves = num_moves, .moves = moves, .num_pools = num_pools, .pools = pools, .num_pieces = num_pieces};
+void move_records(int num_moves, Address moves, int num_pools, Address pools, int64_t num_pieces, int max_thread_blocks,
+                  Address stream) {
+  const MoveRecordsParams params{.num_moves = num_moves,
+                                 .moves = moves,
+                                 .num_pools = num_pools,
+                                 .pools = pools,
+                                 .num_pieces = num_pieces,
+                                 .max_thread_blocks = max_thread_blocks};
   const py::gil_scoped_release unlocked;
   backend::move_records(params, stream);
 }

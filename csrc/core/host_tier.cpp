@@ -13,7 +13,7 @@ constexpr int32_t kStepsKeptFree = 2;  // or what so many of the largest steps t
 constexpr int32_t kPartsKeptSpare = 8;  // of the anchors; but what one request leaves at least
 constexpr int32_t kAnchorsPerRequest = 2;
 constexpr int32_t kMaxBlocksPerSave = 128;
-constexpr int32_t kMaxSaves = 4;  // on their way at once
+constexpr size_t kMaxSaves = 4;  // on their way at once
 
 LedgerConfig host_config(const LedgerConfig& config) {
   LedgerConfig host = config;
@@ -44,14 +44,16 @@ HostTier::HostTier(const LedgerConfig& config, const StepClock& clock, PrefixTre
       host_config_(host_config(config)),
       host_blocks_(host_config_, host_clock_),
       host_slots_(host_config_, host_clock_),
-      host_(host_config_, host_clock_, host_blocks_, ~0u, num_ghosts(config)) {}
+      host_(host_config_, host_clock_, host_blocks_, ~0u, num_ghosts(config)),
+      block_saves_(config.num_host_blocks + 1),
+      slot_saves_(config.num_host_slots + 1) {}
 
 void HostTier::save(int32_t num_spare_anchors) {
-  while (num_saves_ < kMaxSaves && has_states_ && num_spare_anchors < num_kept_spare_ && save_snapshot()) {
+  const auto may_save = [&] { return saves_.moves.size() < kMaxSaves; };
+  while (may_save() && has_states_ && num_spare_anchors < num_kept_spare_ && save_snapshot()) {
     ++num_spare_anchors;
   }
-  while (num_saves_ < kMaxSaves && has_blocks_ && blocks_.num_free() + num_leaving_blocks_ < num_kept_free_ &&
-         save_leaves()) {
+  while (may_save() && has_blocks_ && blocks_.num_free() + num_leaving_blocks_ < num_kept_free_ && save_leaves()) {
   }
 }
 
@@ -72,7 +74,7 @@ bool HostTier::save_leaves() {
   } else {
     tree_.evict_leaf();
   }
-  push(std::move(move));
+  push_save(std::move(move));
   return true;
 }
 
@@ -88,7 +90,7 @@ bool HostTier::save_snapshot() {
     move_snapshot(node, host_node, move);
   }
   close_path();
-  push(std::move(move));
+  push_save(std::move(move));
   return true;
 }
 
@@ -163,22 +165,27 @@ bool HostTier::make_host_block() {
 }
 
 bool HostTier::make_host_slot() {
-  return host_slots_.has_room() || host_.evict_snapshot();
+  if (host_slots_.has_room()) return true;
+  const int32_t oldest = host_.next_snapshot_node(SnapshotKind::kAnchor);
+  return oldest != 0 && !is_read(oldest) && host_.evict_snapshot();
 }
 
-void HostTier::push(Move&& move) {
-  if (move.transfer.blocks.empty() && move.transfer.slots.empty() && move.transfer.is_out) return;
+bool HostTier::is_read(int32_t host_node) const {
+  return std::ranges::any_of(loads_.moves, [&](const Move& move) { return move.host_node == host_node; });
+}
+
+void HostTier::push_save(Move&& move) {
+  if (move.transfer.blocks.empty() && move.transfer.slots.empty()) return;
+  ++saves_.num_pushed;
+  for (const RecordMove& block : move.transfer.blocks) block_saves_[block.target] = saves_.num_pushed;
+  for (const RecordMove& slot : move.transfer.slots) slot_saves_[slot.target] = saves_.num_pushed;
   const auto num_blocks = static_cast<int32_t>(move.transfer.blocks.size());
   const auto num_slots = static_cast<int32_t>(move.transfer.slots.size());
-  if (move.transfer.is_out) {
-    ++num_saves_;
-    num_leaving_blocks_ += num_blocks;
-    counts_.num_saved_blocks += num_blocks;
-    counts_.num_saved_snapshots += num_slots;
-  }
+  num_leaving_blocks_ += num_blocks;
+  counts_.num_saved_blocks += num_blocks;
+  counts_.num_saved_snapshots += num_slots;
   num_moving_slots_ += num_slots;
-  ++num_pushed_;
-  moves_.push_back(std::move(move));
+  saves_.moves.push_back(std::move(move));
 }
 
 // The deepest state behind keys and values that are on the device up to match.num_tokens, and in host memory from there
@@ -214,6 +221,14 @@ int32_t HostTier::find_short(int32_t host_node, std::span<const int32_t> tokens,
   return 0;
 }
 
+bool HostTier::has_arrived(int32_t host_node, int32_t start) const {
+  if (has_states_ && slot_saves_[host_.snapshot(host_node).ticket.slot()] > saves_.num_finished) return false;
+  for (int32_t node = host_node; has_blocks_ && host_.end(node) > start; node = host_.node(node).parent) {
+    if (block_saves_[host_.node(node).block] > saves_.num_finished) return false;
+  }
+  return true;
+}
+
 void HostTier::load(Request& request, const PrefixMatch& match, int32_t host_node, SlotTicket slot) {
   const std::string_view salt = tree_.salt(request.root);
   const bool is_short = host_.node(host_node).num_tokens < block_size_;
@@ -236,28 +251,29 @@ void HostTier::load(Request& request, const PrefixMatch& match, int32_t host_nod
     move.tickets.push_back(std::move(slot));
   }
   request.loaded_start = host_.end(host_node);
-  ++num_loads_;
-  push(std::move(move));
-  request.load_number = num_pushed_;
+  num_moving_slots_ += static_cast<int32_t>(move.transfer.slots.size());
+  loads_.moves.push_back(std::move(move));
+  request.load_number = ++loads_.num_pushed;
 }
 
 const Transfer* HostTier::next() {
-  if (num_given_ == num_pushed_) return nullptr;
-  return &moves_[num_given_++ - num_finished_].transfer;
+  for (Lane* lane : {&loads_, &saves_}) {
+    if (lane->num_given < lane->num_pushed) return &lane->moves[lane->num_given++ - lane->num_finished].transfer;
+  }
+  return nullptr;
 }
 
-void HostTier::finish() {
-  require_integrity(num_finished_ < num_given_, "a transfer is finished that nobody was given");
-  Move move = std::move(moves_.front());
-  moves_.pop_front();
-  ++num_finished_;
+void HostTier::finish(bool is_out) {
+  Lane& lane = is_out ? saves_ : loads_;
+  require_integrity(lane.num_finished < lane.num_given, "a transfer is finished that nobody was given");
+  Move move = std::move(lane.moves.front());
+  lane.moves.pop_front();
+  ++lane.num_finished;
   num_moving_slots_ -= static_cast<int32_t>(move.transfer.slots.size());
-  if (move.transfer.is_out) {
-    --num_saves_;
+  if (is_out) {
     num_leaving_blocks_ -= static_cast<int32_t>(move.transfer.blocks.size());
     for (const RecordMove& block : move.transfer.blocks) blocks_.release(block.source, clock_.retired);
   } else {
-    --num_loads_;
     enter(move);
     for (const RecordMove& block : move.transfer.blocks) blocks_.release(block.target, clock_.retired);
     host_.unpin_path(move.host_node);
@@ -296,20 +312,21 @@ void HostTier::enter(Move& move) {
 }
 
 void HostTier::reset() {
-  for (Move& move : moves_) move.is_void = true;
+  for (Move& move : loads_.moves) move.is_void = true;
   host_.reset();
 }
 
 void HostTier::count_held(std::vector<int32_t>& num_holders) const {
-  for (const Move& move : moves_) {
-    for (const RecordMove& block : move.transfer.blocks) {
-      ++num_holders[move.transfer.is_out ? block.source : block.target];
-    }
+  for (const Move& move : saves_.moves) {
+    for (const RecordMove& block : move.transfer.blocks) ++num_holders[block.source];
+  }
+  for (const Move& move : loads_.moves) {
+    for (const RecordMove& block : move.transfer.blocks) ++num_holders[block.target];
   }
 }
 
 void HostTier::count_pins(std::vector<int32_t>& num_pins) const {
-  for (const Move& move : moves_) {
+  for (const Move& move : loads_.moves) {
     for (int32_t node = move.node; node > 0; node = tree_.node(node).parent) ++num_pins[node];
   }
 }
@@ -328,7 +345,7 @@ void HostTier::check_integrity() const {
   host_blocks_.ids().check_integrity("host blocks");
   host_slots_.ids().check_integrity("host slots");
   std::vector<int32_t> num_pins(host_.max_nodes() + 1, 0);
-  for (const Move& move : moves_) {
+  for (const Move& move : loads_.moves) {
     for (int32_t node = move.host_node; node > 0; node = host_.node(node).parent) ++num_pins[node];
   }
   int32_t num_blocks = 0;

@@ -6,9 +6,11 @@
 //
 // Memory moves; nothing is ever shared with a copy that runs. What leaves has left the tree before its copy begins, and
 // its block and its slot become free when the copy is done. What returns is copied to a block and a slot of the
-// transfer's own, and enters the tree then. Whoever carries transfers out does so in their order, beside the steps:
-// a transfer names no memory that a launched step names. Host memory may therefore be read and written at once in the
-// books: on the way it is in order. Knows nothing of rows, packets and devices.
+// transfer's own, and enters the tree then. A transfer names no memory that a launched step names.
+//
+// Copies out run in their order, and so do copies back; neither waits for the other, so that a request which waits for
+// its prefix does not wait for what others leave. What comes back has therefore arrived before, and is not overwritten
+// until it is back. Knows nothing of rows, packets and devices.
 #pragma once
 
 #include <cstdint>
@@ -41,23 +43,25 @@ class HostTier {
   // request remembers of it.
   int32_t find(Request& request, std::span<const int32_t> tokens, const PrefixMatch& match) const;
   int32_t end(int32_t host_node) const { return host_.end(host_node); }
-  bool is_loading(const Request& request) const { return request.load_number > num_finished_; }
+  bool is_loading(const Request& request) const { return request.load_number > loads_.num_finished; }
   // Whether another request has that brought back already.
   bool is_on_its_way(int32_t host_node) const { return host_.node(host_node).num_pins > 0; }
+  // Whether its state, and the blocks of what ends behind start, have arrived in host memory.
+  bool has_arrived(int32_t host_node, int32_t start) const;
   // Brings it back for the request; `slot` is for its state. As many blocks as are missing can be had.
   void load(Request& request, const PrefixMatch& match, int32_t host_node, SlotTicket slot);
 
-  // The oldest transfer that nobody has been given; null: there is none.
+  // The oldest transfer that nobody has been given, back before out; null: there is none.
   const Transfer* next();
-  void finish();  // the oldest that was given
+  void finish(bool is_out);  // the oldest that was given of those that way
 
   void reset();  // nothing that is here now, or on its way, is found again
 
   const PrefixTree& tree() const { return host_; }
-  bool is_moving() const { return !moves_.empty(); }
-  int64_t num_moving() const { return static_cast<int64_t>(moves_.size()); }
+  bool is_moving() const { return num_moving() > 0; }
+  int64_t num_moving() const { return static_cast<int64_t>(saves_.moves.size() + loads_.moves.size()); }
   int32_t num_moving_slots() const { return num_moving_slots_; }  // of the device
-  int64_t num_root_users() const { return num_loads_; }  // of the device's tree
+  int64_t num_root_users() const { return static_cast<int64_t>(loads_.moves.size()); }  // of the device's tree
   void count_held(std::vector<int32_t>& num_holders) const;  // of each of the device's blocks
   void count_pins(std::vector<int32_t>& num_pins) const;  // of each of the device's nodes, ancestors included
   void add_to(PrefixStats& stats) const;
@@ -75,6 +79,13 @@ class HostTier {
     bool has_log = false;
     bool is_void = false;  // the cache was emptied meanwhile
   };
+  // Transfers one way.
+  struct Lane {
+    std::deque<Move> moves = {};  // on their way, the oldest first
+    int64_t num_pushed = 0;
+    int64_t num_given = 0;
+    int64_t num_finished = 0;
+  };
 
   bool save_leaves();
   bool save_snapshot();
@@ -85,7 +96,8 @@ class HostTier {
   void move_leaf(int32_t node, int32_t host_node, Move& move);
   bool make_host_block();
   bool make_host_slot();
-  void push(Move&& move);
+  bool is_read(int32_t host_node) const;
+  void push_save(Move&& move);
   void enter(Move& move);
   int32_t find_short(int32_t host_node, std::span<const int32_t> tokens, int32_t after) const;
 
@@ -98,19 +110,17 @@ class HostTier {
   PrefixTree& tree_;
   BlockPool& blocks_;
   const LedgerConfig host_config_;
-  const StepClock host_clock_;  // stands still: transfers are in order
+  const StepClock host_clock_;  // stands still: copies out are in order, and who reads is asked
   BlockPool host_blocks_;
   SlotPool host_slots_;
   PrefixTree host_;
-  std::deque<Move> moves_;  // the oldest first
+  Lane saves_;
+  Lane loads_;
+  std::vector<int64_t> block_saves_;  // [num_host_blocks + 1] the last copy out to it
+  std::vector<int64_t> slot_saves_;  // [num_host_slots + 1] likewise
   std::vector<int32_t> path_;  // of the device's nodes, from the root on, while one is saved
   std::vector<int32_t> host_path_;  // their twins, pinned
   int32_t host_root_ = 0;
-  int64_t num_pushed_ = 0;
-  int64_t num_given_ = 0;
-  int64_t num_finished_ = 0;
-  int64_t num_loads_ = 0;  // on their way
-  int32_t num_saves_ = 0;  // likewise
   int32_t num_leaving_blocks_ = 0;
   int32_t num_moving_slots_ = 0;
   PrefixStats counts_;

@@ -49,12 +49,13 @@ class Ledger {
   // Throws IntegrityError when host and device disagree.
   bool commit(CommitRecord& changes);
 
-  // Copies between device and host memory to begin now, in this order and beside the steps; null: there is none. Asked
-  // for after each plan(), launched or not. Valid until it is finished.
+  // Copies between device and host memory to begin now, beside the steps: out in this order and back in this order,
+  // neither waiting for the other; null: there is none. Asked for after each plan(), launched or not. Valid until it is
+  // finished.
   const Transfer* next_transfer() { return cache_.host() != nullptr ? cache_.host()->next() : nullptr; }
-  void finish_transfer() {  // the oldest that was begun is done
+  void finish_transfer(bool is_out) {  // the oldest that was begun that way is done
     require_integrity(cache_.host() != nullptr, "a transfer is finished that nobody was given");
-    cache_.host()->finish();
+    cache_.host()->finish(is_out);
   }
 
   // Each returns false when the request is unknown, over, or already where it should go.

@@ -116,7 +116,7 @@ bool PrefixCache::load(Request& request) {
   const int32_t node = host_->find(request, usable(request), match);
   const int64_t num_spared = host_->end(node) - match.start;
   if (node == 0 || num_spared * kPartsPerWait < request.num_tokens() - match.start) return false;
-  if (host_->is_on_its_way(node)) return request.awaits_prefix = true;
+  if (host_->is_on_its_way(node) || !host_->has_arrived(node, match.num_tokens)) return request.awaits_prefix = true;
   SlotTicket slot;
   if (has_states_ && !acquire_snapshot(SnapshotKind::kAnchor, slot)) return false;
   if (has_states_) --num_planned(SnapshotKind::kAnchor);  // it counts as moving

@@ -1,6 +1,8 @@
 // Moves records between pools of which one may lie in pinned host memory, which the kernel reads and writes over the
-// bus: thousands of blocks in one launch, where each would be a copy of its own. A few thread blocks fill the bus and
-// leave the others to the steps that run beside it.
+// bus: thousands of blocks in one launch, where each would be a copy of its own. How many thread blocks share the work
+// is the caller's choice: stores that come faster than the bus takes them hold up what else the memory system does.
+#include <algorithm>
+
 #include "cuda/common/check.h"
 #include "cuda/ops.h"
 
@@ -9,7 +11,6 @@ namespace {
 
 constexpr char kOp[] = "move_records";
 constexpr int kThreads = 256;
-constexpr int kMaxBlocks = 32;
 constexpr int kUnroll = 4;  // words of a thread on their way at once
 
 template <typename Word>
@@ -45,7 +46,7 @@ __device__ __forceinline__ int find_pool(const RecordPool* pools, int num_pools,
 }
 
 __global__ void __launch_bounds__(kThreads) move_records_kernel(MoveRecordsParams params) {
-  // Block -> pieces of records, kMaxBlocks apart.
+  // Thread block -> pieces of records, gridDim.x apart.
   const int64_t num_items = params.num_pieces * params.num_moves;
   for (int64_t item = blockIdx.x; item < num_items; item += gridDim.x) {
     const int64_t piece = item % params.num_pieces;
@@ -73,7 +74,7 @@ __global__ void __launch_bounds__(kThreads) move_records_kernel(MoveRecordsParam
 void move_records(const MoveRecordsParams& params, Stream stream) {
   const int64_t num_items = params.num_pieces * params.num_moves;
   if (num_items == 0) return;
-  const auto num_blocks = static_cast<unsigned>(num_items < kMaxBlocks ? num_items : kMaxBlocks);
+  const auto num_blocks = static_cast<unsigned>(std::min<int64_t>(num_items, params.max_thread_blocks));
   move_records_kernel<<<num_blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(params);
   check_launch(kOp);
 }

@@ -26,6 +26,7 @@ struct MoveRecordsParams {
   int32_t num_pools;
   const RecordPool* pools;  // [num_pools]
   int64_t num_pieces;  // of one record in all pools
+  int32_t max_thread_blocks;  // that a GPU gives to it, >= 1: few leave the bus and memory to what runs beside it
 };
 
 }  // namespace headway

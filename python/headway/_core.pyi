@@ -273,13 +273,14 @@ class Ledger:
         """
 
     def next_transfer(self) -> Transfer | None:
-        """What to copy between device and host memory, in this order and beside the steps; None: nothing more.
+        """What to copy between device and host memory, beside the steps; None: nothing more.
 
-        Asked for after each plan(), whether or not that planned a step.
+        Copies out run in this order, and so do copies back; neither waits for the other. Asked for after each
+        plan(), whether or not that planned a step.
         """
 
-    def finish_transfer(self) -> None:
-        """The oldest that was begun is done."""
+    def finish_transfer(self, is_out: bool) -> None:
+        """The oldest that was begun, out or back, is done."""
 
     def abort(self, request_id: int) -> bool:
         """Ends a request wherever it is; False when it is unknown or already over."""

@@ -258,6 +258,7 @@ def move_records(
     num_pools: int,
     pools: int,
     num_pieces: int,
+    max_thread_blocks: int,
     stream: int,
     /,
 ) -> None: ...

@@ -71,11 +71,12 @@ class HostTierModel:
         self.tree, self.limits, self.copies_late = tree, (num_blocks, num_slots, max_nodes), copies_late
         self.device_memory, self.host_memory = Memory(), Memory()
         self.host: Contents = {}
-        self.transfers: deque[Transfer] = deque()
+        self.saves: deque[Transfer] = deque()
+        self.loads: deque[Transfer] = deque()
 
     def move(self, direction: str, blocks: Moves, slots: Moves) -> None:
         transfer = Transfer(direction == "out", blocks, slots)
-        self.transfers.append(transfer)
+        (self.saves if transfer.is_out else self.loads).append(transfer)
         if not self.copies_late:
             self.copy(transfer)
 
@@ -114,8 +115,8 @@ class HostTierModel:
             is_kept = was.is_anchor or not self.tree.has_states or any(self.below(path, host))
             assert is_full or now.slot or not was.is_anchor, "a state was lost on its way out"
             assert is_full or now.block or path in thinned or not (is_kept and was.block), "a block was lost"
-        moved_blocks = {move for t in self.transfers if t.is_out for move in t.blocks}
-        moved_slots = {move for t in self.transfers if t.is_out for move in t.slots}
+        moved_blocks = {move for t in self.saves for move in t.blocks}
+        moved_slots = {move for t in self.saves for move in t.slots}
         for path, now in host.items():
             was = old.get(path, Held())
             if now.block and not was.block:
@@ -139,7 +140,7 @@ class HostTierModel:
         for held in self.tree.parents((salt, tokens[:kv])):
             self.tree.nodes[held].pins += 1
         self.remove(before.keys() - after.keys())
-        transfer = self.transfers[-1]
+        transfer = self.loads[-1]
         blocks = [host[p].block for p in chain] if self.tree.has_blocks else []
         assert [source for source, _ in transfer.blocks] == blocks, (
             "other blocks come back than those that miss"
@@ -151,10 +152,10 @@ class HostTierModel:
         transfer.path, transfer.kv = path, kv
         self.look(after)
 
-    def finish(self, before: Contents, after: Contents, host: Contents) -> None:
+    def finish(self, direction: str, before: Contents, after: Contents, host: Contents) -> None:
         self.expect(before)
         assert host == self.host, "host memory changed when a copy was done"
-        transfer = self.transfers.popleft()
+        transfer = (self.saves if direction == "out" else self.loads).popleft()
         if self.copies_late:
             self.copy(transfer)
         if transfer.is_out or transfer.is_void:
@@ -198,7 +199,7 @@ class HostTierModel:
 
     def reset(self) -> None:
         self.host = {}
-        for transfer in self.transfers:
+        for transfer in self.loads:
             transfer.is_void = True
 
     def expect(self, device: Contents) -> None:
@@ -209,7 +210,7 @@ class HostTierModel:
     def look(self, device: Contents) -> None:
         self.expect(device)
         self.device_memory.check(device)
-        if not self.copies_late or not self.transfers:
+        if not self.copies_late or not (self.saves or self.loads):
             self.host_memory.check(self.host)
         num_blocks, num_slots, max_nodes = self.limits
         assert self.num_blocks(self.host) <= num_blocks

@@ -120,8 +120,8 @@ class Judge:
     def load(self, salt: str, tokens: str, *words: str) -> None:
         self.tier.load((salt, tokens), *columns(words))
 
-    def finish(self, *words: str) -> None:
-        self.tier.finish(*columns(words))
+    def finish(self, direction: str, *words: str) -> None:
+        self.tier.finish(direction, *columns(words))
 
     def end(self) -> None:
         """The log is whole."""

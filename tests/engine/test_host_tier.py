@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import logging
+import re
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -182,6 +188,57 @@ def test_a_copy_that_fails_ends_the_engine(tiny_model_dir: Path, monkeypatch: py
         monkeypatch.setattr(host_tier, "move_records", broken)
         with pytest.raises(EngineDeadError, match="the bus is gone"):
             chat(llm)
+
+
+def dropped_tier_memory(folder: Path, device: str) -> torch.Tensor:
+    """Of an engine that goes while it waits for a prefix, without being closed."""
+    settings = {"device": device, "dtype": DTYPES[device], "prefix_host_memory_bytes": HOST_BYTES}
+    llm = LLM(folder, **{**settings, **small_pools(folder, device)})
+    chat(llm, num_turns=1)
+    params = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
+    llm._engine.submit(llm._engine.check("r", 0, None, list(prompt_of(90, 0)), params))
+    llm._engine.step()
+    tier = llm._engine._runner.host_tier  # type: ignore[attr-defined]
+    _, _, (_, memory, is_pinned), _ = tier._end.peek()
+    assert is_pinned == memory.is_pinned() == (device == "cuda")
+    return memory
+
+
+def test_an_engine_that_is_dropped_unpins_its_host_memory(tiny_model_dir: Path, device: str) -> None:
+    for _ in range(2):
+        memory = dropped_tier_memory(tiny_model_dir, device)
+        gc.collect()
+        assert not memory.is_pinned()
+        names = {thread.name for thread in threading.enumerate()}
+        assert "headway-cpu-stream" not in names
+
+
+def test_a_program_that_never_closes_its_engine_ends(tiny_model_dir: Path, device: str) -> None:
+    program = f"""
+from pathlib import Path
+from tests.engine.test_host_tier import *
+folder, device = Path({str(tiny_model_dir)!r}), {device!r}
+settings = {{"device": device, "dtype": DTYPES[device], "prefix_host_memory_bytes": HOST_BYTES}}
+kept = LLM(folder, **{{**settings, **small_pools(folder, device)}})
+chat(kept, num_turns=1)
+kept._engine.submit(kept._engine.check("r", 0, None, list(prompt_of(90, 0)), SamplingParams(max_tokens=2)))
+kept._engine.step()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
+    assert "Error" not in ended.stderr
+
+
+def test_a_start_says_what_host_memory_holds(tiny_model_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="headway"), small_llm(tiny_model_dir, "cpu") as llm:
+        chat(llm, num_turns=1)
+        held = llm.prefix_cache_stats()
+    found = re.search(r"host memory holds (\d+) blocks and (\d+) states of prefixes", caplog.text)
+    assert found
+    assert int(found[1]) >= held["num_host_blocks"] > 0
+    assert int(found[2]) >= held["num_host_snapshots"] > 0
 
 
 def test_without_it_nothing_is_kept_in_host_memory(tiny_model_dir: Path) -> None:

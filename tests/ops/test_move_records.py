@@ -23,8 +23,10 @@ MOVES = {"none": [], "one": [(3, 9)], "several": [(3, 9), (0, 1), (3, 5), (7, 2)
 
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("moves", MOVES.values(), ids=MOVES)
-@pytest.mark.parametrize("is_out", [False, True])
-def test_records_move_in_all_pools_and_nothing_else_does(shapes, moves, is_out, dtype, device):
+@pytest.mark.parametrize(("is_out", "max_thread_blocks"), [(False, 32), (True, 2)])
+def test_records_move_in_all_pools_and_nothing_else_does(
+    shapes, moves, is_out, max_thread_blocks, dtype, device
+):
     is_pinned = device == "cuda"
     on_device = [normal(12, *shape, dtype=dtype, seed=i).to(device) for i, shape in enumerate(shapes)]
     on_host = [normal(13, *shape, dtype=dtype, seed=50 + i) for i, shape in enumerate(shapes)]
@@ -37,6 +39,7 @@ def test_records_move_in_all_pools_and_nothing_else_does(shapes, moves, is_out, 
     ops.move_records(
         ops.RecordPools.pair(sources, targets, torch.device(device)),
         records.pin_memory() if is_pinned else records,
+        max_thread_blocks,
     )
     if is_pinned:
         torch.cuda.synchronize()
@@ -63,3 +66,5 @@ def test_pools_that_do_not_fit_are_refused():
     pools = ops.RecordPools.pair([torch.zeros(3, 4)], [torch.zeros(3, 4)], cpu)
     with pytest.raises(ValueError, match=r"moves must be \[k, 2\] int32"):
         ops.move_records(pools, torch.zeros(3, dtype=torch.int32))
+    with pytest.raises(ValueError, match="max_thread_blocks must be at least 1, got 0"):
+        ops.move_records(pools, torch.zeros(0, 2, dtype=torch.int32), max_thread_blocks=0)

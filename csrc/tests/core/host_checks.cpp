@@ -15,20 +15,29 @@ LedgerConfig tiered_config(int32_t num_blocks, int32_t num_slots) {
   return config;
 }
 
-// Runs what is to be copied at once and leaves it to be finished; returns how many.
-int32_t begin_transfers(Rig& rig, bool* is_out = nullptr) {
-  int32_t num_begun = 0;
+struct Begun {
+  int32_t num_out = 0;
+  int32_t num_back = 0;
+};
+
+// Runs what is to be copied at once and leaves it to be finished.
+Begun begin_transfers(Rig& rig) {
+  Begun begun;
   while (const Transfer* transfer = rig.ledger.next_transfer()) {
-    ++num_begun;
+    ++(transfer->is_out ? begun.num_out : begun.num_back);
     rig.device.run(*transfer);
-    if (is_out != nullptr) *is_out = transfer->is_out;
   }
-  return num_begun;
+  return begun;
+}
+
+void finish(Rig& rig, const Begun& begun) {
+  for (int32_t i = 0; i < begun.num_out; ++i) rig.ledger.finish_transfer(true);
+  for (int32_t i = 0; i < begun.num_back; ++i) rig.ledger.finish_transfer(false);
+  rig.ledger.check_integrity();
 }
 
 void settle(Rig& rig) {
-  for (int32_t i = begin_transfers(rig); i > 0; --i) rig.ledger.finish_transfer();
-  rig.ledger.check_integrity();
+  finish(rig, begin_transfers(rig));
 }
 
 void run_others(Rig& rig, int32_t num_others) {
@@ -49,15 +58,14 @@ CHECK_CASE(what_has_left_the_device_comes_back_before_its_request_runs) {
     const PrefixStats before = rig.ledger.prefix_stats();
     rig.ledger.add(kPrompt, {}, 5);
     EXPECT_TRUE(!rig.launch());  // it waits
-    bool is_out = true;
-    EXPECT_EQ(begin_transfers(rig, &is_out), 1);
-    EXPECT_TRUE(!is_out);
+    const Begun begun = begin_transfers(rig);
+    EXPECT_EQ(begun.num_out, 0);
+    EXPECT_EQ(begun.num_back, 1);
     rig.ledger.add(count_from(900, 10), {}, 5);
     EXPECT_TRUE(rig.launch());  // others pass
     EXPECT_EQ(rig.plan.num_rows, 1);
     rig.ledger.check_integrity();
-    rig.ledger.finish_transfer();
-    rig.ledger.check_integrity();
+    finish(rig, begun);
     rig.run();
     const PrefixStats after = rig.ledger.prefix_stats();
     EXPECT_EQ(after.num_cached_tokens - before.num_cached_tokens, 28);
@@ -82,9 +90,10 @@ CHECK_CASE(a_block_that_leaves_is_free_when_its_copy_is_done) {
     num_moved += static_cast<int64_t>(transfer->blocks.size() + transfer->slots.size());
   }
   EXPECT_TRUE(num_moved > 0);
-  for (; num_begun > 0; --num_begun) rig.ledger.finish_transfer();
+  finish(rig, {.num_out = num_begun});
   EXPECT_EQ(rig.ledger.stats().blocks_free + rig.ledger.stats().slots_free, num_free + num_moved);
-  EXPECT_THROW(rig.ledger.finish_transfer(), IntegrityError);
+  EXPECT_THROW(rig.ledger.finish_transfer(true), IntegrityError);
+  EXPECT_THROW(rig.ledger.finish_transfer(false), IntegrityError);
 }
 
 CHECK_CASE(a_reset_empties_both_tiers_and_what_is_between_them) {
@@ -93,11 +102,10 @@ CHECK_CASE(a_reset_empties_both_tiers_and_what_is_between_them) {
   run_others(rig, 10);
   rig.ledger.add(kPrompt, {}, 5);
   EXPECT_TRUE(!rig.launch());
-  EXPECT_EQ(begin_transfers(rig), 1);
+  EXPECT_EQ(begin_transfers(rig).num_back, 1);
   rig.ledger.reset_prefix_cache();
   rig.ledger.check_integrity();
-  rig.ledger.finish_transfer();
-  rig.ledger.check_integrity();
+  finish(rig, {.num_back = 1});
   const PrefixStats stats = rig.ledger.prefix_stats();
   EXPECT_EQ(stats.num_blocks + stats.num_snapshots + stats.num_host_blocks + stats.num_host_snapshots, 0);
   rig.run();
@@ -118,12 +126,37 @@ CHECK_CASE(an_abort_while_a_prefix_returns_leaves_it_to_others) {
   run_others(rig, 10);
   const int64_t id = rig.ledger.add(kPrompt, {}, 5, 0, "");
   EXPECT_TRUE(!rig.launch());
-  EXPECT_EQ(begin_transfers(rig), 1);
+  EXPECT_EQ(begin_transfers(rig).num_back, 1);
   EXPECT_TRUE(rig.ledger.abort(id));
   rig.ledger.check_integrity();
-  rig.ledger.finish_transfer();
-  rig.ledger.check_integrity();
+  finish(rig, {.num_back = 1});
   EXPECT_EQ(cached_when_run(rig, kPrompt), 28);
+}
+
+// The copy back is begun when the copy out is done, and before the copies out that others have begun meanwhile.
+CHECK_CASE(what_is_on_its_way_to_host_memory_comes_back_when_it_has_arrived) {
+  Rig rig(tiered_config(48, 8));
+  cached_when_run(rig, kPrompt);
+  Begun leaving;
+  for (int32_t i = 0; leaving.num_out == 0; ++i) {
+    rig.ledger.add(count_from(300 + 40 * i, 30), {}, 5);
+    rig.run();
+    leaving = begin_transfers(rig);
+  }
+  rig.ledger.add(kPrompt, {}, 5);
+  EXPECT_TRUE(!rig.launch());
+  EXPECT_EQ(begin_transfers(rig).num_back, 0);
+  finish(rig, leaving);
+  EXPECT_TRUE(!rig.launch());
+  const Transfer* first = rig.ledger.next_transfer();
+  EXPECT_TRUE(first != nullptr && !first->is_out);
+  if (first == nullptr) return;
+  rig.device.run(*first);
+  finish(rig, {.num_back = 1});
+  settle(rig);
+  rig.run();
+  EXPECT_EQ(rig.ledger.prefix_stats().num_host_hits, 1);
+  EXPECT_EQ(rig.device.fault(), "");
 }
 
 }  // namespace headway::checks

@@ -26,7 +26,7 @@ RandomOps::RandomOps(Host& host, Rng& rng, int32_t max_unfinished)
 void RandomOps::run_one() {
   while (rng_.one_in(device_delay_) && host_.device.advance()) {
   }
-  while (rng_.one_in(device_delay_) && host_.run_transfer()) {
+  while (rng_.one_in(device_delay_) && host_.run_transfer(rng_.one_in(2))) {
   }
   const Op op = draw_op();
   num_done_[static_cast<size_t>(op)] += run(op);

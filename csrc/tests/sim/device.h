@@ -28,10 +28,9 @@ class Device {
   Device& operator=(const Device&) = delete;
 
   void launch(const Plan& plan) { pending_.push_back(plan); }
-  // Copies between device and host memory, one after another, at any time beside the steps.
-  void begin(const Transfer& transfer) { transfers_.push_back(transfer); }
-  bool run_transfer();  // the oldest; false when there is none
-  size_t num_transfers() const { return transfers_.size(); }
+  // Copies between device and host memory, of either way one after another, at any time beside the steps.
+  void begin(const Transfer& transfer) { (transfer.is_out ? saves_ : loads_).push_back(transfer); }
+  bool run_transfer(bool is_out);  // the oldest that way; false when there is none
   // One phase of the oldest step: apply its packet, write its tokens, or read, sample and publish.
   bool advance();
   // The rest of the oldest step; false when there is none.
@@ -82,7 +81,8 @@ class Device {
   const LedgerConfig config_;
   const bool has_replays_;
   std::deque<Plan> pending_;
-  std::deque<Transfer> transfers_;
+  std::deque<Transfer> saves_;
+  std::deque<Transfer> loads_;
   Phase phase_ = Phase::kBegin;
   std::string fault_;
 

@@ -18,9 +18,9 @@ bool Host::plan() {
   return true;
 }
 
-bool Host::run_transfer() {
-  if (!device.run_transfer()) return false;
-  ledger.finish_transfer();
+bool Host::run_transfer(bool is_out) {
+  if (!device.run_transfer(is_out)) return false;
+  ledger.finish_transfer(is_out);
   return true;
 }
 
@@ -74,7 +74,8 @@ void Host::drain() {
   while (true) {
     while (plan()) {
     }
-    const bool has_moved = run_transfer();
+    const bool has_loaded = run_transfer(false);
+    const bool has_moved = run_transfer(true) || has_loaded;
     const bool has_run = device.run_one();
     if (!commit() && !has_run && !has_moved) break;
     EXPECT_TRUE(num_steps <= max_steps);

@@ -16,7 +16,7 @@ class Host {
       : ledger(config), device(config, has_replays), client(ledger, tally), policy_(ledger) {}
 
   bool plan();    // one step, handed to the device; checks what the planner promises
-  bool run_transfer();  // the oldest between device and host memory, if there is one
+  bool run_transfer(bool is_out);  // the oldest between device and host memory that way, if there is one
   bool commit();  // the oldest step, where its results are there
   bool pause(int64_t id);
   bool resume(int64_t id);

@@ -2,6 +2,7 @@
 // the device through nothing but the ring entries' release and acquire. Copies to host memory and back run beside the
 // steps, on a thread of their own.
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <deque>
@@ -58,22 +59,24 @@ class Worker {
   std::thread thread_;
 };
 
-// Steps on one thread, copies to host memory and back on another: where both touch one block or slot at a time, the
-// sanitizer says so.
+// Steps on one thread, copies to host memory on another and copies back on a third: where two touch one block or slot
+// at a time, the sanitizer says so.
 class DeviceThreads {
  public:
   DeviceThreads(const LedgerConfig& config, uint64_t seed)
       : device_(config),
         steps_([this, rng = Rng(seed)](const Plan& plan) mutable { run(plan, rng); }),
-        copies_([this, rng = Rng(seed + 1)](const Transfer& transfer) mutable { copy(transfer, rng); }) {}
+        loads_([this, rng = Rng(seed + 1)](const Transfer& transfer) mutable { copy(transfer, rng); }),
+        saves_([this, rng = Rng(seed + 2)](const Transfer& transfer) mutable { copy(transfer, rng); }) {}
 
   void launch(const Plan& plan) { steps_.push(plan); }
-  void begin(const Transfer& transfer) { copies_.push(transfer); }
-  int64_t num_copied() const { return num_copied_; }
+  void begin(const Transfer& transfer) { (transfer.is_out ? saves_ : loads_).push(transfer); }
+  int64_t num_copied(bool is_out) const { return is_out ? num_saved_ : num_loaded_; }
   // What the device saw; valid once its threads are gone.
   const std::string& stop() {
     steps_.stop();
-    copies_.stop();
+    loads_.stop();
+    saves_.stop();
     return device_.fault();
   }
 
@@ -90,14 +93,16 @@ class DeviceThreads {
   void copy(const Transfer& transfer, Rng& rng) {
     device_.begin(transfer);
     dawdle(rng);
-    device_.run_transfer();
-    ++num_copied_;
+    device_.run_transfer(transfer.is_out);
+    ++(transfer.is_out ? num_saved_ : num_loaded_);
   }
 
   Device device_;
-  std::atomic<int64_t> num_copied_ = 0;
+  std::atomic<int64_t> num_loaded_ = 0;
+  std::atomic<int64_t> num_saved_ = 0;
   Worker<Plan> steps_;
-  Worker<Transfer> copies_;
+  Worker<Transfer> loads_;
+  Worker<Transfer> saves_;
 };
 
 class ThreadedHost {
@@ -132,15 +137,19 @@ class ThreadedHost {
   bool step() {
     const bool was_all_submitted = is_all_submitted_;
     const std::lock_guard lock(mutex_);
-    for (; num_finished_ < device_.num_copied(); ++num_finished_) ledger_.finish_transfer();
+    for (const bool is_out : {false, true}) {
+      for (; num_finished_[is_out] < device_.num_copied(is_out); ++num_finished_[is_out]) {
+        ledger_.finish_transfer(is_out);
+      }
+    }
     if (const auto plan = ledger_.plan()) device_.launch(*plan);
     for (const Transfer* transfer; (transfer = ledger_.next_transfer()) != nullptr; ++num_begun_) {
       device_.begin(*transfer);
     }
     if (ledger_.commit(changes_)) client_.receive(changes_, ledger_.record(changes_.step).num_sampled);
     ledger_.check_integrity();
-    const bool is_busy = ledger_.has_unfinished() || ledger_.num_in_flight() > 0 || num_finished_ < num_begun_;
-    return is_busy || !was_all_submitted;
+    const bool is_copying = num_finished_[0] + num_finished_[1] < num_begun_;
+    return ledger_.has_unfinished() || ledger_.num_in_flight() > 0 || is_copying || !was_all_submitted;
   }
 
   std::mutex mutex_;
@@ -149,7 +158,7 @@ class ThreadedHost {
   Client client_;
   CommitRecord changes_;
   int64_t num_begun_ = 0;  // copies
-  int64_t num_finished_ = 0;
+  std::array<int64_t, 2> num_finished_ = {};  // back, out
   std::atomic<bool> is_all_submitted_ = false;
   DeviceThreads device_;
 };

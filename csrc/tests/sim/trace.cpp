@@ -85,7 +85,7 @@ void run_trace(uint64_t seed, TraceCounts& counts) {
     if (tick > 1000) break;  // all that is left is paused
     while (!rng.one_in(habits.device_delay) && host.device.advance()) {
     }
-    while (!rng.one_in(habits.transfer_delay) && host.run_transfer()) {
+    while (!rng.one_in(habits.transfer_delay) && host.run_transfer(rng.one_in(2))) {
     }
     if (rng.one_in(habits.plan_odds)) host.plan();
     if (rng.one_in(2)) host.commit();

@@ -6,10 +6,11 @@
 
 namespace headway::sim {
 
-bool Device::run_transfer() {
-  if (transfers_.empty()) return false;
-  const Transfer transfer = transfers_.front();
-  transfers_.pop_front();
+bool Device::run_transfer(bool is_out) {
+  std::deque<Transfer>& transfers = is_out ? saves_ : loads_;
+  if (transfers.empty()) return false;
+  const Transfer transfer = transfers.front();
+  transfers.pop_front();
   std::vector<Cell>& cells = transfer.is_out ? host_cells_ : cells_;
   std::vector<State>& states = transfer.is_out ? host_states_ : states_;
   const std::vector<Cell>& other_cells = transfer.is_out ? cells_ : host_cells_;

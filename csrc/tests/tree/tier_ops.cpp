@@ -54,7 +54,8 @@ void TreeFuzz::load() {
   request.root = roots_[salt];
   const int32_t found = tier_->find(request, tokens, match);
   say("seek", salt, text(tokens), " " + std::to_string(tier_->end(found)));
-  if (found == 0 || tier_->is_on_its_way(found) || !can_load(found, match)) return;
+  if (found == 0 || tier_->is_on_its_way(found) || !tier_->has_arrived(found, match.num_tokens)) return;
+  if (!can_load(found, match)) return;
   const std::string before = nodes(tree_);
   tier_->load(request, match, found, config_.num_slots > 0 ? slots_.acquire() : SlotTicket());
   EXPECT_TRUE(tier_->is_loading(request));
@@ -71,13 +72,16 @@ bool TreeFuzz::can_load(int32_t host_node, const PrefixMatch& match) const {
 
 void TreeFuzz::finish() {
   if (!tier_->is_moving()) return;
+  const bool is_out = num_moving_[1] > 0 && (num_moving_[0] == 0 || rng_.one_in(2));
+  --num_moving_[is_out];
   const std::string before = nodes(tree_);
-  tier_->finish();
-  say_all("finish", before);
+  tier_->finish(is_out);
+  say_all(is_out ? "finish out" : "finish in", before);
 }
 
 void TreeFuzz::say_transfers() {
   while (const Transfer* transfer = tier_->next()) {
+    ++num_moving_[transfer->is_out];
     if (is_quiet_) continue;
     std::printf("move %s%s /%s\n", transfer->is_out ? "out" : "in", moves(transfer->blocks).c_str(),
                 moves(transfer->slots).c_str());

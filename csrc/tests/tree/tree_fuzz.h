@@ -1,6 +1,7 @@
 // Random operations on one prefix tree, and on its host tier where it has one, told line by line (main.cpp).
 #pragma once
 
+#include <array>
 #include <memory>
 #include <span>
 #include <string>
@@ -66,6 +67,7 @@ class TreeFuzz {
   SlotPool slots_;
   PrefixTree tree_;
   std::unique_ptr<HostTier> tier_;  // null: there is none
+  std::array<int32_t, 2> num_moving_ = {};  // back, out
   std::vector<int32_t> roots_;
   std::vector<Row> rows_;
   Row last_leaf_ = {};

@@ -109,6 +109,9 @@ def assemble(config: EngineConfig, progress: Progress | None = None) -> Assembly
 def log_prefix_cache(config: EngineConfig, ledger_config: core.LedgerConfig, state_bytes: int) -> None:
     if ledger_config.use_prefix_cache:
         logger.info("prefixes of %d tokens and more are cached", ledger_config.prefix_unit_tokens)
+        if config.prefix_host_memory_bytes:
+            num_blocks, num_states = ledger_config.num_host_blocks, ledger_config.num_host_slots
+            logger.info("host memory holds %d blocks and %d states of prefixes", num_blocks, num_states)
     elif config.enable_prefix_caching:
         logger.warning(
             "no prefix is cached: not one state of %d bytes fits snapshot_memory_bytes", state_bytes

@@ -1,17 +1,19 @@
 """Host memory of the prefix cache, and the copies to it and back: beside the steps, in the ledger's order.
 
 Which block and which state moves when is the ledger's business (`csrc/core/host_tier.h`). A copy reads and writes no
-memory that a launched step names, so copies and steps share no event: on a GPU they run on a stream of their own, on a
-CPU on a thread of their own, and the ledger hears of each end from the host.
+memory that a launched step names, so copies and steps share no event, and no more do copies out and copies back: on a
+GPU each way has a stream, on a CPU a thread, and the ledger hears of each end from the host.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from headway.models.caches import ModelCaches
 
 _ALIGNMENT = 256  # of each tensor's part of the host memory
+# Of a GPU. A request waits for what comes back; what leaves has time, and must not hold up the steps beside it.
+_THREAD_BLOCKS_BACK, _THREAD_BLOCKS_OUT = 32, 2
+_PRIORITY_BACK, _PRIORITY_OUT = -1, 0  # of the stream; lower runs first, and the steps' has 0
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,8 @@ class _CpuLane:
 class _CudaLane:
     """A stream, and an event behind each copy."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    def __init__(self, device: torch.device, priority: int) -> None:
+        self._stream = torch.cuda.Stream(device, priority)  # type: ignore[no-untyped-call]
         self._stream.wait_stream(torch.cuda.current_stream(device))
         self._pending: deque[tuple[torch.cuda.Event, Callable[[], None]]] = deque()
         self._num_done = 0
@@ -117,8 +122,35 @@ class _CudaLane:
             self._stream.synchronize()
 
 
+class _Way:
+    """Copies out, or back: in their order, whatever those the other way do."""
+
+    def __init__(self, blocks: RecordPools, slots: RecordPools, lane: _Lane, max_thread_blocks: int) -> None:
+        self._blocks, self._slots, self.lane = blocks, slots, lane
+        self._max_thread_blocks = max_thread_blocks
+        self._num_finished = 0
+
+    def begin(self, blocks: torch.Tensor, slots: torch.Tensor) -> None:
+        moves = [pair for pair in ((self._blocks, blocks), (self._slots, slots)) if len(pair[1])]
+        max_thread_blocks = self._max_thread_blocks
+
+        def copy() -> None:
+            for pools, records in moves:
+                move_records(pools, records, max_thread_blocks)
+
+        self.lane.run(copy)
+
+    def take_finished(self) -> int:
+        num_new = self.lane.num_done() - self._num_finished
+        self._num_finished += num_new
+        return num_new
+
+
 class HostTier:
-    """One piece of host memory, pinned where the device is a GPU, and the copies of all layers' records."""
+    """One piece of host memory, pinned where the device is a GPU, and the copies of all layers' records.
+
+    Dropped without being closed, it waits for its copies and unpins the memory.
+    """
 
     def __init__(
         self, caches: ModelCaches, state_base: torch.Tensor, config: LedgerConfig, device: torch.device
@@ -127,47 +159,42 @@ class HostTier:
         blocks = (*caches.keys, *caches.values)
         logs = (ring for log in caches.state_log for ring in (log.columns, log.dt, log.raw))
         slots = (*caches.conv_state, *caches.ssm_state, *logs, state_base) if caches.state_pools else ()
-        host_blocks, host_slots, self._memory = _host_twins(
+        host_blocks, host_slots, memory = _host_twins(
             blocks, config.num_host_blocks + 1, slots, config.num_host_slots + 1
         )
         self._is_pinned = device.type == "cuda"
+        lanes: list[_Lane] = (
+            [_CudaLane(device, priority) for priority in (_PRIORITY_BACK, _PRIORITY_OUT)]
+            if self._is_pinned
+            else [_CpuLane(), _CpuLane()]
+        )
         if self._is_pinned:
-            _pin(self._memory)
-        self._blocks = _both_ways(blocks, host_blocks, device)
-        self._slots = _both_ways(slots, host_slots, device)
-        self._lane: _Lane = _CudaLane(device) if self._is_pinned else _CpuLane()
-        self._num_finished = 0
+            _pin(memory)
+        # Holds the memory, and so what the copies on their way write to, but not this object.
+        self._end = weakref.finalize(self, _end, lanes, memory, self._is_pinned)
+        pair = partial(RecordPools.pair, device=device)
+        back = _Way(pair(host_blocks, blocks), pair(host_slots, slots), lanes[0], _THREAD_BLOCKS_BACK)
+        out = _Way(pair(blocks, host_blocks), pair(slots, host_slots), lanes[1], _THREAD_BLOCKS_OUT)
+        self._ways = (back, out)
 
     def begin(self, transfer: Transfer) -> None:
-        """Copies now or later, behind all that was begun before."""
-        moves = [
-            (pools[transfer.is_out], self._staged(records))
-            for pools, records in ((self._blocks, transfer.blocks), (self._slots, transfer.slots))
-            if len(records)
-        ]
+        """Copies now or later, behind all that was begun that way before."""
+        self._ways[transfer.is_out].begin(self._staged(transfer.blocks), self._staged(transfer.slots))
 
-        def copy() -> None:
-            for pools, records in moves:
-                move_records(pools, records)
+    def take_finished(self, is_out: bool) -> int:
+        """Transfers out, or back, that ended since this was asked last, the oldest first.
 
-        self._lane.run(copy)
-
-    def take_finished(self) -> int:
-        """Transfers that ended since this was asked last, the oldest first. Raises the fault of one that failed."""
-        num_new = self._lane.num_done() - self._num_finished
-        self._num_finished += num_new
-        return num_new
+        Raises the fault of one that failed.
+        """
+        return self._ways[is_out].take_finished()
 
     def close(self) -> None:
         """Waits for the copies on their way. Legal twice."""
-        self._lane.close()
-        if self._is_pinned:
-            self._is_pinned = False
-            torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr())  # type: ignore[no-untyped-call]
+        self._end()
 
     def _staged(self, records: npt.NDArray[np.int32]) -> torch.Tensor:
         moves = torch.from_numpy(records)
-        return moves.pin_memory() if self._is_pinned else moves
+        return moves.pin_memory() if self._is_pinned and len(records) else moves
 
 
 def with_host_tier(
@@ -179,8 +206,9 @@ def with_host_tier(
     """
 
     def plan() -> Plan | None:
-        for _ in range(tier.take_finished()):
-            ledger.finish_transfer()
+        for is_out in (False, True):
+            for _ in range(tier.take_finished(is_out)):
+                ledger.finish_transfer(is_out)
         made = stages.plan()
         transfer = ledger.next_transfer()
         if transfer is not None and settle is not None:
@@ -214,13 +242,6 @@ def _host_twins(
     return twins[: len(blocks)], twins[len(blocks) :], memory
 
 
-def _both_ways(
-    records: Sequence[torch.Tensor], twins: Sequence[torch.Tensor], device: torch.device
-) -> tuple[RecordPools, RecordPools]:
-    """Back from host memory, and out to it."""
-    return RecordPools.pair(twins, records, device), RecordPools.pair(records, twins, device)
-
-
 def _pin(memory: torch.Tensor) -> None:
     """In place: torch's own pinned allocations are as large as the next power of two."""
     error = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)  # type: ignore[no-untyped-call]
@@ -229,3 +250,10 @@ def _pin(memory: torch.Tensor) -> None:
             f"{memory.numel()} bytes of host memory for the prefix cache cannot be pinned (CUDA error {int(error)})",
             hint="less prefix_host_memory_bytes",
         )
+
+
+def _end(lanes: Sequence[_Lane], memory: torch.Tensor, is_pinned: bool) -> None:
+    for lane in lanes:
+        lane.close()
+    if is_pinned:
+        torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())  # type: ignore[no-untyped-call]

@@ -52,15 +52,27 @@ class RecordPools:
         return RecordPools(tuple(sources), tuple(targets), table, num_pieces)
 
 
-def move_records(pools: RecordPools, moves: Tensor) -> None:
+def move_records(pools: RecordPools, moves: Tensor, max_thread_blocks: int = 32) -> None:
     """targets[i][moves[k, 1]] = sources[i][moves[k, 0]] for every pool i and move k, in one launch.
 
     Args:
         moves: [k, 2] int32 in memory that the device reads, of indices that are there; targets differ.
+        max_thread_blocks: of a GPU, for all of it; at least 1.
+
+    Raises:
+        ValueError: moves or max_thread_blocks are not as said.
     """
+    if max_thread_blocks < 1:
+        raise ValueError(f"move_records: max_thread_blocks must be at least 1, got {max_thread_blocks}")
     if moves.ndim != 2 or moves.shape[1] != 2 or moves.dtype != torch.int32 or not moves.is_contiguous():
         raise ValueError(f"move_records: moves must be [k, 2] int32, got {list(moves.shape)} {moves.dtype}")
     kernels, stream = target_of(pools.table)
     kernels.move_records(
-        moves.shape[0], moves.data_ptr(), len(pools.sources), pools.table.data_ptr(), pools.num_pieces, stream
+        moves.shape[0],
+        moves.data_ptr(),
+        len(pools.sources),
+        pools.table.data_ptr(),
+        pools.num_pieces,
+        max_thread_blocks,
+        stream,
     )
