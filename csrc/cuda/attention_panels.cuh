@@ -23,8 +23,8 @@ struct alignas(1024) Panels {
   }
 };
 
-// Slots that go round, filled by the copying warp or its copies and freed by the kReaders warps that compute. turn:
-// counts all uses of the ring, by each role alike.
+// Slots that go round, filled by the copying warp or its copies and freed by kReaders: warps that compute, where only
+// products read the slots, else their threads. turn: counts all uses of the ring, by each role alike.
 template <typename Slot, unsigned kStages, int kReaders>
 struct Ring {
   Slot slots[kStages];
@@ -44,7 +44,7 @@ struct Ring {
   __device__ __forceinline__ void wait_full(unsigned turn) { full_barrier(turn).wait(turn / kStages % 2); }
   // A phase that has not begun counts as the end of the one before: the first slots are free.
   __device__ __forceinline__ void wait_free(unsigned turn) { free_barrier(turn).wait(turn / kStages % 2 ^ 1); }
-  // By one lane of each warp that computes.
+  // By each reader; of a warp, one lane.
   __device__ __forceinline__ void arrive_free(unsigned turn) { free_barrier(turn).arrive(); }
 };
 

@@ -1,7 +1,8 @@
-// The copying warp of attention_stream.cuh: walks over the block's piece, looks up where a tile's keys lie and has the
-// copy engine fetch them, a box of neighbouring keys (and 64 channels) a lane, as far ahead as the ring reaches.
+// The copying warp of attention_stream.cuh: walks over the block's piece and has its keys and values fetched
+// (attention_boxes.cuh), as far ahead as the ring reaches.
 #pragma once
 
+#include "cuda/attention_boxes.cuh"
 #include "cuda/attention_stream.cuh"
 
 namespace headway::cuda::stream {
@@ -11,16 +12,8 @@ namespace headway::cuda::stream {
 template <int kDim, int kGroups>
 class CopyWarp {
  public:
-  using Tile = Panels<kDim, kKeys>;
-
   __device__ CopyWarp(const StreamParams& params, stream::Lane<kDim, kGroups>& shared)
-      : params_(params), shared_(shared), lane_(static_cast<int>(threadIdx.x) % kWarpSize) {
-    const int boxes = kKeys / params.box_keys;
-    has_box_ = lane_ < boxes * Tile::kCount;
-    box_key_ = lane_ % boxes * params.box_keys;
-    panel_ = lane_ / boxes;
-    offset_ = static_cast<uint32_t>(panel_ * Tile::kPanelBytes + box_key_ * wgmma::kPanelRowBytes);
-  }
+      : params_(params), shared_(shared), box_(params.decode.attention, params.box_keys) {}
 
   __device__ void run() {
     const Piece& piece = shared_.piece;
@@ -33,8 +26,6 @@ class CopyWarp {
   }
 
  private:
-  static constexpr int kNoPlace = -1;
-
   // Keys and values of `count` steps.
   __device__ void copy_run(const Step& step, int count) {
     const int end = step.first_key + count * kStreamStepKeys;
@@ -43,14 +34,8 @@ class CopyWarp {
     for (int first = step.first_key; first < end; first += kStreamStepKeys) {
       int next_places[kStepTiles];
       find_places(step, first + kStreamStepKeys, next_places);
-#pragma unroll
-      for (int tile = 0; tile < kStepTiles; ++tile) {
-        copy_tile(params_.keys, step.kv_head, first + tile * kKeys, places[tile]);
-      }
-#pragma unroll
-      for (int tile = 0; tile < kStepTiles; ++tile) {
-        copy_tile(params_.values, step.kv_head, first + tile * kKeys, places[tile]);
-      }
+      copy_tiles(params_.keys, step.kv_head, first, places);
+      copy_tiles(params_.values, step.kv_head, first, places);
 #pragma unroll
       for (int tile = 0; tile < kStepTiles; ++tile) places[tile] = next_places[tile];
     }
@@ -58,38 +43,21 @@ class CopyWarp {
 
   __device__ void find_places(const Step& step, int first, int (&places)[kStepTiles]) const {
 #pragma unroll
-    for (int tile = 0; tile < kStepTiles; ++tile) places[tile] = find_place(step, first + tile * kKeys);
-  }
-
-  // The cache block of the lane's box in the tile from key `first` on; none beyond the last key: what is not copied
-  // becomes zeros.
-  __device__ int find_place(const Step& step, int first) const {
-    const int key = first + box_key_;
-    if (!has_box_ || key >= step.row.kv_len) return kNoPlace;
-    return step.row.blocks[key / params_.decode.attention.cache.block_size];
-  }
-
-  __device__ void copy_tile(const CUtensorMap& map, int kv_head, int first, int place) {
-    auto& ring = shared_.tiles;
-    ring.wait_free(turn_);
-    const Barrier full = ring.full_barrier(turn_);
-    if (lane_ == 0) full.arrive_expecting(Tile::kBytes);
-    __syncwarp();
-    if (has_box_) {
-      const int key = (first + box_key_) % params_.decode.attention.cache.block_size;
-      const int indices[4] = {panel_ * wgmma::kPanelColumns, kv_head, key, place};
-      copy_box_once(shared_address(ring.slot(turn_).bytes) + offset_, map, indices, full);
+    for (int tile = 0; tile < kStepTiles; ++tile) {
+      places[tile] = box_.find_place(step.row, step.row.kv_len, first + tile * kKeys);
     }
-    ++turn_;
+  }
+
+  __device__ void copy_tiles(const CUtensorMap& map, int kv_head, int first, const int (&places)[kStepTiles]) {
+#pragma unroll
+    for (int tile = 0; tile < kStepTiles; ++tile, ++turn_) {
+      box_.copy_tile(shared_.tiles, turn_, map, kv_head, first + tile * kKeys, places[tile]);
+    }
   }
 
   const StreamParams& params_;
   stream::Lane<kDim, kGroups>& shared_;
-  int lane_;
-  bool has_box_;  // the lane's, of each tile:
-  int box_key_;
-  int panel_;
-  uint32_t offset_;  // bytes
+  BoxLane<kDim, kKeys, /*kIsReadOnce=*/true> box_;
   unsigned turn_ = 0;
 };
 

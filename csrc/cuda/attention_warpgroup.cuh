@@ -44,7 +44,7 @@ struct Shared {
   Panels<kDim, kGroupRows> queries[kRowGroups];
   TileRing<kDim> keys;
   TileRing<kDim> values;
-  Ring<QueryBlock, kStages, kRowWarps> blocks;  // one without packed rows ends the work
+  Ring<QueryBlock, kStages, kRowThreads> blocks;  // one without packed rows ends the work
 };  // then the prefix sums of the rows' blocks
 
 __device__ __forceinline__ int num_key_tiles(const QueryBlock& block) {

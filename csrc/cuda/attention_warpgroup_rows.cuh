@@ -46,8 +46,7 @@ class RowGroup {
   __device__ QueryBlock next_block() {
     shared_.blocks.wait_full(block_turn_);
     const QueryBlock block = shared_.blocks.slot(block_turn_);
-    __syncwarp();
-    if (lane_ == 0) shared_.blocks.arrive_free(block_turn_);
+    shared_.blocks.arrive_free(block_turn_);
     ++block_turn_;
     return block;
   }

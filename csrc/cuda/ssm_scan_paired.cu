@@ -26,7 +26,6 @@ template <int kN>
 __device__ __forceinline__ void scan_chunks(const Work& work, const chunk::Maps& maps, paired::BlockShared<kN>& shared,
                                             unsigned& turn) {
   using Memory = paired::BlockShared<kN>;
-  const SsmScanParams& params = work.params;
   if (threadIdx.x >= kGroupThreads) {
     wgmma::give_registers_back<paired::kScoreRegisters>();
     paired::ScoreGroup<Memory> group(work, maps, shared);
@@ -35,11 +34,7 @@ __device__ __forceinline__ void scan_chunks(const Work& work, const chunk::Maps&
     wgmma::take_registers<paired::kBlockRegisters>();
   } else {
     wgmma::take_registers<paired::kTileRegisters>();
-    TileGroup<Memory, false> group(work, shared);
-    const float* source = static_cast<float*>(params.state) + params.read_slots[work.row] * params.state_stride;
-    group.load_state(work.tokens.start > 0 ? source : nullptr);
-    group.run(work.tokens, chunk::SnapshotCursor(params, work.row), turn);
-    group.store_state(static_cast<float*>(params.state) + params.write_slots[work.row] * params.state_stride);
+    TileGroup<Memory, false>(work, shared).run(turn);
     wgmma::give_registers_back<paired::kBlockRegisters>();
   }
 }
@@ -53,20 +48,12 @@ __global__ void __launch_bounds__(paired::kBlockThreads, paired::kResidentBlocks
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<paired::BlockShared<kN>*>(shared_bytes);
-  allow_next_kernel();
-  if (threadIdx.x == 0) {
+  begin_chained_kernel([&] {
     chunk::prefetch_maps(maps);
     shared.init_barriers();
-  }
-  __syncthreads();
-  wait_for_previous_kernel();
-
-  unsigned turn = 0;
-  for_each_tile(params, plan, [&](const Work& work) {
-    if (work.tokens.num_tokens > 0) scan_chunks<kN>(work, maps, shared, turn);
-    __syncthreads();  // the row's state is in its slot, and the stages are free
-    scan_rest_of_heads<kN>(work, &shared);
   });
+  unsigned turn = 0;
+  scan_tiles<kN>(params, plan, &shared, [&](const Work& work) { scan_chunks<kN>(work, maps, shared, turn); });
 #endif
 }
 

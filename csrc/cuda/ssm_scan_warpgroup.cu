@@ -26,7 +26,6 @@ constexpr char kOp[] = "ssm_scan";
 
 template <int kN, bool kStraddles>
 __device__ __forceinline__ void scan_chunks(const Work& work, Shared<kN>& shared, unsigned& turn) {
-  const SsmScanParams& params = work.params;
   const int role = static_cast<int>(threadIdx.x) / kGroupThreads;
   if (role == 1) {
     wgmma::give_registers_back<kOtherRegisters>();
@@ -40,11 +39,7 @@ __device__ __forceinline__ void scan_chunks(const Work& work, Shared<kN>& shared
     wgmma::take_registers<kBlockRegisters>();
   } else {
     wgmma::take_registers<kTileRegisters>();
-    TileGroup<Shared<kN>, kStraddles> group(work, shared);
-    const float* source = static_cast<float*>(params.state) + params.read_slots[work.row] * params.state_stride;
-    group.load_state(work.tokens.start > 0 ? source : nullptr);
-    group.run(work.tokens, chunk::SnapshotCursor(params, work.row), turn);
-    group.store_state(static_cast<float*>(params.state) + params.write_slots[work.row] * params.state_stride);
+    TileGroup<Shared<kN>, kStraddles>(work, shared).run(turn);
     wgmma::give_registers_back<kBlockRegisters>();
   }
 }
@@ -56,17 +51,9 @@ __global__ void __launch_bounds__(kThreads, 1) warpgroup_scan_kernel(SsmScanPara
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<Shared<kN>*>(shared_bytes);
-  allow_next_kernel();
-  if (threadIdx.x == 0) shared.init_barriers();
-  __syncthreads();
-  wait_for_previous_kernel();
-
+  begin_chained_kernel([&] { shared.init_barriers(); });
   unsigned turn = 0;
-  for_each_tile(params, plan, [&](const Work& work) {
-    if (work.tokens.num_tokens > 0) scan_chunks<kN, kStraddles>(work, shared, turn);
-    __syncthreads();  // the row's state is in its slot, and the stages are free
-    scan_rest_of_heads<kN>(work, &shared);
-  });
+  scan_tiles<kN>(params, plan, &shared, [&](const Work& work) { scan_chunks<kN, kStraddles>(work, shared, turn); });
 #endif
 }
 

@@ -62,14 +62,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<Shared<kN, kP>*>(shared_bytes);
-  allow_next_kernel();
-  if (threadIdx.x == 0) {
+  begin_chained_kernel([&] {
     chunk::prefetch_maps(maps);
     shared.init_barriers();
-  }
-  __syncthreads();
-  wait_for_previous_kernel();
-
+  });
   Place start;
   const int head_tiles = params.head_dim / kP;
   chunk::for_each_item(params.rows, plan, [&](const ScanItem& item) {

@@ -74,7 +74,7 @@ struct Handover {
   __device__ __forceinline__ void init_barriers() {
     for (int i = 0; i < kStages; ++i) {
       Barrier{shared_address(&fetched[i])}.init(kFetchArrivals);
-      Barrier{shared_address(&free[i])}.init(kGroupWarps);
+      Barrier{shared_address(&free[i])}.init(kGroupThreads);
     }
     for (auto& barrier : ready) Barrier{shared_address(&barrier)}.init(kGroupThreads);
     Barrier::publish_inits();
@@ -85,6 +85,7 @@ struct Handover {
   __device__ __forceinline__ void wait_ready(unsigned turn) {
     Barrier{shared_address(&ready[turn % 2])}.wait(turn / 2 % 2);
   }
+  // By each thread of the tile for what it has read.
   __device__ __forceinline__ void arrive_free(unsigned turn) {
     Barrier{shared_address(&free[turn % kStages])}.arrive();
   }

@@ -60,6 +60,17 @@ __device__ __forceinline__ void scan_rest_of_heads(const Work& work, void* share
   }
 }
 
+// scan_chunks(work) for the block's items, then what chunks leave of their rows. shared: where scan_chunks works.
+template <int kN, typename ScanChunks>
+__device__ __forceinline__ void scan_tiles(const SsmScanParams& params, const TilePlan& plan, void* shared,
+                                           ScanChunks&& scan_chunks) {
+  for_each_tile(params, plan, [&](const Work& work) {
+    if (work.tokens.num_tokens > 0) scan_chunks(work);
+    __syncthreads();  // the row's state is in its slot, and the stages are free
+    scan_rest_of_heads<kN>(work, shared);
+  });
+}
+
 #endif
 
 // resident_blocks: of a multiprocessor. Then, where rows without chunks have no items, a launch for them.

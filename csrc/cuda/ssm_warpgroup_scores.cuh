@@ -37,7 +37,7 @@ struct ScoreGroup {
       const uint64_t offset = (n / wgmma::kPanelColumns * sizeof(Panel) +
                                n % wgmma::kPanelColumns / kBlock * wgmma::kStepBytes<wgmma::Rows::kAlongSum>) >>
                               4;
-      wgmma::multiply_shared(scores, C + offset, B + offset, n > 0);
+      wgmma::multiply_shared<wgmma::Rows::kAlongSum, 0, kTokens>(scores, C + offset, B + offset, n > 0);
     }
     wgmma::commit_products();
     wgmma::wait_products<0>();

@@ -68,7 +68,7 @@ struct TileGroup {
       constexpr int kPanelSteps = wgmma::kPanelColumns / kBlock;
       const uint64_t offset =
           (step / kPanelSteps * sizeof(Panel) + step % kPanelSteps * wgmma::kStepBytes<Rows::kAlongSum>) >> 4;
-      wgmma::multiply<Rows::kAlongSum, 0>(y, rounded[step], C + offset, step > 0);
+      wgmma::multiply<Rows::kAlongSum, 0, kTokens>(y, rounded[step], C + offset, step > 0);
     }
     wgmma::commit_products();
   }
@@ -132,7 +132,7 @@ struct TileGroup {
     const uint64_t W = wgmma::describe_uniform(shared_address(&weights));
 #pragma unroll
     for (int j = 0; j < kNumBlocks; ++j) {
-      wgmma::multiply<Rows::kAlongSum, 0>(y, x[j], W + (j * wgmma::kStepBytes<Rows::kAlongSum> >> 4), true);
+      wgmma::multiply<Rows::kAlongSum, 0, kTokens>(y, x[j], W + (j * wgmma::kStepBytes<Rows::kAlongSum> >> 4), true);
     }
   }
 
@@ -142,9 +142,10 @@ struct TileGroup {
 #pragma unroll
     for (int j = 0; j < kNumBlocks; ++j) {
       const uint64_t block = B + (j * wgmma::kStepBytes<Rows::kAcrossSum> >> 4);
-      wgmma::multiply<Rows::kAcrossSum, 0>(state, weighed[j], block, true);
+      wgmma::multiply<Rows::kAcrossSum, 0, wgmma::kPanelColumns>(state, weighed[j], block, true);
       if constexpr (kN == 128) {
-        wgmma::multiply<Rows::kAcrossSum, 8>(state, weighed[j], block + (sizeof(Panel) >> 4), true);
+        wgmma::multiply<Rows::kAcrossSum, 8, wgmma::kPanelColumns>(state, weighed[j], block + (sizeof(Panel) >> 4),
+                                                                   true);
       }
     }
   }
@@ -228,14 +229,24 @@ struct TileGroup {
 
   // Row ---------------------------------------------------------------------------------------------------------------
 
-  __device__ __forceinline__ void run(const chunk::RowTokens& tokens, chunk::SnapshotCursor snapshots, unsigned& turn) {
+  // From the row's slot to its next one.
+  __device__ __forceinline__ void run(unsigned& turn) {
+    const SsmScanParams& params = work.params;
+    float* slots = static_cast<float*>(params.state);
+    const float* source = slots + params.read_slots[work.row] * params.state_stride;
+    load_state(work.tokens.start > 0 ? source : nullptr);
+    run_chunks(chunk::SnapshotCursor(params, work.row), turn);
+    store_state(slots + params.write_slots[work.row] * params.state_stride);
+  }
+
+  __device__ __forceinline__ void run_chunks(chunk::SnapshotCursor snapshots, unsigned& turn) {
+    const chunk::RowTokens& tokens = work.tokens;
     Chunk chunk = tokens.chunk_at(0);
     for (int done = 0; chunk.count > 0; ++turn) {
       shared.wait_ready(turn);
       shared.wait_fetched(turn);  // long so
       run_chunk(shared.stage(turn), turn, chunk);
-      __syncwarp();
-      if (static_cast<int>(threadIdx.x) % kWarpSize == 0) shared.arrive_free(turn);
+      shared.arrive_free(turn);
       done += chunk.count;
       if (float* slot = snapshots.take(tokens.start + done); slot != nullptr) store_state(slot);
       chunk = tokens.chunk_at(done);

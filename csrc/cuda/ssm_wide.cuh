@@ -76,7 +76,7 @@ struct Shared {
   Stage<kN, kP> stages[kStages];
   Panel<kTokens> weighed[2][kPanels<kP>];  // e^(cs_L - cs_j) dt_j x_j
   Panel<kP> states[kOutputGroups][kPanels<kN>];  // before a chunk, for the group that makes its outputs
-  Turns<kStages> chunks;  // full: fetched and weighed; free: neither state nor outputs need it
+  Turns<kStages> chunks;  // full: fetched and weighed; free: no thread of the state or the outputs needs it
   Turns<kStages> fetched;  // and its decays made; freed with the chunk
   Turns<2> weights;  // freed by the state; full with the chunk
   Turns<kOutputGroups> rounded;  // of states
@@ -85,7 +85,7 @@ struct Shared {
 
   // One thread, before any other use.
   __device__ __forceinline__ void init_barriers() {
-    chunks.init(kGroupThreads, 2 * kGroupWarps);
+    chunks.init(kGroupThreads, 2 * kGroupThreads);
     fetched.init(1 + kWarpSize, 1);  // the copies and the lanes that made the decays
     weights.init(1, kGroupWarps);
     rounded.init(kGroupThreads, kGroupWarps);

@@ -194,14 +194,14 @@ struct OutputGroup {
     wgmma::hold(weights);
     store_panel<0, kPanelColumns>(stage, chunk);
     if constexpr (kPanels<kP> == 2) store_panel<1, kLastColumns<kP>>(stage, chunk);
-    if (is_first_lane()) shared.chunks.free_barrier(place.turn).arrive();
+    shared.chunks.free_barrier(place.turn).arrive();
   }
 
   __device__ __forceinline__ void run(Place place) {
     // A wait tells a barrier's phases apart only if it skips none.
     for (int i = 0; i < work.item.first_output; ++i, ++place.turn) {
       shared.chunks.wait_full(place.turn);
-      if (place.turn % kOutputGroups == index && is_first_lane()) shared.chunks.free_barrier(place.turn).arrive();
+      if (place.turn % kOutputGroups == index) shared.chunks.free_barrier(place.turn).arrive();
     }
     for (int i = work.item.first_output; i < work.item.end; ++i, ++place.turn, ++place.output) {
       if (place.output % kOutputGroups == index) run_chunk(work.item.tokens.chunk(i), place);

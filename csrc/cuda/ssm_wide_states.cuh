@@ -116,11 +116,8 @@ struct StateGroup {
       }
       shared.chunks.wait_full(place.turn);
       advance(shared.stage(place.turn), shared.weighed[place.turn % 2]);
-      __syncwarp();
-      if (is_first_lane()) {
-        shared.weights.free_barrier(place.turn).arrive();
-        shared.chunks.free_barrier(place.turn).arrive();
-      }
+      if (is_first_lane()) shared.weights.free_barrier(place.turn).arrive();
+      shared.chunks.free_barrier(place.turn).arrive();
       float* slot = snapshots.take(tokens.start + min(tokens.num_done(i + 1), tokens.num_tokens));
       if (slot != nullptr && has_outputs) store(slot);
     }

@@ -36,6 +36,15 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 #endif
 }
 
+// How a chained kernel begins: one thread prepares what owes nothing to the previous kernel.
+template <typename Prepare>
+__device__ __forceinline__ void begin_chained_kernel(Prepare&& prepare) {
+  allow_next_kernel();
+  if (threadIdx.x == 0) prepare();
+  __syncthreads();
+  wait_for_previous_kernel();
+}
+
 // shared_bytes: dynamic shared memory, up to what the device has for a block. cluster_blocks: of a cluster, along x.
 template <typename... Params, typename... Args>
 void launch_chained_clusters(const char* op, void (*kernel)(Params...), dim3 grid, int cluster_blocks, int num_threads,
