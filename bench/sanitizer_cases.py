@@ -113,6 +113,7 @@ CASES = (
     "tests/ops/test_scan_chunks.py::test_against_the_oracle[grid_edges-p96_n128_g1]",
     "tests/ops/test_scan_chunks.py::test_against_the_oracle[grid_edges-p64_n256_g1]",
     "tests/ops/test_scan_chunks.py::test_against_the_oracle[grid_edges-p24_n128_g1]",
+    "tests/ops/test_scan_chunks.py::test_against_the_oracle[long-wide_batch]",
     "tests/ops/test_scan_chunks.py::test_against_the_oracle[resumed-wide_batch]",
     "tests/ops/test_scan_chunks.py::test_against_the_oracle[long-p96_n128_g1]",
     "tests/ops/test_scan_chunks.py::test_against_the_oracle[among_decode-p80_n128_g2]",

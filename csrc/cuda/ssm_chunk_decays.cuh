@@ -27,10 +27,11 @@ struct Chunk {
   int count;
 };
 
-// Decays of one chunk. Tokens behind the row's end have dt = 0: they neither decay nor add.
+// Decays of one chunk. Tokens behind the row's end have dt = 0: they neither decay nor add. Token j weighs
+// e^(cs_i - cs_j) dt_j = 2^(log2_sum[i] + log2_weight[j]) for a later token i.
 struct Decays {
   float log2_sum[kTokens];    // cs
-  float dt[kTokens];
+  float log2_weight[kTokens];  // log2(dt_j) - cs_j
   float from_start[kTokens];  // e^cs_i
   float to_end[kTokens];      // e^(cs_L - cs_j) dt_j
 };
@@ -83,7 +84,7 @@ struct HeadClock {
     const float sum1 = sum0 + log1;
     const float last = __shfl_sync(kFullWarp, sum1, kWarpSize - 1);
     *reinterpret_cast<float2*>(&decays.log2_sum[2 * lane]) = {sum0, sum1};
-    *reinterpret_cast<float2*>(&decays.dt[2 * lane]) = {dt0, dt1};
+    *reinterpret_cast<float2*>(&decays.log2_weight[2 * lane]) = {fast_log2(dt0) - sum0, fast_log2(dt1) - sum1};
     *reinterpret_cast<float2*>(&decays.from_start[2 * lane]) = {fast_exp2(sum0), fast_exp2(sum1)};
     *reinterpret_cast<float2*>(&decays.to_end[2 * lane]) = {fast_exp2(fminf(last - sum0, 0.0f)) * dt0,
                                                             fast_exp2(fminf(last - sum1, 0.0f)) * dt1};

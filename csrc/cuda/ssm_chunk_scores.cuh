@@ -73,13 +73,12 @@ struct ScoreWarp {
 #pragma unroll
     for (int tile = 0; tile < 2 * (kI + 1); ++tile) {
       const int column = tile * 8 + lane % 4 * 2;
-      const float2 column_sum = *reinterpret_cast<const float2*>(&decays.log2_sum[column]);
-      const float2 dt = *reinterpret_cast<const float2*>(&decays.dt[column]);
+      const float2 log2_weight = *reinterpret_cast<const float2*>(&decays.log2_weight[column]);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int token = row + r * 8;
-        float w0 = fast_exp2(fminf(row_sum[r] - column_sum.x, 0.0f)) * dt.x * scores[tile][2 * r];
-        float w1 = fast_exp2(fminf(row_sum[r] - column_sum.y, 0.0f)) * dt.y * scores[tile][2 * r + 1];
+        float w0 = fast_exp2(row_sum[r] + log2_weight.x) * scores[tile][2 * r];
+        float w1 = fast_exp2(row_sum[r] + log2_weight.y) * scores[tile][2 * r + 1];
         if (tile >= 2 * kI) {  // the diagonal block
           w0 = column <= token ? w0 : 0.0f;
           w1 = column + 1 <= token ? w1 : 0.0f;

@@ -1,7 +1,10 @@
-// ssm_scan for prompts on sm_90a where heads have 80 channels: ssm_wide.cuh's blocks over the items of
-// ssm_scan_plan.cuh, the last few tokens of a row token by token (ssm_recurrence.cuh), and the launch.
+// ssm_scan for prompts on sm_90a: ssm_wide.cuh's blocks over the items of ssm_scan_plan.cuh, the last few tokens of a
+// row token by token (ssm_recurrence.cuh), and the launch. Tiles of 80 channels for heads of these; of 64 where blocks
+// outnumber tiles by so much that they share a row's chunks.
 //
-// What is bit-equal: as in ssm_scan_chunked.cu.
+// What is bit-equal: as in ssm_scan_chunked.cu. Tiles of 64 have the bits of ssm_scan_warpgroup.cu, which takes all
+// other rows: every sum adds the same products of the same bf16 operands in the same order, transposed. That the
+// hardware rounds both alike is written nowhere; test_scan_chunks.py holds it to that.
 #include "cuda/common/device.h"
 #include "cuda/common/sm90a_code.h"
 #include "cuda/common/vector.cuh"
@@ -21,7 +24,8 @@ using chunk::ScanItem;
 using chunk::ScanPlan;
 
 constexpr char kOp[] = "ssm_scan";
-constexpr int kTileChannels = 80;
+constexpr int kWholeChannels = 80;
+constexpr int kSharedChannels = 64;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -86,27 +90,38 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // Launch ------------------------------------------------------------------------------------------------------------
 
-template <int kN>
+ScanPlan plan_tiles(const SsmScanParams& params, int tile_channels) {
+  const int row_items = params.num_heads * params.head_dim / tile_channels;
+  return chunk::plan_scan(params, row_items, device_attribute(cudaDevAttrMultiProcessorCount, kOp), kOp);
+}
+
+template <int kN, int kP>
 void launch(const SsmScanParams& params, cudaStream_t stream) {
-  using Memory = Shared<kN, kTileChannels>;
+  using Memory = Shared<kN, kP>;
   static_assert(sizeof(ScanTile<kN>) <= sizeof(Memory::stages), "the recurrence works where stages lie");
-  const int row_items = params.num_heads * params.head_dim / kTileChannels;
-  const int num_processors = device_attribute(cudaDevAttrMultiProcessorCount, kOp);
-  const ScanPlan plan = chunk::plan_scan(params, row_items, num_processors, kOp);
-  chunk::launch_plan(wide_scan_kernel<kN, kTileChannels>, plan, kThreads, sizeof(Memory), params, stream, kOp,
+  chunk::launch_plan(wide_scan_kernel<kN, kP>, plan_tiles(params, kP), kThreads, sizeof(Memory), params, stream, kOp,
                      chunk::make_maps(params, kOp));
+}
+
+template <int kN>
+void launch_state_size(const SsmScanParams& params, cudaStream_t stream) {
+  if (params.head_dim % kWholeChannels == 0) return launch<kN, kWholeChannels>(params, stream);
+  launch<kN, kSharedChannels>(params, stream);
 }
 
 }  // namespace
 
 bool can_scan_wide(const SsmScanParams& params) {
-  const bool has_shape = (params.state_size == 64 || params.state_size == 128) && params.head_dim % kTileChannels == 0;
-  return has_shape && can_scan_chunks(params) && runs_sm90a_code(kOp);
+  const bool has_code =
+      (params.state_size == 64 || params.state_size == 128) && can_scan_chunks(params) && runs_sm90a_code(kOp);
+  if (!has_code) return false;
+  if (params.head_dim % kWholeChannels == 0) return true;
+  return params.head_dim % kSharedChannels == 0 && plan_tiles(params, kSharedChannels).num_segments > 1;
 }
 
 void launch_wide_scan(const SsmScanParams& params, cudaStream_t stream) {
-  if (params.state_size == 64) return launch<64>(params, stream);
-  launch<128>(params, stream);
+  if (params.state_size == 64) return launch_state_size<64>(params, stream);
+  launch_state_size<128>(params, stream);
 }
 
 }  // namespace headway::cuda

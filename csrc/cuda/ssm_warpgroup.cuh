@@ -5,7 +5,8 @@
 // product and, rounded, the operand of the next (ssm_warpgroup_tile.cuh). A second one, some chunks ahead, fetches the
 // data and turns dt into decays (ssm_warpgroup_copies.cuh). A third makes the weights in between
 // (ssm_warpgroup_scores.cuh). A tile may straddle two heads where 64 does not divide the head dim: rows of a product
-// never mix. Where there are many tiles, blocks of two warpgroups share a multiprocessor instead (ssm_paired.cuh).
+// never mix. Where there are many tiles, blocks of two warpgroups share a multiprocessor instead (ssm_paired.cuh), and
+// where there are few, several blocks share a row (ssm_wide.cuh).
 #pragma once
 
 #include "cuda/common/mbarrier.cuh"

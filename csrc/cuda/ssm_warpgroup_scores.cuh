@@ -66,13 +66,12 @@ struct ScoreGroup {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int column = block * kBlock + half * 8 + lane % 4 * 2;
-        const float2 column_sum = *reinterpret_cast<const float2*>(&decays.log2_sum[column]);
-        const float2 dt = *reinterpret_cast<const float2*>(&decays.dt[column]);
+        const float2 log2_weight = *reinterpret_cast<const float2*>(&decays.log2_weight[column]);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           const float* score = &scores[2 * block + half][2 * r];
-          float w0 = fast_exp2(fminf(row_sum[r] - column_sum.x, 0.0f)) * dt.x * score[0];
-          float w1 = fast_exp2(fminf(row_sum[r] - column_sum.y, 0.0f)) * dt.y * score[1];
+          float w0 = fast_exp2(row_sum[r] + log2_weight.x) * score[0];
+          float w1 = fast_exp2(row_sum[r] + log2_weight.y) * score[1];
           if (block == kWarp) {  // on the diagonal
             w0 = column <= row + r * 8 ? w0 : 0.0f;
             w1 = column + 1 <= row + r * 8 ? w1 : 0.0f;

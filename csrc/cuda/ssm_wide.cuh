@@ -48,7 +48,6 @@ struct Stage {
   Panel<kTokens> C[kPanels<kN>];
   Panel<kTokens> x[kPanels<kP>];
   Decays decays;
-  alignas(16) float log2_weight[kTokens];  // log2(dt_j) - cs_j: token j weighs 2^(cs_i + this) for a later token i
 };
 
 // A ring of kDepth places; use: counts all uses of the ring, by each role alike.

@@ -112,14 +112,6 @@ struct CopyGroup {
     }
   }
 
-  __device__ __forceinline__ void store_decays(Stage<kN, kP>& stage, chunk::HeadClock::RawPair raw, Chunk chunk) const {
-    clock.store_decays(stage.decays, raw, chunk);
-    const int token = 2 * (thread % kWarpSize);  // the lane's own two
-    const float2 dt = *reinterpret_cast<const float2*>(&stage.decays.dt[token]);
-    const float2 sum = *reinterpret_cast<const float2*>(&stage.decays.log2_sum[token]);
-    *reinterpret_cast<float2*>(&stage.log2_weight[token]) = {fast_log2(dt.x) - sum.x, fast_log2(dt.y) - sum.y};
-  }
-
   // Warp w fetches every fourth chunk and makes its decays; all weigh each.
   __device__ __forceinline__ void run(Place place) {
     auto dt = clock.load_dt(tokens.chunk(warp));
@@ -131,7 +123,7 @@ struct CopyGroup {
       shared.chunks.wait_free(turn);
       if (is_first_lane()) copy_chunk(turn, chunk, i >= work.item.first_output);
       __syncwarp();
-      store_decays(shared.stage(turn), dt, chunk);
+      clock.store_decays(shared.stage(turn).decays, dt, chunk);
       shared.fetched.full_barrier(turn).arrive();
       dt = clock.load_dt(tokens.chunk(i + kGroupWarps));
     }

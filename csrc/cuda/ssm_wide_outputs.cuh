@@ -83,7 +83,7 @@ struct OutputGroup {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int column = block * kBlock + half * 8 + first_column;
-        const float2 log2_weight = *reinterpret_cast<const float2*>(&stage.log2_weight[column]);
+        const float2 log2_weight = *reinterpret_cast<const float2*>(&decays.log2_weight[column]);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           const float* score = &scores[2 * block + half][2 * r];

@@ -24,6 +24,8 @@ CASES = {
     "p80_n128_g2": MambaCase(4, 80, 2, 128),
     "p128_n128_g1": MambaCase(2, 128, 1, 128, gap=8),
     "p64_n64_g1": MambaCase(2, 64, 1, 64),
+    # Alone a row's chunks are shared among blocks, among mates not: other kernels, the same bits
+    "p64_n64_g8": MambaCase(16, 64, 8, 64),
     "p80_n64_g2": MambaCase(2, 80, 2, 64),
     "p64_n256_g1": MambaCase(2, 64, 1, 256),
     "p128_n256_g2": MambaCase(2, 128, 2, 256),
