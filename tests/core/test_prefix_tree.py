@@ -77,12 +77,6 @@ WRONG = [
         "  std::ranges::sort(move.transfer.blocks, {}, &RecordMove::source);",
     ),
     Wrong(
-        "waypoints_are_kept",
-        "core/host_tier.cpp",
-        "const bool is_wanted = tree_.snapshot(node).kind == SnapshotKind::kAnchor && ",
-        "const bool is_wanted = ",
-    ),
-    Wrong(
         "a_log_is_forgotten",
         "core/host_tier.cpp",
         "move.has_log = host_.snapshot(host_node).has_log;",
