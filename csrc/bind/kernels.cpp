@@ -277,6 +277,11 @@ void bind_backend(py::module_& module) {
   module.def("pinned_alloc",
              [](int64_t num_bytes) { return reinterpret_cast<uintptr_t>(cuda::pinned_alloc(num_bytes)); });
   module.def("pinned_free", [](Address memory) { cuda::pinned_free(memory); });
+  // Keeps the interpreter's lock: it takes a few microseconds, getting the lock back from a busy thread milliseconds.
+  module.def("launch_graph",
+             [](Address graph, Address stream, int device_idx, Address inbox, Address news, int64_t news_bytes) {
+               cuda::launch_graph(graph, stream, device_idx, inbox, static_cast<const void*>(news), news_bytes);
+             });
 }
 #else
 void bind_backend(py::module_& module) {

@@ -8,6 +8,30 @@
 
 namespace headway::cuda {
 
+namespace {
+
+// The thread's current device, as it was before once this ends.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device_idx) {
+    check(cudaGetDevice(&before_), "launch_graph");
+    if (device_idx == before_) return;
+    check(cudaSetDevice(device_idx), "launch_graph");
+    has_moved_ = true;
+  }
+  ~DeviceGuard() {
+    if (has_moved_) cudaSetDevice(before_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = 0;
+  bool has_moved_ = false;
+};
+
+}  // namespace
+
 int device_count() {
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess) {
@@ -41,6 +65,16 @@ void* pinned_alloc(int64_t num_bytes) {
 
 void pinned_free(void* memory) {
   if (memory != nullptr) check(cudaFreeHost(memory), "pinned_free");
+}
+
+void launch_graph(void* graph, Stream stream, int device_idx, void* inbox, const void* news, int64_t news_bytes) {
+  constexpr char kOp[] = "launch_graph";
+  const DeviceGuard guard(device_idx);
+  auto* const queue = static_cast<cudaStream_t>(stream);
+  if (news_bytes > 0) {
+    check(cudaMemcpyAsync(inbox, news, static_cast<size_t>(news_bytes), cudaMemcpyHostToDevice, queue), kOp);
+  }
+  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), queue), kOp);
 }
 
 }  // namespace headway::cuda

@@ -144,3 +144,5 @@ def pinned_alloc(num_bytes: int, /) -> int:
     """Address of zeroed page-locked host memory that every device reads and writes."""
 
 def pinned_free(address: int, /) -> None: ...
+def launch_graph(graph: int, stream: int, device_idx: int, inbox: int, news: int, news_bytes: int, /) -> None:
+    """Puts an instantiated graph (cudaGraphExec_t) on a stream behind a copy of pinned memory, if any."""

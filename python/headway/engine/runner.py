@@ -17,7 +17,7 @@ from headway.engine.batch import StepBatch
 from headway.engine.graphs import DecodeGraphs
 from headway.engine.host_tier import HostTier
 from headway.engine.rehearsal import rehearse_prompts
-from headway.engine.staging import Staging, stage
+from headway.engine.staging import CudaStaging, Staging, stage
 from headway.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -97,7 +97,11 @@ class Runner:
 
     def launch(self, plan: Plan) -> None:
         """Puts one step on the device's stream. The plan's packet must live until the step is committed."""
-        self.staging.run(self._run, plan)
+        graph_exec = self._graph_exec_of(plan)
+        if graph_exec and isinstance(self.staging, CudaStaging):
+            self.staging.launch_graph(graph_exec, plan.packet_address, plan.packet_bytes)
+        else:
+            self.staging.run(self._run, plan)
 
     def wait(self, is_ready: Callable[[], bool]) -> None:
         """Returns when the awaited results are in the ring; raises what the device raised in their place."""
@@ -156,12 +160,21 @@ class Runner:
         if not self._row_buckets or plan.num_rows != plan.num_decode_rows:
             self._run_planned(plan)
             return
-        num_rows = self._row_buckets[bisect_left(self._row_buckets, plan.num_rows)]
+        num_rows = self._bucket_of(plan.num_rows)
         self._result_ring_address = self._result_ring_address or self._ring_of(plan)
         if self.graphs is None:
             self._run_decode(num_rows)
         else:
             self.graphs.launch(self._run_decode, num_rows)
+
+    def _graph_exec_of(self, plan: Plan) -> int:
+        """Of a captured decode step that is its whole work on the device but for the packet; else 0."""
+        if self.graphs is None or plan.num_copies or plan.num_rows != plan.num_decode_rows:
+            return 0
+        return self.graphs.exec_of(self._bucket_of(plan.num_rows))
+
+    def _bucket_of(self, num_rows: int) -> int:
+        return self._row_buckets[bisect_left(self._row_buckets, num_rows)]
 
     def _run_planned(self, plan: Plan) -> None:
         """Any step, in the plan's own sizes."""
