@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.sanitizer import PYTEST
+from bench.sanitizer import PYTEST, TOOLS, shards_of
 from bench.sanitizer_cases import CASES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,3 +19,8 @@ def test_every_case_is_found_by_the_command_of_the_sanitizers(cases: tuple[str, 
     command = [sys.executable, *PYTEST, "--collect-only", *cases]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode == 0) == is_whole, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_shards_are_all_cases_once(tool: str) -> None:
+    assert sorted(case for shard in shards_of(tool) for case in shard) == sorted(CASES)
