@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.ops.__main__ import HEADLINES
+from bench.ops.bench_mamba import BATCHES, PREFILL, SHAPES
 from bench.ops.peer_mamba import recorded_us
 from bench.ops.report import Report
 
@@ -19,6 +21,17 @@ def test_names_are_wanted_up_to_a_slash():
     assert report.wants("ssd/nano9b/1x512")
     assert not report.wants("decode/nano30b/b16/8192")
     assert Report(1000.0).wants("anything")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_run_without_arguments_times_every_figure_of_a_shape(shape: str):
+    report = Report(1000.0, HEADLINES)
+    prompts = [f"{kernel}/{shape}/{load}" for kernel in ("ssd", "conv") for load in PREFILL]
+    steps = [
+        f"{kernel}/{shape}/b{batch}" for kernel in ("decode_chain", "decode_window") for batch in BATCHES
+    ]
+    names = [*prompts, f"chain/{shape}/8x2048", *steps, f"decode_window_4_tokens/{shape}/b64/fp32"]
+    assert [name for name in names if not report.wants(name)] == []
 
 
 def test_a_peer_that_fails_leaves_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

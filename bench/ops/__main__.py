@@ -2,7 +2,7 @@
 
 usage: python -m bench.ops [--all | --only NAME ...] [--out FILE] [--commit HASH]
 
-Without arguments the shapes that docs/performance.md speaks of, in a minute or so on a GPU. The floor is a kernel's
+Without arguments the shapes that docs/performance.md speaks of, in some minutes on a GPU. The floor is a kernel's
 fewest bytes over the copy bandwidth measured in the same run. A peer that fails leaves its reason in its cell.
 """
 
@@ -44,14 +44,19 @@ HEADLINES = (
         for batch in (1, 8)
     ),
     *(f"layer/nano30b/b64/{op}" for op in ("add_rms_norm", "gated_rms_norm", "rotary", "kv_write", "route")),
-    *(f"{kernel}/nano30b" for kernel in ("ssd", "conv", "chain")),
-    "ssd/nano9b/8x2048",
+    *(f"{kernel}/{shape}" for kernel in ("ssd", "conv") for shape in bench_mamba.SHAPES),
     *(
-        f"{kernel}/nano30b/b{batch}"
+        f"{kernel}/{shape}/8x2048"
+        for kernel in ("gated_norm_prefill", "chain")
+        for shape in bench_mamba.SHAPES
+    ),
+    *(
+        f"{kernel}/{shape}/b{batch}"
         for kernel in ("decode_chain", "decode_window")
+        for shape in bench_mamba.SHAPES
         for batch in (1, 8, 64, 256)
     ),
-    "decode_window_4_tokens/nano30b/b64",
+    *(f"decode_window_4_tokens/{shape}/b64" for shape in bench_mamba.SHAPES),
 )
 
 

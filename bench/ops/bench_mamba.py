@@ -3,15 +3,16 @@
 usage: python -m bench.ops.bench_mamba [--out FILE] [--only NAME ...]
 
 us is the median over replays of a graph of calls on rotating buffers. floor_us is the fewest bytes (each input read
-once, each output written once) over the copy bandwidth measured in the same run. Where vLLM is installed, its kernels
-run in the same process; else times of theirs that were recorded stand beside ours (peer_mamba.py).
+once, each output written once) over the copy bandwidth measured in the same run; beside kernels that do little but
+move bytes stands an elementwise kernel of torch that moves as many. Where vLLM is installed, its kernels run in the
+same process; else times of theirs that were recorded stand beside ours (peer_mamba.py).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 
@@ -82,6 +83,7 @@ class Mixer:
         width = shape.d_inner + shape.conv_dim + shape.num_heads
         states = shape.num_groups * shape.state_size
         projected = torch.randn(num_tokens, width, device=DEVICE, dtype=DTYPE)
+        self.projected = projected.flatten()
         self.z, self.raw, self.dt = torch.split(
             projected, [shape.d_inner, shape.conv_dim, shape.num_heads], dim=1
         )
@@ -128,6 +130,16 @@ class Mixer:
         self.conv()
         self.scan()
         self.norm()
+
+    def copy_as_conv(self) -> None:
+        """Reads and writes as many bytes as `conv`, of contiguous tensors: torch's strided kernel is a slower one."""
+        torch.neg(self._projected_as(self.columns), out=self.columns)
+
+    def copy_as_norm(self) -> None:
+        torch.add(self.y.flatten(1), self._projected_as(self.gated), out=self.gated)
+
+    def _projected_as(self, like: torch.Tensor) -> torch.Tensor:
+        return self.projected[: like.numel()].view_as(like)
 
 
 class WindowedMixer(Mixer):
@@ -190,6 +202,12 @@ class Entry:
     name: str
     call: Callable[[Mixer], None]
     num_bytes: float
+    copies: Mapping[str, Callable[[Mixer], None]] = field(default_factory=dict)
+
+
+# What no kernel of so few bytes is much faster than: the floor comes of a copy of a gigabyte.
+CONV_COPY = {"torch.neg, as many bytes": Mixer.copy_as_conv}
+NORM_COPY = {"torch.add, as many bytes": Mixer.copy_as_norm}
 
 
 def prefill_entries(shape: Shape, name: str, load: str, lengths: list[int]) -> Iterator[Entry]:
@@ -198,8 +216,8 @@ def prefill_entries(shape: Shape, name: str, load: str, lengths: list[int]) -> I
     conv, norm = 4.0 * tokens * shape.conv_dim, 6.0 * tokens * d
     scan = tokens * (4.0 * d + 2 * shape.num_heads + 4 * groups) + 8.0 * states
     yield Entry(f"ssd/{name}/{load}", Mixer.scan, scan)
-    yield Entry(f"conv/{name}/{load}", Mixer.conv, conv)
-    yield Entry(f"gated_norm_prefill/{name}/{load}", Mixer.norm, norm)
+    yield Entry(f"conv/{name}/{load}", Mixer.conv, conv, CONV_COPY)
+    yield Entry(f"gated_norm_prefill/{name}/{load}", Mixer.norm, norm, NORM_COPY)
     yield Entry(f"chain/{name}/{load}", Mixer.chain, conv + scan + norm)
 
 
@@ -251,7 +269,11 @@ def run_load(report: Report, shape: Shape, lengths: list[int], start: int, entri
     mixers = [first, *(Mixer(shape, lengths, start) for _ in range(copies - 1))]
     for entry in entries:
         us = time_us([partial(entry.call, mixer) for mixer in mixers])
-        report.add(entry.name, us, entry.num_bytes, peers=peers_of(first, entry.name))
+        copy_times = {
+            copy: partial(time_us, [partial(call, mixer) for mixer in mixers])
+            for copy, call in entry.copies.items()
+        }
+        report.add(entry.name, us, entry.num_bytes, peers=copy_times | peers_of(first, entry.name))
 
 
 def run(report: Report) -> None:
