@@ -254,7 +254,7 @@ def run_windows(report: Report, shape: Shape, name: str, batch: int) -> None:
             partial(mixers[i % copies].decode, i // copies if copies % num_phases == 0 else i)
             for i in range(copies * num_phases)
         ]
-        peers = peers_of(first, entry) if query_len == 1 and ssm_dtype == torch.float32 else {}
+        peers = peers_of(mixers, entry) if query_len == 1 and ssm_dtype == torch.float32 else {}
         report.add(
             entry, time_us(calls), 2.0 * ssm_dtype.itemsize * batch * shape.state_elements, peers=peers
         )
@@ -273,7 +273,7 @@ def run_load(report: Report, shape: Shape, lengths: list[int], start: int, entri
             copy: partial(time_us, [partial(call, mixer) for mixer in mixers])
             for copy, call in entry.copies.items()
         }
-        report.add(entry.name, us, entry.num_bytes, peers=copy_times | peers_of(first, entry.name))
+        report.add(entry.name, us, entry.num_bytes, peers=copy_times | peers_of(mixers, entry.name))
 
 
 def run(report: Report) -> None:

@@ -1,14 +1,14 @@
 """The same layer on vLLM's Triton kernels, where vLLM is installed: the figures that ours are compared with.
 
-The kernels see the tensors of a bench_mamba.Mixer. Their time is the sum of their own durations by the profiler: some
-synchronise, so they cannot be captured in a graph. Where vLLM is not installed, times that were recorded on the same
-kind of GPU stand in for it, under another name.
+The kernels run on the same bench_mamba.Mixers in turn as ours do, so neither finds its states in the cache. Their
+time is the sum of their own durations by the profiler: some synchronise, so they cannot be captured in a graph.
+Where vLLM is not installed, times that were recorded on the same kind of GPU stand in for it, under another name.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,19 +27,19 @@ DECODE_KERNELS = ("conv_step", "ssm_step", "gated_norm")
 DECODE_CHAINS = ("decode_chain", "decode_window")
 
 
-def peers_of(mixer: Mixer, entry: str) -> dict[str, Callable[[], float]]:
+def peers_of(mixers: Sequence[Mixer], entry: str) -> dict[str, Callable[[], float]]:
     """What measures the peer's time for a bench_mamba entry, by the peer's name; none where there is no such time."""
     kind = entry.split("/")[0]
     if is_vllm_installed():
-        return {"vllm": partial(peer_us, mixer, "decode_chain" if kind in DECODE_CHAINS else kind)}
+        return {"vllm": partial(peer_us, mixers, "decode_chain" if kind in DECODE_CHAINS else kind)}
     us = recorded_us(entry, device_name())
     return {} if us is None else {"vllm, another sitting": lambda: us}
 
 
-def peer_us(mixer: Mixer, kind: str) -> float:
+def peer_us(mixers: Sequence[Mixer], kind: str) -> float:
     """Time of the calls that do what bench_mamba's entry of this kind does."""
     with vllm_configured():
-        return kernel_us(PeerMixer(mixer).calls()[kind])
+        return kernel_us([PeerMixer(mixer).calls()[kind] for mixer in mixers])
 
 
 def recorded_us(entry: str, gpu: str) -> float | None:

@@ -42,15 +42,19 @@ def vllm_configured() -> Iterator[None]:
         yield
 
 
-def kernel_us(call: Callable[[], object], num_calls: int = 10) -> float:
-    """Summed durations of a call's kernels by the profiler, mean over calls: neither launches nor gaps count."""
-    for _ in range(3):
+def kernel_us(calls: list[Callable[[], object]], min_calls: int = 10) -> float:
+    """Summed durations of a call's kernels by the profiler, mean over calls: neither launches nor gaps count.
+
+    `calls` run in turn, as those of `timing.time_us` do.
+    """
+    for call in calls * 3:
         call()
     torch.cuda.synchronize()
+    num_turns = -(-min_calls // len(calls))
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
-        for _ in range(num_calls):
+        for call in calls * num_turns:
             call()
         torch.cuda.synchronize()
     total: float = sum(event.self_device_time_total for event in profile.key_averages())
-    return total / num_calls
+    return total / (num_turns * len(calls))
