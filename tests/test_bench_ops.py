@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import ops_goals
 from bench.ops.__main__ import HEADLINES
 from bench.ops.bench_mamba import BATCHES, PREFILL, SHAPES
 from bench.ops.peer_mamba import recorded_us
@@ -79,3 +80,31 @@ def test_recorded_times_stand_in_for_a_peer_that_is_not_installed():
     assert recorded_us("ssd/nano30b/8x2048", "NVIDIA H200")
     assert recorded_us("chain/nano30b/8x2048", "NVIDIA H200") is None
     assert recorded_us("ssd/nano30b/8x2048", "another GPU") is None
+
+
+def test_goals_missed_are_bold_and_recorded_peers_are_named():
+    slower = {"us": 90.0, "times_slower": 3.0}
+    run = {
+        "copy_gb_per_s": 4000,
+        "ssd/nano9b/1x512": {"over_floor": 2.0, "peers": {"vllm": slower}},
+        "ssd/nano9b/1x4096": {
+            "over_floor": 2.6,
+            "peers": {"vllm, another sitting": slower | {"times_slower": 2.9}},
+        },
+        "ssd/nano9b/8x2048": {"over_floor": 2.5, "peers": {"vllm": {"reason": "no kernel image"}}},
+    }
+    scan, over_bytes, *_, greedy = (figure.row(run) for figure in ops_goals.FIGURES)
+    assert scan.endswith("| 3 | nano9b 3 / **2.9** (recorded) /  /  |")
+    assert over_bytes.endswith("| 2.5 | nano9b **2.6** / 2.5 /  |")
+    assert greedy.endswith("| 1.15 |  |")
+
+
+def test_every_goal_is_of_an_entry_that_a_run_without_arguments_times():
+    report = Report(1000.0, HEADLINES)
+    entries = {
+        figure.entry.format(model=model, load=load)
+        for figure in ops_goals.FIGURES
+        for model in figure.models
+        for load in figure.loads
+    }
+    assert [entry for entry in sorted(entries) if not report.wants(entry)] == []
