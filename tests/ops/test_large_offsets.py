@@ -14,6 +14,7 @@ import torch
 
 from headway import ops
 from headway.ops.layout import STATE_COPY
+from headway.ops.records import Routing
 from tests.cases import ATTENTION_CASES, MAMBA_CASES, MambaCase, Rows
 from tests.compare import assert_bit_equal
 from tests.inputs import (
@@ -22,6 +23,7 @@ from tests.inputs import (
     kv_write_arguments,
     normal,
     on_device,
+    rotary_arguments,
     scan_arguments,
 )
 from tests.ops.packets import copy_to, result_rows
@@ -33,15 +35,18 @@ ROWS = Rows((1, 5, 3), (4, 0, 7))
 SIZES = {torch.float32: 4, torch.bfloat16: 2}
 
 
+def reserve(num_elements: int, dtype: torch.dtype, device: str) -> torch.Tensor:
+    """Memory of any content."""
+    if device == "cuda":
+        return torch.empty(num_elements, dtype=dtype, device=device)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    return torch.frombuffer(mmap.mmap(-1, num_elements * SIZES[dtype], flags=flags), dtype=dtype)
+
+
 def spread(tensor: torch.Tensor, device: str) -> torch.Tensor:
     """The same values, the first dimension's entries STRIDE elements apart."""
     num_elements = (tensor.shape[0] - 1) * STRIDE + tensor[0].numel()
-    if device == "cuda":
-        storage = torch.empty(num_elements, dtype=tensor.dtype, device=device)
-    else:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-        memory = mmap.mmap(-1, num_elements * SIZES[tensor.dtype], flags=flags)
-        storage = torch.frombuffer(memory, dtype=tensor.dtype)
+    storage = reserve(num_elements, tensor.dtype, device)
     far = storage.as_strided(tensor.shape, (STRIDE, *tensor.stride()[1:]))
     far.copy_(tensor)
     return far
@@ -86,6 +91,84 @@ def test_tokens_of_strided_inputs(device):
     expected = ops.gated_rms_norm(y, z, weight, 1e-5, 32)
     assert_bit_equal(ops.gated_rms_norm(y, spread(z, device), weight, 1e-5, 32), expected, "gated_rms_norm")
     assert_bit_equal(ops.rms_norm(spread(z, device), weight, 1e-5), ops.rms_norm(z, weight, 1e-5), "rms_norm")
+
+
+@pytest.mark.parametrize("case", [MAMBA_CASES["regular"], MAMBA_CASES["odd"]], ids=["regular", "odd"])
+def test_tokens_of_a_convolution(case, device):
+    near = on_device(conv_arguments(case, Rows((2, 1), (0, 5)), torch.bfloat16), device)
+    far = {**near, "state": near["state"].clone(), "x": spread(near["x"], device)}
+    assert_bit_equal(ops.causal_conv1d(**far), ops.causal_conv1d(**near), "causal_conv1d")
+    assert_bit_equal(far["state"], near["state"], "state")
+
+
+def test_tokens_of_what_is_around_the_mixers(device):
+    """Activations, the norm with a residual, rotary in place, keys and values on their way to the cache."""
+    x = normal(3, 64, dtype=torch.bfloat16).to(device)
+    assert_bit_equal(
+        ops.activation(spread(x, device), "silu", True), ops.activation(x, "silu", True), "activation"
+    )
+    weight = torch.ones(64, dtype=torch.bfloat16, device=device)
+    residual, again = (normal(3, 64, dtype=torch.bfloat16, seed=2).to(device) for _ in range(2))
+    expected = ops.add_rms_norm(x, residual, weight, 1e-5)
+    assert_bit_equal(ops.add_rms_norm(spread(x, device), again, weight, 1e-5), expected, "add_rms_norm")
+    assert_bit_equal(again, residual, "residual")
+    case, rows = ATTENTION_CASES["regular"], Rows((3,), (4,))
+    near = on_device(rotary_arguments(case, rows, torch.bfloat16), device)
+    far = {**near, "q": spread(near["q"], device), "k": spread(near["k"], device)}
+    for arguments in (near, far):
+        ops.rotary(**arguments)
+    near_kv = on_device(kv_write_arguments(case, rows, torch.bfloat16), device)
+    far_kv = on_device(near_kv, device)
+    far_kv |= {"k": spread(near_kv["k"], device), "v": spread(near_kv["v"], device)}
+    for arguments in (near_kv, far_kv):
+        ops.kv_write(**arguments)
+    for name, got, want in (
+        ("q", far, near),
+        ("k", far, near),
+        ("k_cache", far_kv, near_kv),
+        ("v_cache", far_kv, near_kv),
+    ):
+        assert_bit_equal(got[name], want[name], name)
+
+
+@pytest.mark.parametrize(
+    "num_tokens", [3, pytest.param(70, marks=pytest.mark.gpu), pytest.param(300, marks=pytest.mark.gpu)]
+)
+def test_experts(num_tokens, device):
+    """600 of them: the last one's weights begin beyond 2^31 elements. Tokens lie far apart where they are few."""
+    hidden, width, used = 2048, 2048, [0, 520, 599]
+    w_in, w_out = (
+        normal(3, width, hidden, seed=seed, scale=0.02, dtype=torch.bfloat16).to(device) for seed in (2, 3)
+    )
+    places = torch.stack(
+        [torch.randperm(3, generator=torch.Generator().manual_seed(t))[:2] for t in range(num_tokens)]
+    )
+    routing = Routing(torch.rand(num_tokens, 2).to(device), places.int().to(device))
+    x = normal(num_tokens, hidden, dtype=torch.bfloat16).to(device)
+    expected = ops.moe_experts(x, routing, w_in, w_out, "relu2", False)
+    far = []
+    for weights in (w_in, w_out):
+        many = reserve(600 * width * hidden, torch.bfloat16, device).view(600, width, hidden)
+        many[used] = weights
+        far.append(many)
+    far_routing = Routing(routing.weights, torch.tensor(used, dtype=torch.int32)[places].to(device))
+    tokens = spread(x, device) if num_tokens == 3 else x
+    assert_bit_equal(ops.moe_experts(tokens, far_routing, *far, "relu2", False), expected, "moe_experts")
+
+
+def test_copied_and_moved_states(device):
+    """Between slots of one pool whose layers hold more than 2^31 elements, and between pools of as many records."""
+    num_slots, size = 2**25 + 8, 64
+    pool = reserve(2 * num_slots * size, torch.float32, device).view(2, num_slots, size)
+    values = normal(2, size).to(device)
+    pool[:, num_slots - 2] = values
+    copies = torch.from_numpy(np.array([(num_slots - 2, 5, 0, 0)], STATE_COPY).view(np.uint8)).to(device)
+    ops.copy_states([pool], copies.data_ptr(), 1)
+    assert_bit_equal(pool[:, 5], values, "copied")
+    pools = ops.RecordPools.pair([pool[0]], [pool[1]], torch.device(device))
+    moves = torch.tensor([[num_slots - 2, num_slots - 1]], dtype=torch.int32).to(device)
+    ops.move_records(pools, moves)
+    assert_bit_equal(pool[1, num_slots - 1], values[0], "moved")
 
 
 def spread_slots(rows: WindowedRows, num_slots: int, device: str) -> None:
