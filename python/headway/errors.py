@@ -6,6 +6,7 @@ HeadwayError
   ConfigError (ValueError)     an engine setting or flag is wrong
   ModelLoadError               a checkpoint is missing, unsupported or misshapen
   MemoryBudgetError            weights and caches do not fit the device
+  ArgumentError (ValueError)   an op was called with what its kernel does not take
   BuildError (ImportError)     the compiled modules are missing or unusable here
   OverloadedError              too many requests wait: try again later
   ServerError                  a server that was asked gave no answer, or an error
@@ -54,6 +55,12 @@ class ModelLoadError(HeadwayError):
 
 class MemoryBudgetError(HeadwayError):
     """Weights, KV blocks and state slots do not fit the memory given."""
+
+
+class ArgumentError(HeadwayError, ValueError):
+    """An op cannot take an argument. The message has the op, the argument, what it must be and what it is; nothing has
+    been launched.
+    """
 
 
 class BuildError(HeadwayError, ImportError):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from headway import ops
+from headway.errors import ArgumentError
 from headway.ops import reference
 from headway.ops.layout import STATE_COPY
 from tests.cases import MambaCase
@@ -149,6 +150,33 @@ def test_refuses_inputs_of_their_own_strides(device):
     rows.spread_tokens = torch.Tensor.contiguous
     with pytest.raises(ValueError, match="slices of one tensor, got token strides"):
         rows.step(Inputs.draw(SMALL, 1, 40, torch.float32, device), [2])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        (MambaCase(2, 24, 1, 64), "P a multiple of 16, got W = 4, N = 64, P = 24"),
+        (MambaCase(2, 32, 1, 96), "got W = 4, N = 96, P = 32"),
+        (MambaCase(2, 32, 1, 64, width=3), "got W = 3, N = 64, P = 32"),
+    ],
+    ids=str,
+)
+def test_refuses_mixers_without_a_kernel_and_touches_nothing(case, message):
+    rows = WindowedRows(case, [4], torch.bfloat16, "cuda")
+    kept = [t.clone() for t in (rows.conv_state, rows.ssm_state, rows.log.columns, rows.log.dt, rows.log.raw)]
+    with pytest.raises(ArgumentError, match=f"^mamba_decode: on a GPU .*{message}"):
+        rows.step(Inputs.draw(case, 1, 40, torch.bfloat16, "cuda"), [1])
+    after = (rows.conv_state, rows.ssm_state, rows.log.columns, rows.log.dt, rows.log.raw)
+    for tensor, before in zip(after, kept, strict=True):
+        assert_bit_equal(tensor, before, "states and log")
+
+
+@pytest.mark.gpu
+def test_refuses_more_tokens_than_a_gpu_takes():
+    rows = WindowedRows(SMALL, [4], torch.bfloat16, "cuda", max_rewind=11, max_query_len=12)
+    with pytest.raises(ArgumentError, match="max_query_len must be at most 8 on a GPU, got 9"):
+        rows.step(Inputs.draw(SMALL, 1, 40, torch.bfloat16, "cuda"), [9])
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1, 2, 11, 12, 27, 28, 31])

@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from headway.errors import ArgumentError
 from headway.ops.backend import target_of
 from headway.ops.checks import (
     check_dense,
@@ -22,6 +23,8 @@ from headway.ops.checks import (
 )
 
 MAX_DECODE_QUERIES: Final = 8  # kMaxDecodeQueries of csrc/cuda/attention.h
+MAX_GPU_ROWS: Final = 8192  # kMaxAttentionRows there
+MAX_GPU_HEAD_DIM: Final = 512  # kMaxHeadDim of csrc/cuda/attention_generic.cu
 
 
 def min_prompt_queries(device_type: str, dtype: torch.dtype) -> int:
@@ -43,7 +46,7 @@ def rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
     num_kv_heads = k.shape[1]
     rotary_dim = cos_sin.shape[1]
     if rotary_dim % 2 or rotary_dim > head_dim:
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: cos_sin must have an even number of columns up to D = {head_dim}, got {rotary_dim}"
         )
     check_shape(op, "k", k, (num_tokens, num_kv_heads, head_dim), "T, Hkv, D")
@@ -162,8 +165,10 @@ def paged_attention(
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads = k_cache.shape[2]
     num_rows = rows.shape[0]
-    if num_heads % num_kv_heads:
-        raise ValueError(f"{op}: q must have a multiple of Hkv = {num_kv_heads} heads, got {num_heads}")
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
+        raise ArgumentError(f"{op}: q must have a multiple of Hkv = {num_kv_heads} heads, got {num_heads}")
+    if not q.is_cpu:
+        _check_gpu_limits(op, num_rows, head_dim)
     check_inner_dense(op, "q", q)
     _check_cache(op, k_cache, v_cache, block_table, num_kv_heads, head_dim, q.dtype)
     check_index(op, "rows", rows, num_rows, "R")
@@ -197,6 +202,15 @@ def paged_attention(
     return result
 
 
+def _check_gpu_limits(op: str, num_rows: int, head_dim: int) -> None:
+    if num_rows > MAX_GPU_ROWS:
+        raise ArgumentError(f"{op}: rows must be at most {MAX_GPU_ROWS} on a GPU, got {num_rows}")
+    if head_dim > MAX_GPU_HEAD_DIM:
+        raise ArgumentError(
+            f"{op}: q must have at most D = {MAX_GPU_HEAD_DIM} channels a head on a GPU, got {head_dim}"
+        )
+
+
 def _check_cache(
     op: str,
     k_cache: Tensor,
@@ -213,7 +227,7 @@ def _check_cache(
         check_inner_dense(op, name, cache)
         check_same_dtype(op, name, cache, dtype)
     if k_cache.stride(0) != v_cache.stride(0):
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: v_cache must have k_cache's block stride {k_cache.stride(0)}, got {v_cache.stride(0)}"
         )
     check_same_dtype(op, "block_table", block_table, torch.int32)

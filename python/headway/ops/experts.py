@@ -12,20 +12,22 @@ from headway.ops.backend import target_of
 from headway.ops.checks import dtype_code
 from headway.ops.records import ACTIVATION_CODES, ActivationKind, Routing
 
-MAX_TOKENS = 256  # beyond it, reading the weights no longer dominates
+MAX_TOKENS = 256  # of a launch; beyond it, reading the weights no longer dominates
+MAX_TOKENS_IN_PARTS = (
+    1024  # where there is no grouped product; beyond it, reading the weights again costs more
+)
 MAX_PAIRS = 8192
 MAX_EXPERTS = 1024
 
 
-def fits_small_batch(x: Tensor, top_k: int, num_experts: int, width: int) -> bool:
+def fits_kernels(x: Tensor, top_k: int, num_experts: int, width: int) -> bool:
     """Whether the kernels take these sizes; they read weights in 16-byte pieces."""
-    num_tokens, hidden = x.shape
-    is_small = num_tokens <= MAX_TOKENS and num_tokens * top_k <= MAX_PAIRS and num_experts <= MAX_EXPERTS
-    is_aligned = hidden % 8 == 0 and width % 8 == 0 and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
-    return is_small and is_aligned and x.dtype in (torch.bfloat16, torch.float16)
+    is_aligned = x.shape[1] % 8 == 0 and width % 8 == 0 and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
+    has_dtype = x.dtype in (torch.bfloat16, torch.float16)
+    return has_dtype and is_aligned and top_k <= MAX_PAIRS and num_experts <= MAX_EXPERTS
 
 
-def small_batch_experts(
+def _small_batch_experts(
     x: Tensor, routing: Routing, w_in: Tensor, w_out: Tensor, activation: ActivationKind, is_gated: bool
 ) -> Tensor:
     """Two launches that read each chosen expert's weights once; the sum is in float32, in the order of expert ids."""
@@ -60,13 +62,13 @@ def small_batch_experts(
 def experts_in_parts(
     x: Tensor, routing: Routing, w_in: Tensor, w_out: Tensor, activation: ActivationKind, is_gated: bool
 ) -> Tensor:
-    """`small_batch_experts` of any number of tokens: a token's result is the same in every part."""
-    size = min(MAX_TOKENS, MAX_PAIRS // routing.expert_ids.shape[1])
+    """Of any number of tokens; a token's result is the same in every part."""
+    size = min(MAX_TOKENS, MAX_PAIRS // max(1, routing.expert_ids.shape[1]))
     if x.shape[0] <= size:
-        return small_batch_experts(x, routing, w_in, w_out, activation, is_gated)
+        return _small_batch_experts(x, routing, w_in, w_out, activation, is_gated)
     outputs = []
     for begin in range(0, x.shape[0], size):
         part = slice(begin, begin + size)
         chosen = Routing(routing.weights[part], routing.expert_ids[part])
-        outputs.append(small_batch_experts(x[part], chosen, w_in, w_out, activation, is_gated))
+        outputs.append(_small_batch_experts(x[part], chosen, w_in, w_out, activation, is_gated))
     return torch.cat(outputs)

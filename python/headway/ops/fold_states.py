@@ -10,6 +10,7 @@ from torch import Tensor
 from headway.ops.backend import target_of
 from headway.ops.checks import check_index, dtype_code, state_dtype_code
 from headway.ops.layout import STATE_COPY
+from headway.ops.mamba_decode import check_gpu_window
 from headway.ops.state_log import MixerWeights, StateLog
 from headway.ops.state_replay import replay_to
 
@@ -53,6 +54,7 @@ def fold_states(
                 position=position,
             )
         return
+    check_gpu_window(op, ssm_state, log, conv_state.shape[1] + 1)
     num_groups = (log.columns.shape[2] - num_heads * head_dim) // state_size
     kernels, stream = target_of(ssm_state)
     # fmt: off

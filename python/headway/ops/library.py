@@ -13,6 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from headway.errors import ArgumentError
 from headway.ops.attention import kv_write, paged_attention, rotary
 from headway.ops.mamba import causal_conv1d, ssm_scan
 from headway.ops.moe import moe_experts
@@ -90,7 +91,7 @@ def _with_snapshots(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return op(*others, snapshots=Snapshots(starts, positions, slots))
         if starts is None and positions is None and slots is None:
             return op(*others)
-        raise ValueError(
+        raise ArgumentError(
             f"{op.__name__}: of the snapshots' starts, positions and slots all or none must be given"
         )
 
@@ -138,12 +139,32 @@ _FAKES: Final[dict[str, Callable[..., object]]] = {
 }
 
 
+def _on_one_device(name: str, kernel: Callable[..., object]) -> Callable[..., object]:
+    """The kernel behind a look at where its tensors are: it takes an address for one of its own device's.
+
+    The engine's tensors come from one place, so the thin functions do not look.
+    """
+    parameters = [argument.name for argument in torch._C.parse_schema(name + SCHEMAS[name]).arguments]
+
+    def checked(*arguments: object) -> object:
+        device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
+        for parameter, argument in zip(parameters, arguments, strict=False):
+            if isinstance(argument, Tensor) and argument.device != device:
+                raise ArgumentError(
+                    f"{name}: {parameter} must be on {device} as the others, got {argument.device}"
+                )
+        return kernel(*arguments)
+
+    return checked
+
+
 def _register() -> torch.library.Library:
     """Defines every op; torch forgets them when the returned object dies."""
     library = torch.library.Library("headway", "DEF")  # type: ignore[no-untyped-call]
     for name, schema in SCHEMAS.items():
         library.define(name + schema)  # type: ignore[no-untyped-call]
-        library.impl(name, KERNELS[name], "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        kernel = _on_one_device(name, KERNELS[name])
+        library.impl(name, kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"headway::{name}", _FAKES.get(name, _like_first), lib=library)
     return library
 

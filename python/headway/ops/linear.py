@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from headway.errors import ArgumentError
 from headway.ops.backend import target_of
 from headway.ops.checks import (
     check_dense,
@@ -63,9 +64,11 @@ def linear(
     op = "linear"
     num_tokens, num_inputs = x.shape
     if num_inputs != matrix.num_inputs:
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: x must have shape [T, in] with in = {matrix.num_inputs}, got {list(x.shape)}"
         )
+    if not x.is_cpu:
+        raise ArgumentError(f"{op}: x must be on a CPU, got {x.device}")
     check_same_dtype(op, "x", x, torch.float32)
     check_inner_dense(op, "x", x)
     if bias is not None:
@@ -114,6 +117,13 @@ def skinny_linear(
     op = "skinny_linear"
     num_tokens, num_inputs = x.shape
     num_outputs = weight.shape[0]
+    if x.is_cpu or x.dtype not in (torch.bfloat16, torch.float16):
+        raise ArgumentError(f"{op}: x must be bfloat16 or float16 on a GPU, got {x.dtype} on {x.device}")
+    if num_inputs % 8 or x.stride(0) % 8 or x.data_ptr() % 16 or weight.data_ptr() % 16:
+        raise ArgumentError(
+            f"{op}: x and weight must begin at multiples of 16 bytes, in and x's token stride be multiples of 8, got "
+            f"in = {num_inputs} and {x.stride(0)}"
+        )
     check_inner_dense(op, "x", x)
     check_shape(op, "weight", weight, (num_outputs, num_inputs), "out, in")
     check_dense(op, "weight", weight)
@@ -144,10 +154,10 @@ def _output(op: str, x: Tensor, num_outputs: int, out: Tensor | None, is_added: 
     shape = (x.shape[0], num_outputs)
     if out is None:
         if is_added:
-            raise ValueError(f"{op}: out must be given where the product is added to it")
+            raise ArgumentError(f"{op}: out must be given where the product is added to it")
         return torch.empty(shape, dtype=x.dtype, device=x.device)
     if out.shape != shape or out.dtype != x.dtype or out.data_ptr() == x.data_ptr():
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: out must be another {x.dtype} tensor of shape {list(shape)}, got {out.dtype} {list(out.shape)}"
         )
     check_inner_dense(op, "out", out)

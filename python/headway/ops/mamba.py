@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from headway.errors import ArgumentError
 from headway.ops.backend import target_of
 from headway.ops.checks import (
     check_index,
@@ -26,6 +27,7 @@ from headway.ops.checks import (
 from headway.ops.records import Snapshots
 
 CUDA_CHUNK_TOKENS = 64  # kChunkTokens of csrc/cuda/ssm_scan.h
+MAX_STATE_SIZE = {"cpu": 512, "cuda": 256}  # by type of device
 
 
 def scan_grid_tokens(device_type: str, dtype: torch.dtype) -> int:
@@ -68,7 +70,7 @@ def causal_conv1d(
     num_rows = row_start.shape[0]
     width = weight.shape[0]
     if not 2 <= width <= 4:
-        raise ValueError(f"{op}: weight must have 2 to 4 taps, got {width}")
+        raise ArgumentError(f"{op}: weight must have 2 to 4 taps, got {width}")
     check_inner_dense(op, "x", x)
     check_shape(op, "weight", weight, (width, num_channels), "W, conv_dim")
     check_inner_dense(op, "weight", weight)
@@ -192,8 +194,13 @@ def _check_scan(op: str, x: Tensor, B: Tensor, C: Tensor, dt: Tensor) -> None:
     num_tokens, num_heads, _ = x.shape
     num_groups, state_size = B.shape[1:]
     if num_groups < 1 or num_heads % num_groups:
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: B must have a number of groups that divides H = {num_heads}, got {num_groups}"
+        )
+    max_state_size = MAX_STATE_SIZE["cpu" if x.is_cpu else "cuda"]
+    if state_size > max_state_size:
+        raise ArgumentError(
+            f"{op}: B must have at most N = {max_state_size} states a group here, got {state_size}"
         )
     check_shape(op, "B", B, (num_tokens, num_groups, state_size), "T, G, N")
     check_shape(op, "C", C, (num_tokens, num_groups, state_size), "T, G, N")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from headway.errors import ArgumentError
 from headway.ops.backend import target_of
 from headway.ops.checks import (
     check_index,
@@ -26,8 +27,12 @@ from headway.ops.norm import gated_rms_norm
 from headway.ops.state_log import WINDOW_TOKENS, MixerWeights, StateLog
 from headway.ops.state_replay import SlotRows, replay_rows
 
-MAX_QUERY_LEN = 8
+MAX_QUERY_LEN = 8  # kMaxQuery of csrc/cuda/mamba_decode.h
 VECTOR_BYTES = 16
+# What the GPU kernels are compiled for.
+TAPS = 4
+STATE_SIZES = (64, 128, 256)
+CHANNELS = 16  # a head has a multiple of
 WEIGHTS_PER_HEAD = WINDOW_TOKENS + 4  # kTableWidth of csrc/cuda/mamba_decode.h
 
 
@@ -35,16 +40,13 @@ def is_supported(
     *, num_heads: int, head_dim: int, num_groups: int, state_size: int, width: int, dtype: torch.dtype
 ) -> bool:
     """Whether the GPU kernel takes a mixer of these sizes, its inputs being slices of an in_proj output."""
-    d_inner, group_states = num_heads * head_dim, num_groups * state_size
-    elements = VECTOR_BYTES // dtype.itemsize
-    is_aligned = (2 * d_inner + 2 * group_states + num_heads) % elements == 0
-    return (
-        width == 4
-        and state_size in (64, 128, 256)
-        and head_dim % 16 == 0
-        and d_inner % elements == 0
-        and is_aligned
-    )
+    in_proj_columns = 2 * num_heads * head_dim + 2 * num_groups * state_size + num_heads
+    is_aligned = in_proj_columns % (VECTOR_BYTES // dtype.itemsize) == 0
+    return is_aligned and _has_kernel(width, state_size, head_dim)
+
+
+def _has_kernel(width: int, state_size: int, head_dim: int) -> bool:
+    return width == TAPS and state_size in STATE_SIZES and head_dim % CHANNELS == 0
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def mamba_decode(
     for name, tensor in (("row_start", row_start), ("slots", slots), ("state_base", state_base)):
         check_index(op, name, tensor, num_rows, "R")
     if not 1 <= max_query_len <= log.window.max_rewind + 1:
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: max_query_len must be in 1..{log.window.max_rewind + 1}, got {max_query_len}"
         )
     if z.is_cpu:
@@ -121,6 +123,8 @@ def mamba_decode(
         return gated_rms_norm(y, z, weights.norm_weight, weights.norm_eps, weights.norm_group_size, out=out)
     _, num_heads, head_dim, state_size = ssm_state.shape
     width, conv_dim = weights.conv_weight.shape
+    check_gpu_window(op, ssm_state, log, width)
+    _check_gpu_tokens(op, z, max_query_len)
     num_groups = (conv_dim - num_heads * head_dim) // (2 * state_size)
     scratch = _Scratch.allocate(z, conv_dim, num_heads)
     result = output_like(op, out, (num_tokens, num_heads * head_dim), z)
@@ -145,6 +149,31 @@ def mamba_decode(
     return result
 
 
+def check_gpu_window(op: str, ssm_state: Tensor, log: StateLog, width: int) -> None:
+    """Of states and log on a GPU."""
+    head_dim, state_size = ssm_state.shape[2:]
+    if not _has_kernel(width, state_size, head_dim):
+        raise ArgumentError(
+            f"{op}: on a GPU W must be {TAPS}, N one of {STATE_SIZES} and P a multiple of {CHANNELS}, got "
+            f"W = {width}, N = {state_size}, P = {head_dim}"
+        )
+    if log.window.num_tokens != WINDOW_TOKENS:
+        raise ArgumentError(
+            f"{op}: log.window must have {WINDOW_TOKENS} tokens on a GPU, got {log.window.num_tokens}"
+        )
+
+
+def _check_gpu_tokens(op: str, z: Tensor, max_query_len: int) -> None:
+    if max_query_len > MAX_QUERY_LEN:
+        raise ArgumentError(
+            f"{op}: max_query_len must be at most {MAX_QUERY_LEN} on a GPU, got {max_query_len}"
+        )
+    if z.stride(0) * z.itemsize % VECTOR_BYTES:
+        raise ArgumentError(
+            f"{op}: z's token stride must be a multiple of {VECTOR_BYTES} bytes, got {z.stride(0)}"
+        )
+
+
 def _check(
     op: str,
     z: Tensor,
@@ -159,7 +188,7 @@ def _check(
     width, conv_dim = weights.conv_weight.shape
     d_inner = num_heads * head_dim
     if conv_dim <= d_inner or (conv_dim - d_inner) % (2 * state_size):
-        raise ValueError(
+        raise ArgumentError(
             f"{op}: conv_weight must have H * P + 2 G N columns, H * P = {d_inner}, N = {state_size}; got {conv_dim}"
         )
     check_shape(op, "z", z, (num_tokens, d_inner), "T, H * P")
@@ -167,10 +196,19 @@ def _check(
     check_shape(op, "dt", dt, (num_tokens, num_heads), "T, H")
     check_shape(op, "conv_state", conv_state, (num_slots, width - 1, conv_dim), "num_slots, W - 1, conv_dim")
     check_vector(op, "norm_weight", weights.norm_weight, d_inner, "H * P")
+    for name, vector in (("A", weights.A), ("D", weights.D), ("dt_bias", weights.dt_bias)):
+        check_vector(op, name, vector, num_heads, "H")
+        check_same_dtype(op, name, vector, torch.float32)
+    if weights.norm_group_size < 1 or d_inner % weights.norm_group_size:
+        raise ArgumentError(
+            f"{op}: norm_group_size must divide H * P = {d_inner}, got {weights.norm_group_size}"
+        )
     for name, tensor in (("z", z), ("columns", columns), ("dt", dt), ("conv_state", conv_state)):
         check_inner_dense(op, name, tensor)
         check_same_dtype(op, name, tensor, z.dtype)
     state_dtype_code(op, "ssm_state", ssm_state)
     if not z.stride(0) == columns.stride(0) == dt.stride(0):
         strides = (z.stride(0), columns.stride(0), dt.stride(0))
-        raise ValueError(f"{op}: z, columns and dt must be slices of one tensor, got token strides {strides}")
+        raise ArgumentError(
+            f"{op}: z, columns and dt must be slices of one tensor, got token strides {strides}"
+        )

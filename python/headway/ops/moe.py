@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from headway.errors import ArgumentError
 from headway.ops.backend import target_of
 from headway.ops.checks import (
     check_dense,
@@ -17,8 +18,9 @@ from headway.ops.checks import (
     check_shape,
     dtype_code,
 )
-from headway.ops.experts import experts_in_parts, fits_small_batch, small_batch_experts
+from headway.ops.experts import MAX_TOKENS, MAX_TOKENS_IN_PARTS, experts_in_parts, fits_kernels
 from headway.ops.pointwise import activation as activate
+from headway.ops.pointwise import check_activation
 from headway.ops.records import ACTIVATION_CODES, ActivationKind, Routing
 
 MAX_GATHERED_BYTES = 64 * 2**20  # of weights copied for a product that torch does not group
@@ -59,13 +61,19 @@ def moe_experts(
     for name, weight in (("w_in", w_in), ("w_out", w_out)):
         check_same_dtype(op, name, weight, x.dtype)
         check_dense(op, name, weight)
-    check_shape(op, "routing.weights", routing.weights, (num_tokens, top_k), "T, K")
-    check_shape(op, "routing.expert_ids", routing.expert_ids, (num_tokens, top_k), "T, K")
+    _check_routing(op, routing, num_tokens)
+    check_activation(op, "activation", activation)
     if not x.is_cpu:
-        if is_invariant:
+        has_kernels = fits_kernels(x, top_k, num_experts, width)
+        if is_invariant and not has_kernels:
+            raise ArgumentError(
+                f"{op}: x must be 16-bit, with C and F multiples of 8, where is_invariant; got {x.dtype} "
+                f"{list(x.shape)} and F = {width}"
+            )
+        # torch groups products of bfloat16 alone
+        max_tokens = MAX_TOKENS_IN_PARTS if x.dtype == torch.float16 else MAX_TOKENS
+        if is_invariant or (has_kernels and num_tokens <= max_tokens):
             return experts_in_parts(x, routing, w_in, w_out, activation, is_gated)
-        if fits_small_batch(x, top_k, num_experts, width):
-            return small_batch_experts(x, routing, w_in, w_out, activation, is_gated)
         return grouped_experts(x, routing, w_in, w_out, activation, is_gated)
     out = torch.empty((num_tokens, hidden), dtype=x.dtype)
     # fmt: off
@@ -78,12 +86,24 @@ def moe_experts(
     return out
 
 
+def _check_routing(op: str, routing: Routing, num_tokens: int) -> None:
+    top_k = routing.expert_ids.shape[1]
+    for name, tensor, dtype in (
+        ("routing.weights", routing.weights, torch.float32),
+        ("routing.expert_ids", routing.expert_ids, torch.int32),
+    ):
+        check_shape(op, name, tensor, (num_tokens, top_k), "T, K")
+        check_same_dtype(op, name, tensor, dtype)
+        check_dense(op, name, tensor)
+
+
 def grouped_experts(
     x: Tensor, routing: Routing, w_in: Tensor, w_out: Tensor, activation: ActivationKind, is_gated: bool
 ) -> Tensor:
     """`moe_experts` with torch's grouped products: pairs of (token, expert) sorted by expert.
 
-    All shapes follow from x and the routing's shape, so a CUDA graph can capture it (all but large fp32 products).
+    All shapes follow from x and the routing's shape, so a CUDA graph can capture it (all but large products of what
+    torch does not group: fp32, fp16, odd sizes).
     """
     num_tokens, top_k = routing.expert_ids.shape
     by_expert = routing.expert_ids.flatten().sort(stable=True)
@@ -108,6 +128,8 @@ def combine_experts(results: Tensor, places: Tensor, weights: Tensor) -> Tensor:
     check_dense(op, "places", places)
     check_same_dtype(op, "places", places, torch.int32)
     check_shape(op, "weights", weights, (num_tokens, top_k), "T, K")
+    check_same_dtype(op, "weights", weights, torch.float32)
+    check_dense(op, "weights", weights)
     out = results.new_empty((num_tokens, hidden))
     kernels, stream = target_of(results)
     kernels.combine_experts(
@@ -136,7 +158,7 @@ def grouped_product(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     begin = 0
     for expert, end in enumerate(
         ends.tolist()
-    ):  # waits for the device: the way of large fp32 and odd sizes only
+    ):  # waits for the device: the way of large products that torch does not group
         if end > begin:
             torch.matmul(x[begin:end], weights[expert].T, out=result[begin:end])
         begin = end

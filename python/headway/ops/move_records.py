@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headway.errors import ArgumentError
 from headway.ops.backend import target_of
 from headway.ops.checks import check_dense
 
@@ -26,11 +27,11 @@ class RecordPools:
 
     @staticmethod
     def pair(sources: Sequence[Tensor], targets: Sequence[Tensor], device: torch.device) -> RecordPools:
-        """Raises ValueError where two tensors' records differ or are not contiguous."""
+        """Raises ArgumentError where two tensors' records differ or are not contiguous."""
         op, rows, num_pieces = "move_records", [], 0
         for source, target in zip(sources, targets, strict=True):
             if source.shape[1:] != target.shape[1:] or source.dtype != target.dtype:
-                raise ValueError(
+                raise ArgumentError(
                     f"{op}: records of {list(source.shape[1:])} {source.dtype} cannot move to "
                     f"{list(target.shape[1:])} {target.dtype}"
                 )
@@ -60,12 +61,14 @@ def move_records(pools: RecordPools, moves: Tensor, max_thread_blocks: int = 32)
         max_thread_blocks: of a GPU, for all of it; at least 1.
 
     Raises:
-        ValueError: moves or max_thread_blocks are not as said.
+        ArgumentError: moves or max_thread_blocks are not as said.
     """
     if max_thread_blocks < 1:
-        raise ValueError(f"move_records: max_thread_blocks must be at least 1, got {max_thread_blocks}")
+        raise ArgumentError(f"move_records: max_thread_blocks must be at least 1, got {max_thread_blocks}")
     if moves.ndim != 2 or moves.shape[1] != 2 or moves.dtype != torch.int32 or not moves.is_contiguous():
-        raise ValueError(f"move_records: moves must be [k, 2] int32, got {list(moves.shape)} {moves.dtype}")
+        raise ArgumentError(
+            f"move_records: moves must be [k, 2] int32, got {list(moves.shape)} {moves.dtype}"
+        )
     kernels, stream = target_of(pools.table)
     kernels.move_records(
         moves.shape[0],

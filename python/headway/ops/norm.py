@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from torch import Tensor
 
+from headway.errors import ArgumentError
 from headway.ops.backend import target_of
 from headway.ops.checks import (
     check_dense,
@@ -14,6 +17,8 @@ from headway.ops.checks import (
     dtype_code,
     output_like,
 )
+
+MAX_GPU_ELEMENTS: Final = 32768  # normalised together; kMaxRowElements of csrc/cuda/common/row_shape.h
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None) -> Tensor:
@@ -69,6 +74,10 @@ def _rms_norm(
     out: Tensor | None,
 ) -> Tensor:
     num_tokens, hidden = x.shape
+    if not x.is_cpu and hidden > MAX_GPU_ELEMENTS:
+        raise ArgumentError(
+            f"{op}: x must have at most C = {MAX_GPU_ELEMENTS} columns on a GPU, got {hidden}"
+        )
     check_inner_dense(op, "x", x)
     check_vector(op, "weight", weight, hidden, "C")
     check_same_dtype(op, "weight", weight, x.dtype)
@@ -115,7 +124,9 @@ def gated_rms_norm(
     check_vector(op, "weight", weight, hidden, "d")
     check_same_dtype(op, "weight", weight, y.dtype)
     if group_size < 1 or hidden % group_size:
-        raise ValueError(f"{op}: group_size must divide d = {hidden}, got {group_size}")
+        raise ArgumentError(f"{op}: group_size must divide d = {hidden}, got {group_size}")
+    if not y.is_cpu and group_size > MAX_GPU_ELEMENTS:
+        raise ArgumentError(f"{op}: group_size must be at most {MAX_GPU_ELEMENTS} on a GPU, got {group_size}")
     result = output_like(op, out, (num_tokens, hidden), y)
     kernels, stream = target_of(y)
     kernels.gated_rms_norm(

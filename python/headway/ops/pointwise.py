@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from headway.errors import ArgumentError
 from headway.ops.backend import target_of
 from headway.ops.checks import check_inner_dense, dtype_code, output_like
 from headway.ops.records import ACTIVATION_CODES, ActivationKind
@@ -24,9 +25,8 @@ def activation(x: Tensor, kind: ActivationKind, is_gated: bool, *, out: Tensor |
     op = "activation"
     num_tokens, columns = x.shape
     if is_gated and columns % 2:
-        raise ValueError(f"{op}: x must have an even number of columns when gated, got {columns}")
-    if kind not in ACTIVATION_CODES:
-        raise ValueError(f"{op}: kind must be one of {', '.join(ACTIVATION_CODES)}, got {kind!r}")
+        raise ArgumentError(f"{op}: x must have an even number of columns when gated, got {columns}")
+    check_activation(op, "kind", kind)
     width = columns // 2 if is_gated else columns
     check_inner_dense(op, "x", x)
     result = output_like(op, out, (num_tokens, width), x)
@@ -43,3 +43,8 @@ def activation(x: Tensor, kind: ActivationKind, is_gated: bool, *, out: Tensor |
         stream,
     )
     return result
+
+
+def check_activation(op: str, argument: str, kind: str) -> None:
+    if kind not in ACTIVATION_CODES:
+        raise ArgumentError(f"{op}: {argument} must be one of {', '.join(ACTIVATION_CODES)}, got {kind!r}")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from headway.errors import ArgumentError
 from headway.ops.backend import target_of
 from headway.ops.checks import (
     check_dense,
+    check_index,
     check_inner_dense,
     check_same_dtype,
     check_shape,
@@ -18,6 +20,8 @@ from headway.ops.records import SCORE_CODES, Routing, ScoreKind
 
 MAX_FUSED_TOKENS = 128  # beyond, product and choice in launches of their own are quicker
 NUM_ROUTE_GROUPS = 32  # kRouteGroups of csrc/params/moe.h
+MAX_GPU_EXPERTS = 1024  # kMaxRoutedExperts of csrc/cuda/route_choice.cuh
+MAX_GPU_EXPERT_GROUPS = 32  # kMaxGroups there
 
 
 def route(
@@ -50,7 +54,9 @@ def route(
     num_tokens, num_experts = logits.shape
     check_dense(op, "logits", logits)
     check_same_dtype(op, "logits", logits, torch.float32)
-    check_choice(op, num_experts, top_k, bias, num_groups, topk_group)
+    check_choice(op, num_experts, top_k, score, bias, num_groups, topk_group)
+    if not logits.is_cpu:
+        _check_gpu_limits(op, num_experts, num_groups)
     routing = _empty_routing(num_tokens, top_k, logits.device)
     kernels, stream = target_of(logits)
     kernels.route(
@@ -73,9 +79,12 @@ def route(
 
 def fits_route_hidden(hidden: Tensor, num_experts: int) -> bool:
     """Whether `route_hidden` takes these sizes: few tokens on a GPU, in 16-byte pieces."""
-    num_tokens, columns = hidden.shape
-    is_aligned = columns % 8 == 0 and hidden.stride(0) % 8 == 0 and hidden.data_ptr() % 16 == 0
-    return hidden.is_cuda and num_tokens <= MAX_FUSED_TOKENS and num_experts <= 1024 and is_aligned
+    is_small = hidden.shape[0] <= MAX_FUSED_TOKENS and num_experts <= MAX_GPU_EXPERTS
+    return hidden.is_cuda and is_small and _is_aligned(hidden)
+
+
+def _is_aligned(hidden: Tensor) -> bool:
+    return hidden.shape[1] % 8 == 0 and hidden.stride(0) % 8 == 0 and hidden.data_ptr() % 16 == 0
 
 
 def route_hidden(
@@ -109,8 +118,14 @@ def route_hidden(
     check_shape(op, "router", router, (num_experts, columns), "E, C")
     check_dense(op, "router", router)
     check_same_dtype(op, "router", router, torch.float32)
-    check_vector(op, "num_done", num_done, NUM_ROUTE_GROUPS, f"{NUM_ROUTE_GROUPS}")
-    check_choice(op, num_experts, top_k, bias, num_groups, topk_group)
+    check_index(op, "num_done", num_done, NUM_ROUTE_GROUPS, "NUM_ROUTE_GROUPS")
+    check_choice(op, num_experts, top_k, score, bias, num_groups, topk_group)
+    _check_gpu_limits(op, num_experts, num_groups)
+    if not hidden.is_cuda or not _is_aligned(hidden):
+        raise ArgumentError(
+            f"{op}: hidden must be on a GPU, in pieces of 8 columns at 16 bytes, got {hidden.device}, shape "
+            f"{list(hidden.shape)} and strides {hidden.stride()}"
+        )
     routing = _empty_routing(num_tokens, top_k, hidden.device)
     logits = torch.empty((num_tokens, num_experts), dtype=torch.float32, device=hidden.device)
     kernels, stream = target_of(hidden)
@@ -139,19 +154,40 @@ def route_hidden(
 
 
 def check_choice(
-    op: str, num_experts: int, top_k: int, bias: Tensor | None, num_groups: int, topk_group: int
+    op: str,
+    num_experts: int,
+    top_k: int,
+    score: str,
+    bias: Tensor | None,
+    num_groups: int,
+    topk_group: int,
 ) -> None:
+    if score not in SCORE_CODES:
+        raise ArgumentError(f"{op}: score must be one of {', '.join(SCORE_CODES)}, got {score!r}")
     if bias is not None:
         check_vector(op, "bias", bias, num_experts, "E")
         check_same_dtype(op, "bias", bias, torch.float32)
-    if num_experts % num_groups or not 1 <= topk_group <= num_groups:
-        raise ValueError(
+    if num_groups < 1 or num_experts % num_groups or not 1 <= topk_group <= num_groups:
+        raise ArgumentError(
             f"{op}: num_groups must divide E = {num_experts} and topk_group lie in 1..num_groups, got "
             f"num_groups {num_groups}, topk_group {topk_group}"
         )
     num_competing = num_experts // num_groups * topk_group
     if not 1 <= top_k <= num_competing:
-        raise ValueError(f"{op}: top_k must lie in 1..{num_competing}, the experts that compete, got {top_k}")
+        raise ArgumentError(
+            f"{op}: top_k must lie in 1..{num_competing}, the experts that compete, got {top_k}"
+        )
+
+
+def _check_gpu_limits(op: str, num_experts: int, num_groups: int) -> None:
+    if num_experts > MAX_GPU_EXPERTS:
+        raise ArgumentError(
+            f"{op}: experts must be at most E = {MAX_GPU_EXPERTS} on a GPU, got {num_experts}"
+        )
+    if num_groups > MAX_GPU_EXPERT_GROUPS:
+        raise ArgumentError(
+            f"{op}: num_groups must be at most {MAX_GPU_EXPERT_GROUPS} on a GPU, got {num_groups}"
+        )
 
 
 def _empty_routing(num_tokens: int, top_k: int, device: torch.device) -> Routing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from headway.errors import ArgumentError
 from headway.ops.backend import target_of
 from headway.ops.checks import check_inner_dense, check_same_dtype
 from headway.ops.step import StepBuffers
@@ -18,7 +19,9 @@ def sample(buffers: StepBuffers, logits: Tensor) -> None:
         logits: [Rs, V] float32, rows may be strided; not modified.
     """
     if logits.shape[0] > buffers.max_rows:
-        raise ValueError(f"sample: logits must have at most {buffers.max_rows} rows, got {logits.shape[0]}")
+        raise ArgumentError(
+            f"sample: logits must have at most {buffers.max_rows} rows, got {logits.shape[0]}"
+        )
     inputs = buffers.inputs
     _launch("sample", buffers, logits, inputs.rows.data_ptr(), inputs.kv_lens.data_ptr(), 0, first_result=0)
 
@@ -35,7 +38,7 @@ def score(buffers: StepBuffers, logits: Tensor, *, first_score: int, num_sampled
     """
     num_scores = buffers.inputs.score_rows.shape[0]
     if not 0 <= first_score <= num_scores - logits.shape[0]:
-        raise ValueError(
+        raise ArgumentError(
             f"score: at most {num_scores} tokens can be scored, got {logits.shape[0]} from {first_score} on"
         )
     rows = buffers.inputs.score_rows[first_score:].data_ptr()
@@ -47,6 +50,9 @@ def _launch(
     op: str, buffers: StepBuffers, logits: Tensor, rows: int, kv_lens: int, targets: int, *, first_result: int
 ) -> None:
     num_rows, vocab_size = logits.shape
+    max_vocab_size = 32 * buffers.mirror.token_masks.shape[1]
+    if not 1 <= vocab_size <= max_vocab_size:
+        raise ArgumentError(f"{op}: logits must have V = 1..{max_vocab_size} columns, got {vocab_size}")
     check_same_dtype(op, "logits", logits, torch.float32)
     check_inner_dense(op, "logits", logits)
     kernels, stream = target_of(logits)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from headway.errors import ArgumentError
 from headway.ops.backend import target_of
 from headway.ops.checks import check_dense
 
@@ -23,12 +24,12 @@ def copy_states(pools: Sequence[Tensor], copies_address: int, num_copies: int) -
     """
     op = "copy_states"
     if not pools or len(pools) > MAX_STATE_POOLS:
-        raise ValueError(f"{op}: pools must be 1 to {MAX_STATE_POOLS}, got {len(pools)}")
+        raise ArgumentError(f"{op}: pools must be 1 to {MAX_STATE_POOLS}, got {len(pools)}")
     num_layers = pools[0].shape[0]
     records = []
     for pool in pools:
         if pool.shape[0] != num_layers:
-            raise ValueError(f"{op}: pools must have {num_layers} layers each, got {pool.shape[0]}")
+            raise ArgumentError(f"{op}: pools must have {num_layers} layers each, got {pool.shape[0]}")
         check_dense(op, "pools", pool)
         layer_bytes = pool.stride(0) * pool.itemsize
         records.append((pool.data_ptr(), layer_bytes, pool.stride(1) * pool.itemsize))

@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from headway.errors import ArgumentError
 from headway.ops.backend import target_of
 from headway.ops.layout import (
     MAX_BAD_WORD_ENTRIES,
@@ -274,12 +275,12 @@ def begin_step(
         or not 0 <= num_decode_rows <= num_rows
         or not 0 <= num_sampled <= num_rows
     ):
-        raise ValueError(
+        raise ArgumentError(
             f"begin_step: rows must be below {buffers.max_rows} with decode and sampled rows among them, got "
             f"num_rows {num_rows}, num_decode_rows {num_decode_rows}, num_sampled {num_sampled}"
         )
     if num_tokens > buffers.max_step_tokens:
-        raise ValueError(
+        raise ArgumentError(
             f"begin_step: num_tokens must be at most {buffers.max_step_tokens}, got {num_tokens}"
         )
     kernels, stream = target_of(buffers.mirror.slot)
@@ -325,7 +326,7 @@ def finish_step(
         ring_entry_bytes: from one entry to the next.
     """
     if num_sampled + num_scored > ring_max_results:
-        raise ValueError(
+        raise ArgumentError(
             f"finish_step: num_sampled and num_scored must be at most {ring_max_results} together, "
             f"got {num_sampled} and {num_scored}"
         )
