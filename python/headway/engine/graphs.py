@@ -40,7 +40,6 @@ class DecodeGraphs:
     def __init__(self, buckets: Sequence[int], device: torch.device) -> None:
         self._buckets = buckets
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._execs: dict[int, int] = {}  # their cudaGraphExec_t
         self._pool = torch.cuda.graph_pool_handle()
         # Records only. Not the stream that eager steps run on: workspaces taken under capture belong to it, and so
         # stay in the pool.
@@ -69,7 +68,8 @@ class DecodeGraphs:
 
     def exec_of(self, num_rows: int) -> int:
         """The captured step's cudaGraphExec_t, to be launched without torch; 0 while there is none."""
-        return self._execs.get(num_rows, 0)
+        graph = self._graphs.get(num_rows)
+        return 0 if graph is None else graph.raw_cuda_graph_exec()
 
     def launch(self, run: Step, num_rows: int) -> None:
         """Puts a step on the current stream. Its first time it runs eagerly, which warms up what capture needs."""
@@ -83,7 +83,6 @@ class DecodeGraphs:
 
     def close(self) -> None:
         """Frees the graphs. The device must be done with them, or dead."""
-        self._execs.clear()
         for graph in self._graphs.values():
             with contextlib.suppress(RuntimeError):
                 graph.reset()
@@ -105,7 +104,6 @@ class DecodeGraphs:
                 fault = fault or error
         if fault is None:
             self._graphs[num_rows] = graph
-            self._execs[num_rows] = graph.raw_cuda_graph_exec()
         else:
             self._give_up(num_rows, fault)
 

@@ -17,7 +17,7 @@ from headway.engine.batch import StepBatch
 from headway.engine.graphs import DecodeGraphs
 from headway.engine.host_tier import HostTier
 from headway.engine.rehearsal import rehearse_prompts
-from headway.engine.staging import CudaStaging, Staging, stage
+from headway.engine.staging import Staging, stage
 from headway.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -97,11 +97,7 @@ class Runner:
 
     def launch(self, plan: Plan) -> None:
         """Puts one step on the device's stream. The plan's packet must live until the step is committed."""
-        graph_exec = self._graph_exec_of(plan)
-        if graph_exec and isinstance(self.staging, CudaStaging):
-            self.staging.launch_graph(graph_exec, plan.packet_address, plan.packet_bytes)
-        else:
-            self.staging.run(self._run, plan)
+        self.staging.launch(self._run, plan, self._graph_exec_of(plan))
 
     def wait(self, is_ready: Callable[[], bool]) -> None:
         """Returns when the awaited results are in the ring; raises what the device raised in their place."""

@@ -16,7 +16,7 @@ from headway.engine.cpu_stream import CpuStream
 from headway.ops.backend import target_of
 
 if TYPE_CHECKING:
-    from headway._core import LedgerConfig
+    from headway._core import LedgerConfig, Plan
 
 P = ParamSpec("P")
 
@@ -37,6 +37,11 @@ class Staging(Protocol):
 
     def run(self, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Calls `work` now or later, in order; what it launches on a GPU goes to the engine's stream."""
+
+    def launch(self, run_step: Callable[[Plan], None], plan: Plan, graph_exec: int) -> None:
+        """Puts a step behind what was launched: by run_step, or by graph_exec, a cudaGraphExec_t that is the whole step
+        but for its packet; 0 where there is none, as ever on a CPU.
+        """
 
     def rest(self) -> None:
         """Gives the processor away while there is nothing to collect."""
@@ -71,6 +76,9 @@ class HostStaging:
     def run(self, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         work(*args, **kwargs)
 
+    def launch(self, run_step: Callable[[Plan], None], plan: Plan, graph_exec: int) -> None:
+        run_step(plan)
+
     def rest(self) -> None:
         time.sleep(0)
 
@@ -100,6 +108,9 @@ class WorkerStaging(CpuStream):
 
     def bring(self, packet_address: int, packet_bytes: int) -> None:
         self.packet_address = packet_address
+
+    def launch(self, run_step: Callable[[Plan], None], plan: Plan, graph_exec: int) -> None:
+        self.run(run_step, plan)
 
 
 class CudaStaging:
@@ -131,13 +142,18 @@ class CudaStaging:
         with self._on_stream:
             work(*args, **kwargs)
 
-    def launch_graph(self, graph_exec: int, packet_address: int, packet_bytes: int) -> None:
-        """A captured step behind its packet, if there is one: one or two calls of the driver. Torch's own replay, its
-        stream and its inference mode around them cost a step of 256 rows some 30 us more (docs/log.md).
+    def launch(self, run_step: Callable[[Plan], None], plan: Plan, graph_exec: int) -> None:
+        """A graph takes one or two calls of the driver: its packet's copy, if it brings one, and its launch. Torch's
+        own replay, stream and inference mode around them cost a step of 256 rows some 30 us more (docs/log.md).
         """
-        news_bytes = packet_bytes if packet_address else 0
+        if not graph_exec:
+            self.run(run_step, plan)
+            return
+        news_bytes = plan.packet_bytes if plan.packet_address else 0
         stream, device_idx = self._stream.cuda_stream, self._stream.device_index
-        self._launch_graph(graph_exec, stream, device_idx, self.packet_address, packet_address, news_bytes)
+        self._launch_graph(
+            graph_exec, stream, device_idx, self.packet_address, plan.packet_address, news_bytes
+        )
 
     def rest(self) -> None:
         time.sleep(0)
