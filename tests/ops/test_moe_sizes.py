@@ -91,7 +91,11 @@ def test_route_at_its_limits(case, device):
     assert_close(actual.weights, expected.weights, "weights")
 
 
-@pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "value",
+    [float("nan"), -float("nan"), float("inf"), -float("inf")],
+    ids=["nan", "minus_nan", "inf", "minus_inf"],
+)
 @pytest.mark.parametrize("is_whole", [True, False])
 @pytest.mark.parametrize("case", ROUTES.values(), ids=ROUTES)
 def test_logits_that_are_no_numbers_choose_experts_that_exist(case, is_whole, value, device):
