@@ -15,16 +15,19 @@ from tests.inputs import moe_arguments, normal, on_device, route_arguments
 
 HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 half_types = pytest.mark.parametrize("half_dtype", HALF_TYPES.values(), ids=HALF_TYPES)
-# Widths that end in a fragment, one expert, more experts than the kernels take, every expert of many, odd sizes.
+# Widths that end in a fragment, one expert, every expert of many, odd sizes.
 SHAPES = {
     "gated": MoeCase(0, 136, 72, 12, 3, True, "silu"),
     "relu2": MoeCase(0, 200, 120, 33, 6, False, "relu2"),
     "one_expert": MoeCase(0, 64, 8, 1, 1, True, "gelu"),
     "smallest": MoeCase(0, 8, 8, 4, 2, False, "relu2"),
-    "many_experts": MoeCase(0, 32, 16, 1100, 4, True, "silu"),
-    "most_experts": MoeCase(0, 32, 16, 1024, 22, False, "relu2"),
     "all_experts": MoeCase(0, 48, 40, 40, 40, True, "silu"),
     "odd": MoeCase(0, 62, 45, 6, 2, True, "silu"),
+}
+CROWDS = {
+    "too_many": MoeCase(0, 32, 16, 1100, 4, True, "silu"),
+    "most": MoeCase(0, 32, 16, 1024, 22, False, "relu2"),
+    "most_grouped": MoeCase(0, 32, 16, 1023, 6, False, "relu2"),
 }
 
 
@@ -33,6 +36,19 @@ SHAPES = {
 @pytest.mark.parametrize("case", SHAPES.values(), ids=SHAPES)
 @half_types
 def test_every_number_of_tokens(case, num_tokens, half_dtype):
+    assert_experts_are_right(case, num_tokens, half_dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_tokens", [2, 64, 257, 600])
+@pytest.mark.parametrize("case", CROWDS.values(), ids=CROWDS)
+@half_types
+def test_crowds_of_experts(case, num_tokens, half_dtype):
+    """More than the kernels take, as many, and as many as torch's grouped product takes."""
+    assert_experts_are_right(case, num_tokens, half_dtype)
+
+
+def assert_experts_are_right(case: MoeCase, num_tokens: int, half_dtype: torch.dtype) -> None:
     arguments = moe_arguments(dataclasses.replace(case, num_tokens=num_tokens), half_dtype)
     given = on_device(arguments, "cuda")
     wide = {name: value.double() for name, value in given.items() if isinstance(value, torch.Tensor)}

@@ -125,16 +125,18 @@ def random_mask(rng: random.Random, vocab_size: int) -> npt.NDArray[np.int32]:
     return np.packbits(bits, bitorder="little").view(np.int32)
 
 
-def assert_same_results(actual: ops.StepBuffers, expected: ops.StepBuffers, count: int) -> None:
+def assert_same_results(
+    actual: ops.StepBuffers, expected: ops.StepBuffers, count: int, atol: float = 3e-6
+) -> None:
     got, want = result_rows(actual, count), result_rows(expected, count)
     for name in ("row", "token", "rank", "is_stopped", "is_bad"):
         np.testing.assert_array_equal(got[name], want[name], err_msg=name)
-    np.testing.assert_allclose(got["logprob"], want["logprob"], atol=3e-6, rtol=1e-6)
+    np.testing.assert_allclose(got["logprob"], want["logprob"], atol=atol, rtol=1e-6)
     top_ids = expected.results.top_ids[:count].numpy()
     np.testing.assert_array_equal(actual.results.top_ids[:count].cpu().numpy(), top_ids)
     used = top_ids >= 0
     got_tops, want_tops = (b.results.top_logprobs[:count].cpu().numpy()[used] for b in (actual, expected))
-    np.testing.assert_allclose(got_tops, want_tops, atol=3e-6, rtol=1e-6)
+    np.testing.assert_allclose(got_tops, want_tops, atol=atol, rtol=1e-6)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

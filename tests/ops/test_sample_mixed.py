@@ -29,9 +29,10 @@ KNOBS = {
 }
 SMALL = [1, 2, 3, 31, 32, 33, 257]
 EDGES = [8191, 8192, 8193, 16385, 24577]
-MODELS = [
-    pytest.param(size, marks=pytest.mark.gpu) for size in (32003, 50257, 131073, 151_936, 256_000, 262_144)
-]
+MODELS = [32003, 50257, 131_073, 151_936, 256_000, 262_144]
+ATOL = (
+    1e-4  # of log-probabilities: logits over a temperature of 0.01, a thousand, have steps of 6e-5 in float32
+)
 
 
 def mixed_rows(vocab_size: int, num_rows: int, seed: int) -> ops.StepBuffers:
@@ -59,8 +60,18 @@ def hostile_logits(vocab_size: int, num_rows: int, seed: int) -> torch.Tensor:
     return logits
 
 
-@pytest.mark.parametrize("vocab_size", [*SMALL, *EDGES, *MODELS])
+@pytest.mark.parametrize("vocab_size", [*SMALL, *EDGES])
 def test_rows_of_all_kinds(vocab_size, device):
+    assert_mixed_step(vocab_size, device)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("vocab_size", MODELS)
+def test_vocabularies_of_models(vocab_size):
+    assert_mixed_step(vocab_size, "cuda")
+
+
+def assert_mixed_step(vocab_size: int, device: str) -> None:
     """Against the definition, between poisoned columns; then each of some rows alone, to the bit."""
     num_rows = 27
     expected = mixed_rows(vocab_size, num_rows, seed=vocab_size)
@@ -71,7 +82,7 @@ def test_rows_of_all_kinds(vocab_size, device):
     given = padded.to(device)[:, :vocab_size]
     ops.sample(actual, given)
     reference.sample_ref(expected, logits)
-    assert_same_results(actual, expected, num_rows)
+    assert_same_results(actual, expected, num_rows, ATOL)
     together = copy_to(actual, "cpu")
     for index in range(0, num_rows, 5):
         for name in ("rows", "kv_lens"):
@@ -90,7 +101,7 @@ def test_as_many_rows_as_a_step_has(num_rows, vocab_size):
     logits = hostile_logits(vocab_size, num_rows, seed=num_rows)
     reference.sample_ref(expected, logits)
     ops.sample(actual, logits.cuda())
-    assert_same_results(actual, expected, num_rows)
+    assert_same_results(actual, expected, num_rows, ATOL)
 
 
 def test_no_rows(device):

@@ -24,10 +24,15 @@ CASES = {
 }
 CROWDS = {
     "few_tokens": ((0, 1, 2, 3), 40),
-    "crowd": pytest.param((0, 0, 1, 1, 2, 3, 4, 5, 17), 1500, marks=pytest.mark.gpu),
     "empty_ends": ((0, 0, 0, 0, 0, 0, 0, 0, 1), 60),
-    "giants": pytest.param((0, 1, 2, 3, 700), 40, marks=pytest.mark.gpu),
 }
+GPU_CROWDS = {
+    "crowd": ((0, 0, 1, 1, 2, 3, 4, 5, 17), 1500),
+    "giants": ((0, 1, 2, 3, 700), 40),
+}
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+each_crowd = pytest.mark.parametrize(("lengths", "num_rows"), CROWDS.values(), ids=CROWDS)
+each_gpu_crowd = pytest.mark.parametrize(("lengths", "num_rows"), GPU_CROWDS.values(), ids=GPU_CROWDS)
 
 
 def crowd(lengths: tuple[int, ...], num_rows: int) -> Rows:
@@ -57,10 +62,20 @@ def with_snapshots(arguments: dict[str, object], rows: Rows) -> tuple[dict[str, 
     return {**arguments, "state": torch.cat([state, more])}, snapshots
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.parametrize(("lengths", "num_rows"), CROWDS.values(), ids=CROWDS)
+@each_case
+@each_crowd
 def test_crowds_against_the_oracle(case, lengths, num_rows, dtype, device):
-    rows = crowd(lengths, num_rows)
+    assert_near_the_oracle(case, crowd(lengths, num_rows), dtype, device)
+
+
+@pytest.mark.gpu
+@each_case
+@each_gpu_crowd
+def test_large_crowds_against_the_oracle(case, lengths, num_rows, dtype):
+    assert_near_the_oracle(case, crowd(lengths, num_rows), dtype, "cuda")
+
+
+def assert_near_the_oracle(case: MambaCase, rows: Rows, dtype: torch.dtype, device: str) -> None:
     arguments, snapshots = with_snapshots(conv_arguments(case, rows, dtype), rows)
     arguments["snapshots"] = snapshots
     oracle, given = in_float64(arguments), on_device(arguments, device)
@@ -70,16 +85,26 @@ def test_crowds_against_the_oracle(case, lengths, num_rows, dtype, device):
     assert_bit_equal(state.nan_to_num(7.0), exact.nan_to_num(7.0), "slots")
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.parametrize(("lengths", "num_rows"), CROWDS.values(), ids=CROWDS)
+@each_case
+@each_crowd
 def test_a_crowd_has_the_bits_of_its_parts(case, lengths, num_rows, dtype, device):
+    assert_bits_of_the_parts(case, crowd(lengths, num_rows), dtype, device)
+
+
+@pytest.mark.gpu
+@each_case
+@each_gpu_crowd
+def test_a_large_crowd_has_the_bits_of_its_parts(case, lengths, num_rows, dtype):
+    assert_bits_of_the_parts(case, crowd(lengths, num_rows), dtype, "cuda")
+
+
+def assert_bits_of_the_parts(case: MambaCase, rows: Rows, dtype: torch.dtype, device: str) -> None:
     """Parts of 1 to 97 rows: tiles of other sizes."""
-    rows = crowd(lengths, num_rows)
     arguments = on_device(conv_arguments(case, rows, dtype), device)
     initial, whole = arguments["state"].clone(), ops.causal_conv1d(**arguments)
     state, out = initial.clone(), torch.zeros_like(whole)
     begins = [0, *accumulate(rows.lengths)]
-    for first, last in pairwise([0, 1, *range(3, num_rows, 97), num_rows]):
+    for first, last in pairwise([0, 1, *range(3, rows.num_rows, 97), rows.num_rows]):
         tokens = slice(begins[first], begins[last])
         part = {name: arguments[name][first:last] for name in ("row_start", "read_slots", "write_slots")}
         bounds = arguments["query_start"][first : last + 1] - begins[first]

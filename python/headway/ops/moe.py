@@ -23,6 +23,7 @@ from headway.ops.pointwise import activation as activate
 from headway.ops.pointwise import check_activation
 from headway.ops.records import ACTIVATION_CODES, ActivationKind, Routing
 
+TORCH_GROUPS = 1024  # so many are too many for torch.nn.functional.grouped_mm
 MAX_GATHERED_BYTES = 64 * 2**20  # of weights copied for a product that torch does not group
 
 
@@ -70,8 +71,7 @@ def moe_experts(
                 f"{op}: x must be 16-bit, with C and F multiples of 8, where is_invariant; got {x.dtype} "
                 f"{list(x.shape)} and F = {width}"
             )
-        # torch groups products of bfloat16 alone
-        max_tokens = MAX_TOKENS_IN_PARTS if x.dtype == torch.float16 else MAX_TOKENS
+        max_tokens = MAX_TOKENS if _are_grouped(w_in, w_out) else MAX_TOKENS_IN_PARTS
         if is_invariant or (has_kernels and num_tokens <= max_tokens):
             return experts_in_parts(x, routing, w_in, w_out, activation, is_gated)
         return grouped_experts(x, routing, w_in, w_out, activation, is_gated)
@@ -103,7 +103,7 @@ def grouped_experts(
     """`moe_experts` with torch's grouped products: pairs of (token, expert) sorted by expert.
 
     All shapes follow from x and the routing's shape, so a CUDA graph can capture it (all but large products of what
-    torch does not group: fp32, fp16, odd sizes).
+    torch does not group: fp32, fp16, odd sizes, a thousand experts).
     """
     num_tokens, top_k = routing.expert_ids.shape
     by_expert = routing.expert_ids.flatten().sort(stable=True)
@@ -146,9 +146,20 @@ def combine_experts(results: Tensor, places: Tensor, weights: Tensor) -> Tensor:
     return out
 
 
+def _are_grouped(*matrices: Tensor) -> bool:
+    """Whether torch has one product for matrices [E, rows, columns] that does not look at the data on the host."""
+    return all(
+        weights.dtype == torch.bfloat16
+        and weights.shape[0] < TORCH_GROUPS
+        and weights.shape[1] % 8 == 0
+        and weights.shape[2] % 8 == 0
+        for weights in matrices
+    )
+
+
 def grouped_product(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     """Rows ends[e - 1] .. ends[e] of x [pairs, columns] times weights[e].T, weights [E, rows, columns]."""
-    if x.dtype == torch.bfloat16 and weights.shape[1] % 8 == 0 and weights.shape[2] % 8 == 0 and len(x):
+    if _are_grouped(weights) and len(x):
         return torch.nn.functional.grouped_mm(x, weights.transpose(1, 2), offs=ends)
     if x.shape[0] * weights[0].numel() * weights.itemsize <= MAX_GATHERED_BYTES:
         pairs = torch.arange(x.shape[0], dtype=torch.int32, device=x.device)
