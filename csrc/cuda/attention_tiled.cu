@@ -2,6 +2,7 @@
 // key head) and walks over all keys they see, 64 at a time, with keys, values and compute overlapped through cp.async.
 // Tiles begin at multiples of 64 positions and are folded in order; see attention.h for what that guarantees.
 #include "cuda/attention_prefill.cuh"
+#include "cuda/common/device.h"
 #include "cuda/common/dtype.cuh"
 
 namespace headway::cuda {
@@ -281,10 +282,7 @@ __global__ void __launch_bounds__(kAttentionThreads) tiled_kernel(const __grid_c
 template <typename T, int kDim>
 void launch(const PrefillParams& params, cudaStream_t stream) {
   const PagedAttentionParams& attention = params.attention;
-  int device = 0;
-  int num_multiprocessors = 0;
-  check(cudaGetDevice(&device), kAttentionOp);
-  check(cudaDeviceGetAttribute(&num_multiprocessors, cudaDevAttrMultiProcessorCount, device), kAttentionOp);
+  const int num_multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount, kAttentionOp);
   const int64_t blocks = max_query_blocks<kBlockRows<kDim>>(params);
   const int64_t resident = std::min(kAttentionBlocks, 2 * num_multiprocessors);
   const auto num_blocks = static_cast<unsigned>(std::min(resident, blocks * attention.num_kv_heads));

@@ -150,3 +150,23 @@ def test_extreme_keys(shape, query_len):
         assert bool(actual.isfinite().all())
         limit = float(expected.abs().max())
         assert_close(actual.double() / limit, expected / limit, "extreme", tolerance=2.0**-7)
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 64, 16), (16, 1, 128, 16), (6, 2, 96, 32)], ids=str)
+@pytest.mark.parametrize("max_kv_len", [1 << 20, 2**31 - 1])
+def test_bounds_far_beyond_the_truth(shape, max_kv_len):
+    """As a captured step of a model with a million positions has them: every bit is that of the exact bound."""
+    arguments = on_device(attention_arguments(AttentionCase(*shape), MIXED, torch.bfloat16), "cuda")
+    exact = ops.paged_attention(**arguments)
+    arguments["max_kv_len"], arguments["max_query_len"] = max_kv_len, 4096
+    assert_bit_equal(ops.paged_attention(**arguments), exact, "loose bounds")
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 64, 16), (16, 1, 128, 128)], ids=str)
+def test_contexts_of_more_than_a_hundred_thousand_tokens(shape):
+    """Of a row that decodes and of a chunk; the oracle runs on the GPU, too."""
+    rows = Rows((1, 20), (131_072, 40_000))
+    given = on_device(attention_arguments(AttentionCase(*shape), rows, torch.bfloat16), "cuda")
+    wide = {name: given[name].double() for name in ("q", "k_cache", "v_cache")}
+    expected = reference.paged_attention_ref(**(given | wide))
+    assert_close(ops.paged_attention(**given), expected, "long contexts")

@@ -13,9 +13,7 @@ from headway.ops.checks import dtype_code
 from headway.ops.records import ACTIVATION_CODES, ActivationKind, Routing
 
 MAX_TOKENS = 256  # of a launch; beyond it, reading the weights no longer dominates
-MAX_TOKENS_IN_PARTS = (
-    1024  # where there is no grouped product; beyond it, reading the weights again costs more
-)
+MAX_TOKENS_IN_PARTS = 1024  # without a grouped product; beyond it, the weights are read too often
 MAX_PAIRS = 8192
 MAX_EXPERTS = 1024
 
