@@ -166,19 +166,6 @@ def test_products_of_few_tokens_name_what_they_do_not_take():
         ops.skinny_linear(x, torch.zeros(3, 16, dtype=torch.bfloat16, device="cuda"))
 
 
-@pytest.mark.gpu
-def test_a_tensor_on_another_device_is_named():
-    """By the registered ops, and the device is none the worse for it."""
-    x, weight = torch.ones(2, 64, device="cuda"), torch.ones(64)
-    with pytest.raises(ArgumentError, match="rms_norm: weight must be on cuda:0 as the others, got cpu"):
-        torch.ops.headway.rms_norm(x, weight, 1e-5)
-    slots = on_device(GOOD["causal_conv1d"], "cuda") | {"read_slots": GOOD["causal_conv1d"]["read_slots"]}
-    names = ("snapshot_starts", "snapshot_positions", "snapshot_slots")
-    with pytest.raises(ArgumentError, match="causal_conv1d: read_slots must be on cuda:0"):
-        torch.ops.headway.causal_conv1d(**slots, **dict.fromkeys(names))
-    assert bool((torch.ops.headway.rms_norm(x, weight.cuda(), 0.0) == 1).all())
-
-
 @pytest.mark.parametrize("vocab_size", [0, 8193])
 def test_logits_of_another_vocabulary_are_refused(vocab_size, device):
     """Whose tokens the masks know nothing of."""

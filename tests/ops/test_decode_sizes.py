@@ -79,21 +79,3 @@ def test_the_norm_has_groups_of_its_own(norm_group_size):
     for counts in ([1, 1, 1], [1, 2, 3], [1, 1, 1]):
         actual, expected = rows.step(inputs, counts), oracle.step(inputs.in_float64(), counts)
         assert (actual.cpu().double() - expected).norm() / expected.norm() < 2e-2
-
-
-@pytest.mark.parametrize("query_len", [1, 3])
-def test_rows_without_tokens_stay_as_they_are(query_len):
-    """Rows that miss every other step: their slots do not change then, and they go on with their own bits."""
-    rows, alone, inputs = twins(MambaCase(4, 64, 2, 128), 5)
-    held = (rows.ssm_state, rows.conv_state, rows.log.columns, rows.log.dt, rows.log.raw)
-    for step in range(10):
-        counts = [query_len if (step + row) % 2 else 0 for row in range(5)]
-        idle = [row + 1 for row in range(5) if counts[row] == 0]
-        before = [tensor[idle].clone() for tensor in held]
-        out = rows.step(inputs, counts).split(counts)
-        for tensor, kept in zip(held, before, strict=True):
-            assert_bit_equal(tensor[idle], kept, f"idle slots at step {step}")
-        for row in (1, 4):
-            if counts[row]:
-                single = torch.cat([alone.step(inputs, [1], [row]) for _ in range(query_len)])
-                assert_bit_equal(out[row], single, f"row {row} at step {step}")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from headway import ops
+from headway.errors import ArgumentError
 from headway.ops import library
 from tests.cases import ATTENTION_CASES, MAMBA_CASES, MOE_CASES, NORM_CASES, ROUTE_CASES, ROWS
 from tests.compare import assert_bit_equal
@@ -86,3 +87,16 @@ def test_a_compiled_program_gives_the_same(device):
 def test_the_registered_op_is_the_thin_function(device):
     given = on_device(gated_norm_arguments(NORM_CASES["strided"], F32), device)
     assert_bit_equal(torch.ops.headway.gated_rms_norm(**given), ops.gated_rms_norm(**given), "gated_rms_norm")
+
+
+@pytest.mark.gpu
+def test_a_tensor_on_another_device_is_named():
+    """And the device is none the worse for it."""
+    x, weight = torch.ones(2, 64, device="cuda"), torch.ones(64)
+    with pytest.raises(ArgumentError, match="rms_norm: weight must be on cuda:0 as the others, got cpu"):
+        torch.ops.headway.rms_norm(x, weight, 1e-5)
+    good = arguments_of("causal_conv1d")
+    mixed = on_device(good, "cuda") | {"read_slots": good["read_slots"]}
+    with pytest.raises(ArgumentError, match="causal_conv1d: read_slots must be on cuda:0"):
+        torch.ops.headway.causal_conv1d(**mixed)
+    assert bool((torch.ops.headway.rms_norm(x, weight.cuda(), 0.0) == 1).all())

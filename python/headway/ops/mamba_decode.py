@@ -85,7 +85,7 @@ def mamba_decode(
 ) -> Tensor:
     """gated_rms_norm(ssm_scan(causal_conv1d(columns)), z) for rows of a few tokens, whose slots have a log.
 
-    Row r owns tokens query_start[r] .. query_start[r + 1], at most max_query_len. Its slot holds the state after
+    Row r owns tokens query_start[r] .. query_start[r + 1], 1 to max_query_len of them. Its slot holds the state after
     state_base[r] tokens and the log since; where the step leaves it is `StateWindow.next_base`. Rows of slot 0 are
     padding: their outputs mean nothing and no slot changes.
 
