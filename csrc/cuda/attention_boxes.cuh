@@ -1,4 +1,4 @@
-// How a warp fetches tiles of a paged cache by the copy engine: a box of neighbouring keys and 64 channels a lane.
+// How a warp fetches tiles of a paged cache by the copy engine: a box of neighbouring keys a lane.
 #pragma once
 
 #include "cuda/attention_panels.cuh"
@@ -7,19 +7,15 @@ namespace headway::cuda {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// A lane of the warp and its box of each tile of kTileKeys keys. kIsReadOnce: that no other block reads the keys.
-template <int kDim, int kTileKeys, bool kIsReadOnce>
+// A lane of the warp and its box of each tile. kIsReadOnce: that no other block reads the keys.
+template <typename Tile, int kKeys, bool kIsReadOnce>
 class BoxLane {
  public:
-  using Tile = Panels<kDim, kTileKeys>;
-
   __device__ BoxLane(const PagedAttentionParams& attention, int box_keys)
       : cache_(attention.cache), lane_(static_cast<int>(threadIdx.x) % kWarpSize) {
-    const int boxes = kTileKeys / box_keys;
-    has_box_ = lane_ < boxes * Tile::kCount;
-    box_key_ = lane_ % boxes * box_keys;
-    panel_ = lane_ / boxes;
-    offset_ = static_cast<uint32_t>(panel_ * Tile::kPanelBytes + box_key_ * wgmma::kPanelRowBytes);
+    has_box_ = lane_ < kKeys / box_keys;
+    box_key_ = lane_ * box_keys;
+    offset_ = static_cast<uint32_t>(box_key_ / Tile::kGroupKeys * Tile::kGroupBytes);
   }
 
   // The cache block of the box in the tile from key `first` on; none beyond the last of num_keys: what is not copied
@@ -39,7 +35,8 @@ class BoxLane {
     if (lane_ == 0) full.arrive_expecting(Tile::kBytes);
     __syncwarp();
     if (!has_box_) return;
-    const int indices[4] = {panel_ * wgmma::kPanelColumns, kv_head, (first + box_key_) % cache_.block_size, place};
+    const int group = (first + box_key_) % cache_.block_size / Tile::kGroupKeys;
+    const int indices[5] = {0, 0, kv_head * Tile::kPanels, group, place};
     const uint32_t target = shared_address(ring.slot(turn).bytes) + offset_;
     if constexpr (kIsReadOnce) {
       copy_box_once(target, map, indices, full);
@@ -53,9 +50,8 @@ class BoxLane {
 
   const KvCache& cache_;
   int lane_;
-  bool has_box_;  // few boxes leave lanes without one
+  bool has_box_;  // a tile has fewer than 32
   int box_key_;
-  int panel_;
   uint32_t offset_;  // bytes
 };
 

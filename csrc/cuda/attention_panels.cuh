@@ -23,6 +23,32 @@ struct alignas(1024) Panels {
   }
 };
 
+// kKeys keys of a key head, or their values, as the boxes of map_cache leave them: groups of 8 keys, of each a panel
+// for every 64 channels. So one box takes all of a key.
+template <int kDim, int kKeys>
+struct alignas(1024) KeyTile {
+  static constexpr int kGroupKeys = 8;
+  static constexpr int kPanelBytes = kGroupKeys * wgmma::kPanelRowBytes;
+  static constexpr int kPanels = kDim / wgmma::kPanelColumns;
+  static constexpr int kGroupBytes = kPanels * kPanelBytes;
+  static constexpr int kBytes = kKeys / kGroupKeys * kGroupBytes;
+  // 16 keys on, in a product whose sum runs over keys.
+  static constexpr int kStepBytes = 16 / kGroupKeys * kGroupBytes;
+  unsigned char bytes[kBytes];
+
+  // Of 8 elements from `channel` on.
+  __device__ static int offset(int key, int channel) {
+    return key / kGroupKeys * kGroupBytes + channel / wgmma::kPanelColumns * kPanelBytes +
+           2 * wgmma::panel_offset(key % kGroupKeys, channel % wgmma::kPanelColumns);
+  }
+
+  // As an operand of scores, and of sums over keys.
+  __device__ uint64_t describe_keys() const { return wgmma::describe(shared_address(bytes), kGroupBytes); }
+  __device__ uint64_t describe_values() const {
+    return wgmma::describe_panels(shared_address(bytes), kPanelBytes, kGroupBytes);
+  }
+};
+
 // Slots that go round, filled by the copying warp or its copies and freed by kReaders: warps that compute, where only
 // products read the slots, else their threads. turn: counts all uses of the ring, by each role alike.
 template <typename Slot, unsigned kStages, int kReaders>
@@ -56,19 +82,23 @@ inline int box_keys_of(int block_size, int tile_keys) {
   return 0;
 }
 
-// Of a layer's keys or values. The number of cache blocks is not known here, nor needed: block tables are right.
-inline CUtensorMap map_cache(const PagedAttentionParams& attention, void* base, int box_keys) {
+// Of a layer's keys or values: boxes of box_keys keys of a key head. The number of cache blocks is not known here, nor
+// needed: block tables are right.
+template <typename Tile>
+CUtensorMap map_cache(const PagedAttentionParams& attention, void* base, int box_keys) {
   const KvCache& cache = attention.cache;
-  const auto head_dim = static_cast<uint64_t>(attention.head_dim);
-  const auto num_kv_heads = static_cast<uint64_t>(attention.num_kv_heads);
+  const auto num_panels = static_cast<uint64_t>(attention.num_kv_heads * Tile::kPanels);
+  const uint64_t key_bytes = num_panels * wgmma::kPanelRowBytes;
   constexpr uint64_t kElementBytes = 2;
-  TensorBoxes boxes{};
+  TensorBoxes<5> boxes{};
   boxes.base = base;
-  boxes.sizes = {head_dim, num_kv_heads, static_cast<uint64_t>(cache.block_size), INT32_MAX};
-  boxes.strides_bytes = {head_dim * kElementBytes, num_kv_heads * head_dim * kElementBytes,
+  boxes.sizes = {wgmma::kPanelColumns, Tile::kGroupKeys, num_panels,
+                 static_cast<uint64_t>(cache.block_size / Tile::kGroupKeys), INT32_MAX};
+  boxes.strides_bytes = {key_bytes, wgmma::kPanelRowBytes, Tile::kGroupKeys * key_bytes,
                          static_cast<uint64_t>(cache.block_stride) * kElementBytes};
-  boxes.box = {wgmma::kPanelColumns, 1, static_cast<uint32_t>(box_keys), 1};
-  // A box takes 128 bytes of each key, another the next 128: fetched by both, memory yields 4 % less.
+  boxes.box = {wgmma::kPanelColumns, Tile::kGroupKeys, Tile::kPanels,
+               static_cast<uint32_t>(box_keys / Tile::kGroupKeys), 1};
+  // Told to fetch 256 bytes where rows of 128 are asked for, memory yields 4 % less.
   boxes.promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_128B;
   return make_tensor_map(boxes, kAttentionOp);
 }

@@ -17,13 +17,14 @@ __global__ void __launch_bounds__(kThreads, 1) stream_kernel(const __grid_consta
   extern __shared__ __align__(1024) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<Shared<kDim, kGroups>*>(shared_bytes);
   auto* prefix = reinterpret_cast<int32_t*>(shared_bytes + sizeof(shared));
-  allow_next_kernel();
   if (threadIdx.x == 0) {
     prefetch_tensor_map(params.keys);
     prefetch_tensor_map(params.values);
     for (auto& lane : shared.lanes) lane.tiles.init();
     Barrier::publish_inits();
   }
+  wait_for_previous_kernel();
+  allow_next_kernel();  // which reads rows that the one before may have written
   const DecodeParams& decode = params.decode;
   const int num_rows = decode.attention.rows.num_rows;
   prefix_rows(prefix, num_rows, [&](int r) { return num_steps_of(decode, r); });
@@ -52,6 +53,21 @@ __global__ void __launch_bounds__(kThreads, 1) stream_kernel(const __grid_consta
 
 // Launch ------------------------------------------------------------------------------------------------------------
 
+struct SharedSizes {
+  int bytes;
+  int num_chain_octets;
+};
+
+// Chains go to shared memory where all of them fit, which is up to 56 packed rows; fewer where a step has many rows.
+SharedSizes sizes_of(const PagedAttentionParams& attention, int lanes_bytes) {
+  const int bytes = lanes_bytes + prefix_bytes(attention.rows.num_rows);
+  const auto packed = static_cast<int>(std::min<int64_t>(max_packed_rows(attention), kStreamRows));
+  const int num_octets = (packed + kOctetRows - 1) / kOctetRows;
+  const int chain_bytes = kMaxStreamGroups * num_octets * kOctetBytes;
+  const int limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, kAttentionOp);
+  return bytes + chain_bytes <= limit ? SharedSizes{bytes + chain_bytes, num_octets} : SharedSizes{bytes, 0};
+}
+
 template <typename T, int kDim, int kGroups>
 void launch(DecodeParams decode, cudaStream_t stream) {
   const PagedAttentionParams& attention = decode.attention;
@@ -59,13 +75,13 @@ void launch(DecodeParams decode, cudaStream_t stream) {
   const int num_blocks = num_decode_blocks(decode, 1);
   decode.num_blocks = num_blocks * kLanes;
   const int box_keys = box_keys_of(attention.cache.block_size, kKeys);
-  const StreamParams params{decode, map_cache(attention, attention.cache.keys, box_keys),
-                            map_cache(attention, attention.cache.values, box_keys), box_keys};
-  const int shared_bytes = static_cast<int>(sizeof(Shared<kDim, kGroups>)) + (attention.rows.num_rows + 1) * 4;
+  const SharedSizes sizes = sizes_of(attention, static_cast<int>(sizeof(Shared<kDim, kGroups>)));
+  const StreamParams params{decode, map_cache<Tile<kDim>>(attention, attention.cache.keys, box_keys),
+                            map_cache<Tile<kDim>>(attention, attention.cache.values, box_keys), box_keys,
+                            sizes.num_chain_octets};
   auto* kernel = stream_kernel<T, kDim, kGroups>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), kAttentionOp);
-  kernel<<<static_cast<unsigned>(num_blocks), kThreads, static_cast<size_t>(shared_bytes), stream>>>(params);
-  check_launch(kAttentionOp);
+  launch_chained_wide(kAttentionOp, kernel, dim3(static_cast<unsigned>(num_blocks)), kThreads, sizes.bytes, stream,
+                      params);
   if (decode.plan.max_steps > 1) launch_combine(decode, stream);
 }
 

@@ -35,6 +35,7 @@ struct StreamParams {
   CUtensorMap keys;  // [num_blocks, S, Hkv, D]
   CUtensorMap values;  // the same
   int box_keys;  // copied at once; divides the cache's block size and kKeys
+  int num_chain_octets;  // a warpgroup has in shared memory; 0: its chain lies in the workspace
 };
 
 // A lane's piece of the list: the list's blocks are lanes here.
@@ -51,12 +52,14 @@ struct Piece {
   }
 };
 
+template <int kDim>
+using Tile = KeyTile<kDim, kKeys>;
+
 // Of the kGroups warpgroups that share keys, and the warp that copies them.
 template <int kDim, int kGroups>
 struct Lane {
   Panels<kDim, kStreamRows> queries[kGroups];
-  Ring<Panels<kDim, kKeys>, num_stages(kDim, kGroups), kGroups * kGroupWarps>
-      tiles;  // of a step the keys, then the values
+  Ring<Tile<kDim>, num_stages(kDim, kGroups), kGroups * kGroupWarps> tiles;  // of a step the keys, then the values
   Piece piece;
   Step steps[kGroups];  // the first of those of one row and key head that a warpgroup is at
 };
@@ -64,6 +67,6 @@ struct Lane {
 template <int kDim, int kGroups>
 struct Shared {
   Lane<kDim, kGroups> lanes[kMaxStreamGroups / kGroups];
-};  // then the prefix sums of the rows' steps
+};  // then the prefix sums of the rows' steps, then chains
 
 }  // namespace headway::cuda::stream

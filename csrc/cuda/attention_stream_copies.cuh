@@ -57,7 +57,7 @@ class CopyWarp {
 
   const StreamParams& params_;
   stream::Lane<kDim, kGroups>& shared_;
-  BoxLane<kDim, kKeys, /*kIsReadOnce=*/true> box_;
+  BoxLane<Tile<kDim>, kKeys, /*kIsReadOnce=*/true> box_;
   unsigned turn_ = 0;
 };
 

@@ -2,7 +2,7 @@
 // folding of their sums along the tree of attention_decode.cuh, all in registers.
 #pragma once
 
-#include "cuda/attention_stream.cuh"
+#include "cuda/attention_stream_sums.cuh"
 
 namespace headway::cuda::stream {
 
@@ -14,6 +14,7 @@ class RowGroup {
   __device__ RowGroup(const StreamParams& params, stream::Lane<kDim, kGroups>& shared)
       : params_(params.decode),
         box_keys_(params.box_keys),
+        num_chain_octets_(params.num_chain_octets),
         shared_(shared),
         piece_(shared.piece),
         warpgroup_(static_cast<int>(threadIdx.x) / kGroupThreads),
@@ -29,7 +30,7 @@ class RowGroup {
         if (step().num_packed <= 0) continue;
         RowSums sums{};
         attend(position * kStreamStepKeys, sums);
-        if (has_rows_) fold(sums, position, index);
+        if (num_halves_ > 0) fold(sums, position, index);
       }
     }
   }
@@ -39,13 +40,8 @@ class RowGroup {
   static constexpr int kSumTiles = kDim / 8;
   static constexpr int kWeightSteps = kStreamStepKeys / 16;
   using Queries = Panels<kDim, kStreamRows>;
-  using Tile = Panels<kDim, kKeys>;
-
-  // Sums of the lane's two rows.
-  struct RowSums {
-    SoftmaxState state;
-    float values[kSumTiles][4];
-  };
+  using Tile = stream::Tile<kDim>;
+  using RowSums = stream::RowSums<kDim>;
 
   // Meets the warpgroup's threads. Barrier 0 is __syncthreads'.
   __device__ void meet() const {
@@ -83,7 +79,8 @@ class RowGroup {
     const uint32_t target = shared_address(shared_.queries[group_].bytes);
 #pragma unroll 4
     for (int i = thread_; i < kStreamRows * kPieces; i += kGroupThreads) {
-      const int row = group_ * kStreamRows + i / kPieces;
+      const int tile_row = i / kPieces;
+      const int row = packed_row(tile_row / 16, tile_row % 8, tile_row / 8 % 2);
       const int channel = i % kPieces * 8;
       const bool is_valid = row < step().num_packed;
       const T* source = is_valid ? q + fragment_offset(params_, step(), row, params_.attention.q_stride) + channel : q;
@@ -92,15 +89,32 @@ class RowGroup {
     commit_copies();
   }
 
-  // Of the fragment's rows the lane's first; the other is 8 further.
-  __device__ int fragment_row() const { return group_ * kStreamRows + thread_ / kWarpSize * 16 + lane_ / 4; }
+  // Of the fragment's rows the one at `index` of the eight in either half of a warp's part of the product. Few rows go
+  // to first halves alone, which spares their warps the other's weights, and to different warps in either warpgroup.
+  __device__ int packed_row(int warp, int index, int half) const {
+    const int place = (warp + kGroupWarps / 2 * warpgroup_) % kGroupWarps;
+    return group_ * kStreamRows + half * kStreamRows / 2 + 8 * place + index;
+  }
+  // Of the lane.
+  __device__ int packed_row(int half) const { return packed_row(thread_ / kWarpSize, lane_ / 4, half); }
+
+  // The halves in which the warp has rows.
+  template <typename Act>
+  __device__ __forceinline__ void for_halves(Act act) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (half >= num_halves_) break;
+      act(half);
+    }
+  }
 
   // Rows that are none have no limit, and are not written.
   __device__ void place_rows() {
-    has_rows_ = fragment_row() - lane_ / 4 < step().num_packed;
+    num_halves_ = 0;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = fragment_row() + 8 * half;
+      const int row = packed_row(half);
+      if (row - lane_ / 4 < step().num_packed) num_halves_ = half + 1;
       const int query = (step().first_packed + row) / params_.group;
       limit_[half] = row < step().num_packed ? step().row.first_position + query + 1 : INT32_MAX;
     }
@@ -114,7 +128,7 @@ class RowGroup {
     float scores[kScoreTiles][4] = {};
     multiply_queries(scores);
     uint32_t weights[kWeightSteps][4] = {};
-    if (has_rows_) weigh(first, scores, weights, sums.state);
+    if (num_halves_ > 0) weigh(first, scores, weights, sums.state);
     multiply_values(first, weights, sums.values);
   }
 
@@ -132,7 +146,7 @@ class RowGroup {
   template <int kTile>
   __device__ __forceinline__ void add_scores(float (&scores)[kScoreTiles][4]) {
     const uint64_t queries = wgmma::describe(shared_address(shared_.queries[group_].bytes));
-    const uint64_t keys = wgmma::describe(shared_address(shared_.tiles.slot(turn_ + kTile).bytes));
+    const uint64_t keys = shared_.tiles.slot(turn_ + kTile).describe_keys();
 #pragma unroll
     for (int step = 0; step < kDim / 16; ++step) {
       constexpr int kPanelSteps = wgmma::kPanelColumns / 16;
@@ -147,7 +161,7 @@ class RowGroup {
                                         uint32_t (&weights)[kWeightSteps][4], SoftmaxState& state) {
     if (first + kStreamStepKeys > fewest_keys_) mask(first, scores);
     float factor[2];  // of what came before, which is nothing
-    softmax_tile(scores, state, factor, params_.log2_scale);
+    softmax_tile(scores, state, factor, params_.log2_scale, num_halves_);
 #pragma unroll
     for (int j = 0; j < kWeightSteps; ++j) pack_probabilities<T>(weights[j], scores[2 * j], scores[2 * j + 1]);
   }
@@ -179,12 +193,11 @@ class RowGroup {
 
   template <int kTile>
   __device__ __forceinline__ void add_values(const uint32_t (&weights)[kWeightSteps][4], float (&sums)[kSumTiles][4]) {
-    const uint64_t values =
-        wgmma::describe_panels(shared_address(shared_.tiles.slot(turn_ + kTile).bytes), Tile::kPanelBytes);
+    const uint64_t values = shared_.tiles.slot(turn_ + kTile).describe_values();
 #pragma unroll
     for (int step = 0; step < kKeys / 16; ++step) {
-      constexpr int kStep = wgmma::kStepBytes<wgmma::Rows::kAcrossSum> >> 4;
-      wgmma::multiply_across<T>(sums, weights[kTile * kKeys / 16 + step], values + step * kStep, true);
+      wgmma::multiply_across<T>(sums, weights[kTile * kKeys / 16 + step], values + (step * Tile::kStepBytes >> 4),
+                                true);
     }
   }
 
@@ -224,7 +237,7 @@ class RowGroup {
       return write_partial(step_place(piece_.list, piece_.index, index), sums);
     }
     if (in_span == 0) span_ = RowSums{};
-    append(sums);
+    for_halves([&](int half) { span_.append(sums, half, params_.log2_scale); });
     const bool is_last = position == step().all.count - 1;
     if (in_span == kSpanSteps - 1 || is_last) {
       close_span(position, is_last);
@@ -237,26 +250,9 @@ class RowGroup {
     const bool is_first = position < kSpanSteps;
     if (is_first && is_last) return write_output(span_);
     if (piece_.list.cuts != Cuts::kRows) return write_partial(step().all.place + position / kSpanSteps, span_);
-    if (!is_first) prepend(serial_place(piece_.index, position - kSpanSteps));
+    if (!is_first) for_halves([&](int half) { span_.prepend_kept(chain_of(half), half, params_.log2_scale); });
     if (is_last) return write_output(span_);
-    write_partial(serial_place(piece_.index, position), span_);
-  }
-
-  __device__ void append(const RowSums& later) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const MergeFactors factors =
-          merge_factors(span_.state.largest[half], later.state.largest[half], params_.log2_scale);
-      span_.state.largest[half] = factors.largest;
-      span_.state.sum[half] = merge(span_.state.sum[half], later.state.sum[half], factors);
-#pragma unroll
-      for (int j = 0; j < kSumTiles; ++j) {
-#pragma unroll
-        for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          span_.values[j][i] = merge(span_.values[j][i], later.values[j][i], factors);
-        }
-      }
-    }
+    for_halves([&](int half) { span_.keep(chain_of(half), half); });
   }
 
   __device__ int channel_of(int tile) const { return 8 * tile + 2 * (lane_ % 4); }
@@ -265,7 +261,7 @@ class RowGroup {
     const Partial partial = partial_of(params_, place);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = fragment_row() + 8 * half;
+      const int row = packed_row(half);
       if (row >= step().num_packed) continue;
 #pragma unroll
       for (int j = 0; j < kSumTiles; ++j) {
@@ -278,31 +274,19 @@ class RowGroup {
     }
   }
 
-  // Adds the span to what the lane's four threads of the row wrote last.
-  __device__ void prepend(int64_t place) {
-    __syncwarp();
-    const Partial partial = partial_of(params_, place);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = fragment_row() + 8 * half;
-      if (row >= step().num_packed) continue;
-      const MergeFactors factors = merge_factors(partial.largest[row], span_.state.largest[half], params_.log2_scale);
-      span_.state.largest[half] = factors.largest;
-      span_.state.sum[half] = merge(partial.totals[row], span_.state.sum[half], factors);
-#pragma unroll
-      for (int j = 0; j < kSumTiles; ++j) {
-        const float2 before = *reinterpret_cast<const float2*>(partial.sums + row * kDim + channel_of(j));
-        span_.values[j][2 * half] = merge(before.x, span_.values[j][2 * half], factors);
-        span_.values[j][2 * half + 1] = merge(before.y, span_.values[j][2 * half + 1], factors);
-      }
-    }
+  // Of the rows in this half, while the piece holds them whole.
+  __device__ float2* chain_of(int half) const {
+    float2* chain = num_chain_octets_ > 0
+                        ? shared_chain(piece_, params_) + warpgroup_ * num_chain_octets_ * kOctetWords
+                        : workspace_chain(params_, piece_) + group_ * (kStreamRows / kOctetRows) * kOctetWords;
+    return chain + packed_row(half) % kStreamRows / kOctetRows * kOctetWords + lane_;
   }
 
   __device__ void write_output(const RowSums& sums) const {
     const int64_t stride = static_cast<int64_t>(params_.attention.num_heads) * kDim;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = fragment_row() + 8 * half;
+      const int row = packed_row(half);
       if (row >= step().num_packed) continue;
       const float factor = reciprocal_of(sums.state.sum[half]);
       T* target = static_cast<T*>(params_.attention.out) + fragment_offset(params_, step(), row, stride);
@@ -316,13 +300,14 @@ class RowGroup {
 
   const DecodeParams& params_;
   int box_keys_;
+  int num_chain_octets_;
   stream::Lane<kDim, kGroups>& shared_;
   const Piece& piece_;
   int warpgroup_;
   int group_;  // of the lane
   int thread_;
   int lane_;
-  bool has_rows_;  // the warp
+  int num_halves_;  // of the warp's rows
   unsigned turn_ = 0;
   int limit_[2];     // keys that the lane's rows see
   int fewest_keys_;  // that any row of the warp sees

@@ -41,12 +41,14 @@ __device__ __forceinline__ float rescale_factor(float before, float after, float
   return fast_exp2(__fsub_rn(__fmul_rn(before, log2_scale), __fmul_rn(reference, log2_scale)));
 }
 
-// Scores -> exp2((score - largest) * log2_scale); updates the state; `factor` is for the accumulator.
+// Scores -> exp2((score - largest) * log2_scale); updates the state; `factor` is for the accumulator. num_halves: of
+// the lane's two rows, those that count.
 template <int kTiles>
 __device__ __forceinline__ void softmax_tile(float (&scores)[kTiles][4], SoftmaxState& state, float (&factor)[2],
-                                             float log2_scale) {
+                                             float log2_scale, int num_halves = 2) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
+    if (half >= num_halves) break;
     float largest = state.largest[half];
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {

@@ -43,8 +43,8 @@ template <typename T, int kDim>
 void launch(const PrefillParams& prefill, unsigned* num_taken, cudaStream_t stream) {
   const PagedAttentionParams& attention = prefill.attention;
   const int box_keys = box_keys_of(attention.cache.block_size, kKeys);
-  const WarpgroupParams params{prefill, map_cache(attention, attention.cache.keys, box_keys),
-                               map_cache(attention, attention.cache.values, box_keys), box_keys, num_taken};
+  const WarpgroupParams params{prefill, map_cache<Tile<kDim>>(attention, attention.cache.keys, box_keys),
+                               map_cache<Tile<kDim>>(attention, attention.cache.values, box_keys), box_keys, num_taken};
   const int64_t blocks = max_query_blocks<kBlockRows>(prefill) * attention.num_kv_heads;
   const int64_t resident = device_attribute(cudaDevAttrMultiProcessorCount, kAttentionOp);
   const auto num_blocks = static_cast<unsigned>(std::min(resident, blocks));

@@ -37,7 +37,10 @@ struct WarpgroupParams {
 };
 
 template <int kDim>
-using TileRing = Ring<Panels<kDim, kKeys>, kStages, kRowWarps>;
+using Tile = KeyTile<kDim, kKeys>;
+
+template <int kDim>
+using TileRing = Ring<Tile<kDim>, kStages, kRowWarps>;
 
 template <int kDim>
 struct Shared {

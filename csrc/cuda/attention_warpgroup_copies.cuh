@@ -58,7 +58,7 @@ class CopyWarp {
   const WarpgroupParams& params_;
   Shared<kDim>& shared_;
   int lane_;
-  BoxLane<kDim, kKeys, /*kIsReadOnce=*/false> box_;
+  BoxLane<Tile<kDim>, kKeys, /*kIsReadOnce=*/false> box_;
   unsigned turn_ = 0;
 };
 

@@ -41,7 +41,7 @@ class RowGroup {
   static constexpr int kScoreTiles = kKeys / 8;
   static constexpr int kSteps = kKeys / 16;
   using Queries = Panels<kDim, kGroupRows>;
-  using Tile = Panels<kDim, kKeys>;
+  using Tile = prefill::Tile<kDim>;
 
   __device__ QueryBlock next_block() {
     shared_.blocks.wait_full(block_turn_);
@@ -113,7 +113,7 @@ class RowGroup {
   __device__ __forceinline__ void start_scores() {
     shared_.keys.wait_full(key_turn_);
     const uint64_t queries = wgmma::describe(shared_address(shared_.queries[group_].bytes));
-    const uint64_t keys = wgmma::describe(shared_address(shared_.keys.slot(key_turn_).bytes));
+    const uint64_t keys = shared_.keys.slot(key_turn_).describe_keys();
     wgmma::begin_products();
 #pragma unroll
     for (int step = 0; step < kDim / 16; ++step) {
@@ -153,14 +153,12 @@ class RowGroup {
   __device__ __forceinline__ void start_values(const QueryBlock& block, int n) {
     shared_.values.wait_full(value_turn_);
     if (n == block.row.kv_len / kKeys) clear_values_from(block.row.kv_len % kKeys);
-    const uint64_t values =
-        wgmma::describe_panels(shared_address(shared_.values.slot(value_turn_).bytes), Tile::kPanelBytes);
+    const uint64_t values = shared_.values.slot(value_turn_).describe_values();
     wgmma::hold(weights_);
     wgmma::begin_products();
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      constexpr int kStep = wgmma::kStepBytes<wgmma::Rows::kAcrossSum> >> 4;
-      wgmma::multiply_across<T>(sums_, weights_[step], values + step * kStep, n > 0 || step > 0);
+      wgmma::multiply_across<T>(sums_, weights_[step], values + (step * Tile::kStepBytes >> 4), n > 0 || step > 0);
     }
     wgmma::commit_products();
   }

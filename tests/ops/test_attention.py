@@ -195,19 +195,21 @@ def test_prompts_are_bit_equal_to_their_pieces(case, dtype):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("num_rows", "num_queries", "kv_len", "head_dim"),
+    ("num_rows", "num_queries", "kv_len", "case"),
     [
-        (2600, 1, 2100, 128),  # more partial results than there is room for
-        (200, 4, 2100, 128),
-        (1100, 4, 2100, 128),
-        (132, 1, 6200, 128),  # as many rows as blocks
-        (132, 1, 6200, 96),
-        (64, 4, 4100, 128),
+        (2600, 1, 2100, AttentionCase(32, 2, 128)),  # more partial results than there is room for
+        (200, 4, 2100, AttentionCase(32, 2, 128)),
+        (1100, 4, 2100, AttentionCase(32, 2, 128)),
+        (200, 8, 2100, AttentionCase(32, 2, 128)),
+        (132, 1, 6200, AttentionCase(32, 2, 128)),  # as many rows as blocks
+        (132, 1, 6200, AttentionCase(32, 2, 96)),
+        (132, 3, 6200, AttentionCase(40, 8, 128, block_size=32)),
+        (64, 4, 4100, AttentionCase(32, 2, 128)),
     ],
 )
-def test_many_rows_get_what_one_gets(num_rows, num_queries, kv_len, head_dim):
+def test_many_rows_get_what_one_gets(num_rows, num_queries, kv_len, case):
     """Where a block takes whole spans of keys or whole rows; to the bit."""
-    case, row = AttentionCase(32, 2, head_dim), Rows((num_queries,), (kv_len - num_queries,))
+    row = Rows((num_queries,), (kv_len - num_queries,))
     one = on_device(attention_arguments(case, row, torch.bfloat16), "cuda")
     many = one | {
         "q": one["q"].repeat(num_rows, 1, 1),

@@ -24,12 +24,13 @@ __device__ __forceinline__ int panel_offset(int row, int column) {
 enum class Rows { kAlongSum = 0, kAcrossSum = 1 };
 
 // Descriptor of an operand that starts at this shared-memory address, in a panel with the 128-byte swizzle; groups of 8
-// rows are 1,024 bytes apart. One instruction stays within one panel's columns, so the distance of panels is not used.
-__device__ __forceinline__ uint64_t describe(uint32_t address) {
+// rows are group_bytes apart, in a panel of its own 1,024. One instruction stays within one panel's columns, so the
+// distance of panels is not used.
+__device__ __forceinline__ uint64_t describe(uint32_t address, int group_bytes = 8 * kPanelRowBytes) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
-  constexpr uint64_t kRowGroup = uint64_t{1024 >> 4} << 32;
   constexpr uint64_t kUnused = uint64_t{1} << 16;
-  return kSwizzle128 | kRowGroup | kUnused | ((address & 0x3ffffu) >> 4);
+  const uint64_t row_group = static_cast<uint64_t>(group_bytes >> 4) << 32;
+  return kSwizzle128 | row_group | kUnused | ((address & 0x3ffffu) >> 4);
 }
 
 // 16 steps along the sum from one operand's start to the next.
