@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(kCombineThreads)
   const RowSteps all = row_steps(params, list, place.before, num_steps_of(params, r), part, r, kv_head);
   const int num_spans = (all.count + kSpanSteps - 1) / kSpanSteps;
   // What the kernel before wrote.
-  if (list.cuts == Cuts::kRows || (num_spans == 1 && SpanParts(list, all, 0).count == 1)) return;
+  if (list.has_whole_rows() || (num_spans == 1 && SpanParts(list, all, 0).count == 1)) return;
 
   const auto write = [&](int packed, const RowSum& sum) {
     write_row<T>(params, row, kv_head, packed, channel_part * kMaxSumChannels, lane, sum);

@@ -6,6 +6,7 @@
 // A span inside one piece leaves one partial result; of a span that is cut, the steps before the first cut leave one
 // (the chain so far, in the span's place) and every later step leaves its own, so the cut never changes a bit. Where
 // pieces hardly differ for it, or the workspace cannot hold all that, they end where spans do, or else where rows do.
+// Where whole rows leave pieces for a block, but not for each of its lanes, the lanes take spans in turns.
 #pragma once
 
 #include "cuda/attention_tile.cuh"
@@ -20,7 +21,8 @@ struct DecodeParams {
   int group;  // query heads a key head
   float log2_scale;
   int num_channel_parts;
-  int num_blocks;  // of the decode kernel's grid
+  int num_blocks;  // of the decode kernel's grid, times its lanes
+  int num_lanes;  // of a block, that can take the spans of its piece in turns
   DecodePlan plan;
   float* partials;
 };
@@ -31,6 +33,7 @@ inline DecodeParams make_decode_params(const PagedAttentionParams& attention, co
           .log2_scale = attention.scale * kLog2E,
           .num_channel_parts = num_channel_parts(attention.head_dim),
           .num_blocks = 0,
+          .num_lanes = 1,
           .plan = plan,
           .partials = static_cast<float*>(attention.workspace)};
 }
@@ -51,8 +54,8 @@ __device__ __forceinline__ int num_steps_of(const DecodeParams& params, int r) {
   return (row.kv_len + params.plan.step_keys - 1) / params.plan.step_keys;
 }
 
-// Where a list may be cut into pieces.
-enum class Cuts { kSteps, kSpans, kRows };
+// Where a list may be cut into pieces. kTurns: between rows, and the lanes of a block share its piece.
+enum class Cuts { kSteps, kSpans, kRows, kTurns };
 
 // The list of a launch's steps, by part, key head, row, position; and its cut into blocks' pieces. Blocks at the same
 // place of different key heads read neighbouring memory at the same time.
@@ -65,6 +68,7 @@ struct StepList {
   int num_places;  // of the spans' partial results
   int block_places;  // behind them, for each block, of steps that leave their own
 
+  __device__ bool has_whole_rows() const { return cuts == Cuts::kRows || cuts == Cuts::kTurns; }
   // As far as steps are concerned; see cut_of.
   __device__ int begin_of(int block) const {
     return static_cast<int>(static_cast<int64_t>(block) * num_steps / num_blocks);
@@ -112,6 +116,13 @@ __device__ __forceinline__ bool prefers_rows(int piece_steps, int longest) {
   return longest_piece - piece_steps <= piece_steps / 8;
 }
 
+// The same of a block's piece.
+__device__ __forceinline__ bool prefers_turns(const DecodeParams& params, int num_steps, int longest) {
+  const int num_blocks = params.num_blocks / params.num_lanes;
+  return params.num_lanes > 1 && longest > kSpanSteps &&
+         prefers_rows((num_steps + num_blocks - 1) / num_blocks, longest);
+}
+
 __device__ __forceinline__ StepList make_list(const DecodeParams& params, const RowCounts& counts) {
   StepList list{};
   list.head_steps = counts.total;
@@ -124,6 +135,9 @@ __device__ __forceinline__ StepList make_list(const DecodeParams& params, const 
   const int64_t step_places = int64_t{list.num_blocks} * list.block_places;
   if (list.num_steps > 0 && prefers_rows(piece_steps, counts.longest)) {
     list.cuts = Cuts::kRows;
+  } else if (list.num_steps > 0 && prefers_turns(params, list.num_steps, counts.longest)) {
+    list.cuts = Cuts::kTurns;
+    list.num_blocks /= params.num_lanes;
   } else if (list.num_places + step_places <= params.plan.max_partials && !prefers_spans(params, piece_steps)) {
     list.cuts = Cuts::kSteps;
   } else {
@@ -194,7 +208,7 @@ __device__ inline int cut_of(const DecodeParams& params, const StepList& list, c
   const int cut = list.begin_of(block);
   if (list.cuts == Cuts::kSteps || cut == list.num_steps) return cut;
   const Step step = find_step(params, list, prefix, cut);
-  if (list.cuts == Cuts::kRows) return step.position == 0 ? cut : step.all.first + step.all.count;
+  if (list.has_whole_rows()) return step.position == 0 ? cut : step.all.first + step.all.count;
   const int nearest = (step.position + kSpanSteps / 2) / kSpanSteps * kSpanSteps;
   return step.all.first + min(nearest, step.all.count);
 }

@@ -20,7 +20,10 @@ __global__ void __launch_bounds__(kThreads, 1) stream_kernel(const __grid_consta
   if (threadIdx.x == 0) {
     prefetch_tensor_map(params.keys);
     prefetch_tensor_map(params.values);
-    for (auto& lane : shared.lanes) lane.tiles.init();
+    for (auto& lane : shared.lanes) {
+      lane.tiles.init();
+      Barrier{shared_address(&lane.turn)}.init(kGroupThreads);
+    }
     Barrier::publish_inits();
   }
   wait_for_previous_kernel();
@@ -33,10 +36,11 @@ __global__ void __launch_bounds__(kThreads, 1) stream_kernel(const __grid_consta
   constexpr int kLanes = kMaxStreamGroups / kGroups;
   const auto warp = static_cast<int>(threadIdx.x) / kWarpSize;
   if (warp < kLanes) {
-    const int index = static_cast<int>(blockIdx.x) * kLanes + warp;
+    const auto block = static_cast<int>(blockIdx.x);
+    const int index = list.cuts == Cuts::kTurns ? block : block * kLanes + warp;
     const int begin = cut_of(decode, list, prefix, index);
     const int end = cut_of(decode, list, prefix, index + 1);
-    if (threadIdx.x % kWarpSize == 0) shared.lanes[warp].piece = {list, prefix, index, begin, end};
+    if (threadIdx.x % kWarpSize == 0) shared.lanes[warp].piece = {list, prefix, index, begin, end, warp};
   }
   __syncthreads();
   constexpr int kRowWarps = kMaxStreamGroups * kGroupWarps;
@@ -46,7 +50,8 @@ __global__ void __launch_bounds__(kThreads, 1) stream_kernel(const __grid_consta
     CopyWarp<kDim, kGroups>(params, shared.lanes[warp - kRowWarps]).run();
   } else {
     wgmma::take_registers<kRowRegisters>();
-    RowGroup<T, kDim, kGroups>(params, shared.lanes[warp / kGroupWarps / kGroups]).run();
+    const int lane = warp / kGroupWarps / kGroups;
+    RowGroup<T, kDim, kGroups>(params, shared.lanes[lane], shared.lanes[(lane + 1) % kLanes]).run();
   }
 #endif
 }
@@ -55,17 +60,19 @@ __global__ void __launch_bounds__(kThreads, 1) stream_kernel(const __grid_consta
 
 struct SharedSizes {
   int bytes;
-  int num_chain_octets;
+  int num_chains;
+  int chain_octets;
 };
 
-// Chains go to shared memory where all of them fit, which is up to 56 packed rows; fewer where a step has many rows.
+// As many chains as fit: of 57 packed rows and more only one, and of fewer where a step has many rows.
 SharedSizes sizes_of(const PagedAttentionParams& attention, int lanes_bytes) {
   const int bytes = lanes_bytes + prefix_bytes(attention.rows.num_rows);
   const auto packed = static_cast<int>(std::min<int64_t>(max_packed_rows(attention), kStreamRows));
   const int num_octets = (packed + kOctetRows - 1) / kOctetRows;
-  const int chain_bytes = kMaxStreamGroups * num_octets * kOctetBytes;
+  const int chain_bytes = num_octets * kOctetBytes;
   const int limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, kAttentionOp);
-  return bytes + chain_bytes <= limit ? SharedSizes{bytes + chain_bytes, num_octets} : SharedSizes{bytes, 0};
+  const int num_chains = std::min(kMaxStreamGroups, (limit - bytes) / chain_bytes);
+  return {bytes + num_chains * chain_bytes, num_chains, num_octets};
 }
 
 template <typename T, int kDim, int kGroups>
@@ -74,11 +81,15 @@ void launch(DecodeParams decode, cudaStream_t stream) {
   constexpr int kLanes = kMaxStreamGroups / kGroups;
   const int num_blocks = num_decode_blocks(decode, 1);
   decode.num_blocks = num_blocks * kLanes;
+  decode.num_lanes = kLanes;
   const int box_keys = box_keys_of(attention.cache.block_size, kKeys);
   const SharedSizes sizes = sizes_of(attention, static_cast<int>(sizeof(Shared<kDim, kGroups>)));
-  const StreamParams params{decode, map_cache<Tile<kDim>>(attention, attention.cache.keys, box_keys),
-                            map_cache<Tile<kDim>>(attention, attention.cache.values, box_keys), box_keys,
-                            sizes.num_chain_octets};
+  const StreamParams params{decode,
+                            map_cache<Tile<kDim>>(attention, attention.cache.keys, box_keys),
+                            map_cache<Tile<kDim>>(attention, attention.cache.values, box_keys),
+                            box_keys,
+                            sizes.num_chains,
+                            sizes.chain_octets};
   auto* kernel = stream_kernel<T, kDim, kGroups>;
   launch_chained_wide(kAttentionOp, kernel, dim3(static_cast<unsigned>(num_blocks)), kThreads, sizes.bytes, stream,
                       params);

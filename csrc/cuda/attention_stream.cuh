@@ -35,16 +35,22 @@ struct StreamParams {
   CUtensorMap keys;  // [num_blocks, S, Hkv, D]
   CUtensorMap values;  // the same
   int box_keys;  // copied at once; divides the cache's block size and kKeys
-  int num_chain_octets;  // a warpgroup has in shared memory; 0: its chain lies in the workspace
+  int num_chains;  // that a block has in shared memory: one a warpgroup, or one, or none
+  int chain_octets;  // of each
 };
 
-// A lane's piece of the list: the list's blocks are lanes here.
+// A lane's piece of the list: the list's blocks are lanes here, but where lanes take turns.
 struct Piece {
   StepList list;
   const int32_t* prefix;
   int index;
   int begin;
   int end;
+  int lane;  // of the block
+
+  __device__ bool takes_turns() const { return list.cuts == Cuts::kTurns; }
+  // Whether the lane takes the span of this number among the spans of the piece's rows.
+  __device__ bool takes(int span) const { return !takes_turns() || span % kMaxStreamGroups == lane; }
 
   // End of the steps that follow `step`, at `index`, in its row, key head and part.
   __device__ int end_of_run(const Step& step, int index) const {
@@ -60,6 +66,7 @@ template <int kDim, int kGroups>
 struct Lane {
   Panels<kDim, kStreamRows> queries[kGroups];
   Ring<Tile<kDim>, num_stages(kDim, kGroups), kGroups * kGroupWarps> tiles;  // of a step the keys, then the values
+  uint64_t turn;  // comes when the other lane's threads have left the chain of the span before
   Piece piece;
   Step steps[kGroups];  // the first of those of one row and key head that a warpgroup is at
 };

@@ -26,12 +26,20 @@ class CopyWarp {
   }
 
  private:
-  // Keys and values of `count` steps.
   __device__ void copy_run(const Step& step, int count) {
-    const int end = step.first_key + count * kStreamStepKeys;
+    if (!shared_.piece.takes_turns()) return copy_steps(step, step.position, count);
+    for (int position = 0; position < count; position += kSpanSteps, ++num_spans_) {
+      if (shared_.piece.takes(num_spans_)) copy_steps(step, position, min(kSpanSteps, count - position));
+    }
+  }
+
+  // Keys and values of `count` steps from this one of the row on.
+  __device__ void copy_steps(const Step& step, int position, int count) {
+    const int begin = position * kStreamStepKeys;
+    const int end = begin + count * kStreamStepKeys;
     int places[kStepTiles];
-    find_places(step, step.first_key, places);
-    for (int first = step.first_key; first < end; first += kStreamStepKeys) {
+    find_places(step, begin, places);
+    for (int first = begin; first < end; first += kStreamStepKeys) {
       int next_places[kStepTiles];
       find_places(step, first + kStreamStepKeys, next_places);
       copy_tiles(params_.keys, step.kv_head, first, places);
@@ -59,6 +67,7 @@ class CopyWarp {
   stream::Lane<kDim, kGroups>& shared_;
   BoxLane<Tile<kDim>, kKeys, /*kIsReadOnce=*/true> box_;
   unsigned turn_ = 0;
+  int num_spans_ = 0;  // of the piece, so far
 };
 
 #endif

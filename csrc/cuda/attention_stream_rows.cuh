@@ -11,11 +11,15 @@ namespace headway::cuda::stream {
 template <typename T, int kDim, int kGroups>
 class RowGroup {
  public:
-  __device__ RowGroup(const StreamParams& params, stream::Lane<kDim, kGroups>& shared)
+  // next: the lane that takes the spans after this one's, where they take turns.
+  __device__ RowGroup(const StreamParams& params, stream::Lane<kDim, kGroups>& shared,
+                      stream::Lane<kDim, kGroups>& next)
       : params_(params.decode),
         box_keys_(params.box_keys),
-        num_chain_octets_(params.num_chain_octets),
+        num_chains_(params.num_chains),
+        chain_octets_(params.chain_octets),
         shared_(shared),
+        next_turn_{shared_address(&next.turn)},
         piece_(shared.piece),
         warpgroup_(static_cast<int>(threadIdx.x) / kGroupThreads),
         group_(warpgroup_ % kGroups),
@@ -27,11 +31,13 @@ class RowGroup {
       enter(index);
       const int end = piece_.end_of_run(step(), index);
       for (int position = step().position; index < end; ++index, ++position) {
-        if (step().num_packed <= 0) continue;
+        if (step().num_packed <= 0 || !piece_.takes(num_spans_ + position / kSpanSteps)) continue;
         RowSums sums{};
         attend(position * kStreamStepKeys, sums);
         if (num_halves_ > 0) fold(sums, position, index);
+        if (piece_.takes_turns() && ends_span(position)) next_turn_.arrive();
       }
+      num_spans_ += (step().all.count + kSpanSteps - 1) / kSpanSteps;
     }
   }
 
@@ -238,18 +244,22 @@ class RowGroup {
     }
     if (in_span == 0) span_ = RowSums{};
     for_halves([&](int half) { span_.append(sums, half, params_.log2_scale); });
-    const bool is_last = position == step().all.count - 1;
-    if (in_span == kSpanSteps - 1 || is_last) {
-      close_span(position, is_last);
+    if (ends_span(position)) {
+      close_span(position, position == step().all.count - 1);
     } else if (index == piece_.end - 1) {
       write_partial(step().all.place + position / kSpanSteps, span_);
     }
   }
 
+  __device__ bool ends_span(int position) const {
+    return position % kSpanSteps == kSpanSteps - 1 || position == step().all.count - 1;
+  }
+
   __device__ void close_span(int position, bool is_last) {
     const bool is_first = position < kSpanSteps;
+    if (piece_.takes_turns()) wait_turn(num_spans_ + position / kSpanSteps);
     if (is_first && is_last) return write_output(span_);
-    if (piece_.list.cuts != Cuts::kRows) return write_partial(step().all.place + position / kSpanSteps, span_);
+    if (!piece_.list.has_whole_rows()) return write_partial(step().all.place + position / kSpanSteps, span_);
     if (!is_first) for_halves([&](int half) { span_.prepend_kept(chain_of(half), half, params_.log2_scale); });
     if (is_last) return write_output(span_);
     for_halves([&](int half) { span_.keep(chain_of(half), half); });
@@ -274,10 +284,16 @@ class RowGroup {
     }
   }
 
+  // Until the piece's spans before this one are over. The other lane does not come by again before this one has.
+  __device__ void wait_turn(int span) const {
+    if (span > 0) Barrier{shared_address(&shared_.turn)}.wait((span - 1) / 2 % 2);
+  }
+
   // Of the rows in this half, while the piece holds them whole.
   __device__ float2* chain_of(int half) const {
-    float2* chain = num_chain_octets_ > 0
-                        ? shared_chain(piece_, params_) + warpgroup_ * num_chain_octets_ * kOctetWords
+    const int chain_idx = piece_.takes_turns() ? 0 : warpgroup_;
+    float2* chain = chain_idx < num_chains_
+                        ? shared_chain(piece_, params_) + chain_idx * chain_octets_ * kOctetWords
                         : workspace_chain(params_, piece_) + group_ * (kStreamRows / kOctetRows) * kOctetWords;
     return chain + packed_row(half) % kStreamRows / kOctetRows * kOctetWords + lane_;
   }
@@ -300,8 +316,10 @@ class RowGroup {
 
   const DecodeParams& params_;
   int box_keys_;
-  int num_chain_octets_;
+  int num_chains_;
+  int chain_octets_;
   stream::Lane<kDim, kGroups>& shared_;
+  Barrier next_turn_;
   const Piece& piece_;
   int warpgroup_;
   int group_;  // of the lane
@@ -309,6 +327,7 @@ class RowGroup {
   int lane_;
   int num_halves_;  // of the warp's rows
   unsigned turn_ = 0;
+  int num_spans_ = 0;  // of the piece, before the row's
   int limit_[2];     // keys that the lane's rows see
   int fewest_keys_;  // that any row of the warp sees
   RowSums span_;  // so far
