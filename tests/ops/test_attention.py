@@ -204,7 +204,8 @@ def test_prompts_are_bit_equal_to_their_pieces(case, dtype):
         (132, 1, 6200, AttentionCase(32, 2, 128)),  # as many rows as blocks
         (132, 1, 6200, AttentionCase(32, 2, 96)),
         (132, 3, 6200, AttentionCase(40, 8, 128, block_size=32)),
-        (64, 4, 4100, AttentionCase(32, 2, 128)),
+        (64, 4, 4100, AttentionCase(32, 2, 128)),  # a row and key head a block, in turns
+        (198, 3, 2100, AttentionCase(32, 2, 128)),  # three, each of an odd number of spans
     ],
 )
 def test_many_rows_get_what_one_gets(num_rows, num_queries, kv_len, case):
@@ -219,3 +220,18 @@ def test_many_rows_get_what_one_gets(num_rows, num_queries, kv_len, case):
     }
     expected = ops.paged_attention(**one).repeat(num_rows, 1, 1)
     assert_bit_equal(ops.paged_attention(**many), expected, "many rows")
+
+
+@pytest.mark.gpu
+def test_rows_in_turns_get_what_one_gets():
+    """About one row and key head a block, whose halves take a row's spans in turns; rows differ in their spans."""
+    case = AttentionCase(32, 2, 128)
+    kv_lens = [1900 + 37 * r % 240 for r in range(66)]
+    rows = Rows((1,) * len(kv_lens), tuple(n - 1 for n in kv_lens))
+    given = on_device(attention_arguments(case, rows, torch.bfloat16), "cuda")
+    whole = ops.paged_attention(**given)
+    for piece in alone(rows):
+        mine = {"q": given["q"][piece.tokens.cuda()], "rows": given["rows"][piece.row_indices]}
+        bounds = {"max_query_len": 1, "max_kv_len": piece.rows.max_kv_len}
+        out = ops.paged_attention(**{**given, **mine, **bounds, **piece.bounds("cuda")})
+        assert_bit_equal(out, whole[piece.tokens.cuda()], "alone")
