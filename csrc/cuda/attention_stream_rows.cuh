@@ -1,5 +1,6 @@
 // A computing warpgroup of attention_stream.cuh: up to 64 packed rows over the keys of the block's piece, and the
-// folding of their sums along the tree of attention_decode.cuh, all in registers.
+// folding of their sums along the tree of attention_decode.cuh, in registers but for whole rows
+// (attention_stream_sums.cuh).
 #pragma once
 
 #include "cuda/attention_stream_sums.cuh"
