@@ -15,10 +15,12 @@ using NormPiece = Vector<T, kVectorWidth<T>>;
 template <typename T, int kWidth>
 __device__ __forceinline__ float gate_piece(Vector<T, kWidth> y, Vector<T, kWidth> z, float (&values)[kWidth],
                                             float sum) {
+  float gates[kWidth];
+  to_floats(y, values);
+  to_floats(z, gates);
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
-    const float gate = to_float(z.values[i]);
-    values[i] = __fmul_rn(to_float(y.values[i]), sizeof(T) == 4 ? silu(gate) : fast_silu(gate));
+    values[i] = __fmul_rn(values[i], sizeof(T) == 4 ? silu(gates[i]) : fast_silu(gates[i]));
     sum = fmaf(values[i], values[i], sum);
   }
   return sum;
@@ -31,12 +33,11 @@ __device__ __forceinline__ float norm_scale(float sum_of_squares, int64_t group_
 template <typename T, int kWidth>
 __device__ __forceinline__ void store_normalised(T* out, Vector<T, kWidth> weight, const float (&values)[kWidth],
                                                  float scale) {
-  Vector<T, kWidth> result;
+  float weights[kWidth];
+  to_floats(weight, weights);
 #pragma unroll
-  for (int i = 0; i < kWidth; ++i) {
-    result.values[i] = from_float<T>(to_float(weight.values[i]) * (values[i] * scale));
-  }
-  *reinterpret_cast<Vector<T, kWidth>*>(out) = result;
+  for (int i = 0; i < kWidth; ++i) weights[i] *= values[i] * scale;
+  store_floats<T, kWidth>(out, weights);
 }
 
 }  // namespace headway::cuda

@@ -47,7 +47,7 @@ __device__ __forceinline__ void begin_chained_kernel(Prepare&& prepare) {
 
 // shared_bytes: dynamic shared memory, up to what the device has for a block. cluster_blocks: of a cluster, along x.
 template <typename... Params, typename... Args>
-void launch_chained_clusters(const char* op, void (*kernel)(Params...), dim3 grid, int cluster_blocks, int num_threads,
+void launch_chained_clusters(const char* op, void (*kernel)(Params...), dim3 grid, int cluster_blocks, dim3 block,
                              int shared_bytes, cudaStream_t stream, Args&&... args) {
   if (shared_bytes > 0) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), op);
@@ -60,7 +60,7 @@ void launch_chained_clusters(const char* op, void (*kernel)(Params...), dim3 gri
   attributes[1].val.clusterDim = {static_cast<unsigned>(cluster_blocks), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
-  config.blockDim = dim3(static_cast<unsigned>(num_threads));
+  config.blockDim = block;
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
   config.attrs = attributes;
@@ -69,15 +69,15 @@ void launch_chained_clusters(const char* op, void (*kernel)(Params...), dim3 gri
 }
 
 template <typename... Params, typename... Args>
-void launch_chained_wide(const char* op, void (*kernel)(Params...), dim3 grid, int num_threads, int shared_bytes,
+void launch_chained_wide(const char* op, void (*kernel)(Params...), dim3 grid, dim3 block, int shared_bytes,
                          cudaStream_t stream, Args&&... args) {
-  launch_chained_clusters(op, kernel, grid, 1, num_threads, shared_bytes, stream, std::forward<Args>(args)...);
+  launch_chained_clusters(op, kernel, grid, 1, block, shared_bytes, stream, std::forward<Args>(args)...);
 }
 
 template <typename... Params, typename... Args>
-void launch_chained(const char* op, void (*kernel)(Params...), dim3 grid, int num_threads, cudaStream_t stream,
+void launch_chained(const char* op, void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t stream,
                     Args&&... args) {
-  launch_chained_wide(op, kernel, grid, num_threads, 0, stream, std::forward<Args>(args)...);
+  launch_chained_wide(op, kernel, grid, block, 0, stream, std::forward<Args>(args)...);
 }
 
 }  // namespace headway::cuda

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "cuda/common/math.cuh"
+
 namespace headway::cuda {
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
@@ -102,20 +104,6 @@ __device__ __forceinline__ void commit_copies() {
 template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
-// 2^x by the hardware's approximation; exact for 0 and -inf.
-__device__ __forceinline__ float fast_exp2(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
-
-// The inverse; -inf for 0.
-__device__ __forceinline__ float fast_log2(float x) {
-  float result;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
 }
 
 }  // namespace headway::cuda

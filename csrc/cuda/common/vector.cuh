@@ -19,6 +19,19 @@ struct alignas(sizeof(T) * kCount < kVectorBytes ? sizeof(T) * kCount : kVectorB
   T values[kCount];
 };
 
+// A vector's bits in words of up to 16 bytes: what is loaded under a condition, or kept to be used later. As elements
+// nvcc would load and move such a vector two bytes at a time.
+template <typename T, int kCount>
+using VectorBits =
+    std::conditional_t<sizeof(T) * kCount == 16, uint4,
+                       std::conditional_t<sizeof(T) * kCount == 8, uint2,
+                                          std::conditional_t<sizeof(T) * kCount == 4, uint32_t, uint16_t>>>;
+
+template <typename T, int kCount>
+__device__ __forceinline__ Vector<T, kCount> as_vector(VectorBits<T, kCount> bits) {
+  return __builtin_bit_cast(Vector<T, kCount>, bits);
+}
+
 // By 8 bytes at least: of elements that a kernel has in registers of their own nvcc otherwise makes as many stores.
 template <typename T, int kCount>
 __device__ __forceinline__ void store_vector(T* target, const Vector<T, kCount>& vector) {
@@ -37,11 +50,24 @@ __device__ __forceinline__ void store_vector(T* target, const Vector<T, kCount>&
   }
 }
 
+// bf16 by pairs, a shift or a mask each: of single elements nvcc makes two instructions for every other one.
+template <typename T, int kCount>
+__device__ __forceinline__ void to_floats(Vector<T, kCount> vector, float (&out)[kCount]) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16> && kCount % 2 == 0) {
+    const auto words = __builtin_bit_cast(Vector<uint32_t, kCount / 2>, vector);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      out[i] = __uint_as_float(i % 2 == 0 ? words.values[i / 2] << 16 : words.values[i / 2] & 0xffff0000u);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) out[i] = to_float(vector.values[i]);
+  }
+}
+
 template <typename T, int kCount>
 __device__ __forceinline__ void load_floats(const T* source, float (&out)[kCount]) {
-  const auto vector = *reinterpret_cast<const Vector<T, kCount>*>(source);
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) out[i] = to_float(vector.values[i]);
+  to_floats(*reinterpret_cast<const Vector<T, kCount>*>(source), out);
 }
 
 template <typename T, int kCount>
