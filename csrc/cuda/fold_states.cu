@@ -1,6 +1,6 @@
 // Moves states over slot windows, with their logs folded in: one layer a launch, only in steps that bring copies.
 #include "cuda/ops.h"
-#include "cuda/state_window.cuh"
+#include "cuda/state_fold.cuh"
 
 namespace headway::cuda {
 namespace {
@@ -31,7 +31,7 @@ __device__ __forceinline__ void move_columns(const FoldStatesParams& params, con
 
 template <typename T, int kN, typename State>
 __global__ void __launch_bounds__(kThreads) fold_states_kernel(FoldStatesParams params, int state_blocks) {
-  __shared__ alignas(16) T B[kMaxWindow * kN];
+  __shared__ FoldMemory<T, kN> memory;
   const StateCopy copy = params.copies[blockIdx.y];
   const int base = params.state_base[copy.src_slot];
   const int block = static_cast<int>(blockIdx.x);
@@ -53,7 +53,9 @@ __global__ void __launch_bounds__(kThreads) fold_states_kernel(FoldStatesParams 
   for (int begin = base; begin < copy.position;) {
     const int end = min(copy.position, window_end(begin));
     if (begin > base) __syncthreads();  // B is folded
-    StretchFold<T, kN>(params, channels, begin, end - begin, B).apply(state);
+    const StretchFold fold(params, channels, begin, end - begin, memory);
+    fold.copy();
+    fold.apply(state);
     round_state_at<State>(state, channels, end);
     begin = end;
   }

@@ -1,5 +1,5 @@
-// A Mamba-2 mixer's decode step over slot windows: one launch for few rows (mamba_decode_fused.cu), else three chained
-// ones for the new tokens' inputs (mamba_decode_inputs.cu), the state (mamba_decode_state.cu), gate and norm.
+// A Mamba-2 mixer's decode step over slot windows: one or two launches for few rows (mamba_decode_fused.cu), else three
+// chained ones for the new tokens' inputs (mamba_decode_inputs.cu), the state (mamba_decode_state.cu), gate and norm.
 #include <algorithm>
 
 #include "cuda/common/vector.cuh"
@@ -52,9 +52,12 @@ void mamba_decode(const MambaDecodeParams& params, Stream stream) {
     using T = typename decltype(tag)::Type;
     require(is_aligned<T>(params), kOp, "every tensor and its strides must be multiples of 16 bytes");
   });
-  if (launch_decode_fused(params, cuda_stream)) return;
-  launch_decode_inputs(params, cuda_stream);
-  launch_decode_state(params, cuda_stream);
+  const FusedPart part = launch_decode_fused(params, cuda_stream);
+  if (part == FusedPart::kAll) return;
+  if (part == FusedPart::kNothing) {
+    launch_decode_inputs(params, cuda_stream);
+    launch_decode_state(params, cuda_stream);
+  }
   gated_rms_norm({.num_tokens = params.num_tokens,
                   .hidden = static_cast<int64_t>(params.num_heads) * params.head_dim,
                   .group_size = params.norm_group_size,

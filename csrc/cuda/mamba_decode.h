@@ -20,8 +20,12 @@ inline constexpr int kMaxEntries = kMaxWindow + kMaxQuery;  // of a row, from it
 // then how much of the state there is left. Padded to whole 16-byte pieces.
 inline constexpr int kTableWidth = kMaxWindow + 4;
 
-// The whole step for few rows, in one launch; false, and nothing is done, where that cannot be or does not pay.
-bool launch_decode_fused(const MambaDecodeParams& params, cudaStream_t stream);
+// How much of the step a launch does.
+enum class FusedPart { kNothing, kScanned, kAll };
+
+// For few rows: the whole step in one launch, or all but gate and norm (params.scanned); nothing where neither can be
+// or pays.
+FusedPart launch_decode_fused(const MambaDecodeParams& params, cudaStream_t stream);
 
 // Convolves the new tokens, keeps them in the slots' logs, and fills params.table; C goes to params.convolved.
 void launch_decode_inputs(const MambaDecodeParams& params, cudaStream_t stream);

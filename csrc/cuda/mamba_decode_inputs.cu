@@ -18,7 +18,8 @@ constexpr int kResidentBlocks = 8;  // a multiprocessor
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kBlockHeads = 16;
 
-template <typename T>
+// kIsOne, here and below: rows have one token at most.
+template <typename T, bool kIsOne>
 __device__ __forceinline__ void convolve_x(const MambaDecodeParams& params, int row_idx, int piece) {
   constexpr int kWidth = kVectorWidth<T>;
   const int64_t channel = static_cast<int64_t>(piece) * kWidth;
@@ -27,19 +28,27 @@ __device__ __forceinline__ void convolve_x(const MambaDecodeParams& params, int 
   const SlotRow row(params, row_idx);
   wait_for_previous_kernel();
   allow_next_kernel();
-  if (!is_inside || row.is_padding()) return;
-  PieceStep<T, kWidth>{params, row, channel, true}.run(filter, [&](int i, const Piece<T, kWidth>& out) {
+  if (!is_inside || row.is_padding() || row.num_tokens == 0) return;
+  const PieceStep<T, kWidth> step{params, row, channel, true};
+  const auto keep = [&](int i, const Piece<T, kWidth>& out) {
     out.store(log_column<T>(params, row.slot, (row.start + i) % params.log.num_entries, channel));
-  });
+  };
+  if constexpr (kIsOne) {
+    keep(0, step.run_one(filter));
+  } else {
+    step.run(filter, keep);
+  }
 }
 
 // What a block of 16 heads works on. Entries count from the first new token's canonical base.
-template <typename T, int kN>
+template <typename T, int kN, bool kIsOne>
 struct GroupMemory {
-  alignas(16) T B[kMaxEntries][kN];
-  alignas(16) T C[kMaxQuery][kN];
-  float scores[kMaxQuery][kMaxWindow];  // B_j . C_i, j from i's canonical base on
-  float dt[kMaxEntries][kBlockHeads];   // step sizes
+  static constexpr int kEntries = kIsOne ? kMaxWindow : kMaxEntries;
+  static constexpr int kQuery = kIsOne ? 1 : kMaxQuery;
+  alignas(16) T B[kEntries][kN];
+  alignas(16) T C[kQuery][kN];
+  float scores[kQuery][kMaxWindow];  // B_j . C_i, j from i's canonical base on
+  float dt[kEntries][kBlockHeads];   // step sizes
   float A[kBlockHeads];
 };
 
@@ -75,9 +84,10 @@ struct HeadBlock {
 };
 
 // Threads from the first on convolve B and C; the others meanwhile fetch the log's B.
-template <typename T, int kN>
+template <typename T, int kN, bool kIsOne>
 __device__ __forceinline__ void stage_group(const MambaDecodeParams& params, const SlotRow& row, const HeadBlock& block,
-                                            const Filter<T>& filter, int64_t channel, GroupMemory<T, kN>& memory) {
+                                            const Filter<T>& filter, int64_t channel,
+                                            GroupMemory<T, kN, kIsOne>& memory) {
   constexpr int kWidth = kVectorWidth<T>;
   constexpr int kFetches = kN / kWidth;
   constexpr int kPieces = kN / kPieceWidth;
@@ -98,19 +108,25 @@ __device__ __forceinline__ void stage_group(const MambaDecodeParams& params, con
   if (thread >= 2 * kPieces) return;
   const bool is_b = thread < kPieces;
   const int n = thread % kPieces * kPieceWidth;
-  PieceStep<T>{params, row, channel, block.is_kept}.run(filter, [&](int i, const Piece<T>& out) {
+  const PieceStep<T> step{params, row, channel, block.is_kept};
+  const auto keep = [&](int i, const Piece<T>& out) {
     out.store(is_b ? &memory.B[block.num_old + i][n] : &memory.C[i][n]);
     T* kept = static_cast<T*>(params.convolved) + (row.token + i) * conv_channels(params) + channel;
     if (is_b) kept = log_column<T>(params, row.slot, (row.start + i) % params.log.num_entries, channel);
     if (block.is_kept) out.store(kept);
-  });
+  };
+  if constexpr (kIsOne) {
+    keep(0, step.run_one(filter));
+  } else {
+    step.run(filter, keep);
+  }
 }
 
 // The raw step sizes of the block's entries and heads, a thread's at once: the log's, or this step's, which go to the
 // log.
-template <typename T>
+template <typename T, int kEntries>
 struct RawSteps {
-  static constexpr int kCount = kMaxEntries * kBlockHeads / kThreads;
+  static constexpr int kCount = kEntries * kBlockHeads / kThreads;
   T values[kCount];
 
   __device__ __forceinline__ RawSteps(const MambaDecodeParams& params, const SlotRow& row, const HeadBlock& block) {
@@ -135,11 +151,12 @@ struct RawSteps {
   }
 };
 
-template <typename T, int kN>
-__device__ __forceinline__ void score_entries(const SlotRow& row, const HeadBlock& block, GroupMemory<T, kN>& memory) {
+template <typename T, int kN, bool kIsOne>
+__device__ __forceinline__ void score_entries(const SlotRow& row, const HeadBlock& block,
+                                              GroupMemory<T, kN, kIsOne>& memory) {
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-#pragma unroll 2
+#pragma unroll(kIsOne ? 4 : 2)
   for (int pair = warp; pair < row.num_tokens * kMaxWindow; pair += kWarps) {
     const int i = pair / kMaxWindow;
     const int entry = row.canonical(row.start + i) - block.first + pair % kMaxWindow;
@@ -150,9 +167,9 @@ __device__ __forceinline__ void score_entries(const SlotRow& row, const HeadBloc
 }
 
 // Half a warp a (token, head).
-template <typename T, int kN>
+template <typename T, int kN, bool kIsOne>
 __device__ __forceinline__ void weigh_inputs(const MambaDecodeParams& params, const SlotRow& row,
-                                             const HeadBlock& block, const GroupMemory<T, kN>& memory) {
+                                             const HeadBlock& block, const GroupMemory<T, kN, kIsOne>& memory) {
   const int half = static_cast<int>(threadIdx.x) / kMaxWindow;
   const int lane = static_cast<int>(threadIdx.x) % kMaxWindow;
 #pragma unroll 1
@@ -169,10 +186,10 @@ __device__ __forceinline__ void weigh_inputs(const MambaDecodeParams& params, co
   }
 }
 
-template <typename T, int kN>
+template <typename T, int kN, bool kIsOne>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     decode_inputs_kernel(MambaDecodeParams params, int blocks_a_group, int x_blocks) {
-  __shared__ GroupMemory<T, kN> memory;
+  __shared__ GroupMemory<T, kN, kIsOne> memory;
   constexpr int kPieces = kN / kPieceWidth;
   const int thread = static_cast<int>(threadIdx.x);
   const int head_blocks = params.num_groups * blocks_a_group;
@@ -180,7 +197,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   const int block_idx = static_cast<int>(blockIdx.x);
   if (block_idx >= all_head_blocks) {
     const int index = block_idx - all_head_blocks;
-    convolve_x<T>(params, index / x_blocks, index % x_blocks * kThreads + thread);
+    convolve_x<T, kIsOne>(params, index / x_blocks, index % x_blocks * kThreads + thread);
     return;
   }
   const int row_idx = block_idx / head_blocks;
@@ -193,18 +210,18 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   const SlotRow row(params, row_idx);
   wait_for_previous_kernel();
   allow_next_kernel();
-  if (row.is_padding()) return;
+  if (row.is_padding() || row.num_tokens == 0) return;
   const HeadBlock heads(params, row, part, blocks_a_group);
-  const RawSteps<T> steps(params, row, heads);
-  stage_group<T, kN>(params, row, heads, filter, channel, memory);
+  const RawSteps<T, GroupMemory<T, kN, kIsOne>::kEntries> steps(params, row, heads);
+  stage_group(params, row, heads, filter, channel, memory);
   steps.for_each(heads, [&](int i, int entry, int head) {
     memory.dt[entry][head] = step_size(params, steps.values[i], params.dt_bias[heads.first_head + head]);
   });
   if (thread < heads.num_heads) memory.A[thread] = params.A[heads.first_head + thread];
   __syncthreads();
-  score_entries<T, kN>(row, heads, memory);
+  score_entries(row, heads, memory);
   __syncthreads();
-  weigh_inputs<T, kN>(params, row, heads, memory);
+  weigh_inputs(params, row, heads, memory);
 }
 
 template <typename T, int kN>
@@ -216,8 +233,10 @@ void launch(const MambaDecodeParams& params, cudaStream_t stream) {
   const int64_t num_blocks =
       static_cast<int64_t>(params.rows.num_rows) * (params.num_groups * blocks_a_group + x_blocks);
   require(num_blocks <= INT32_MAX, kOp, "num_rows is too large for one launch");
-  launch_chained(kOp, decode_inputs_kernel<T, kN>, dim3(static_cast<unsigned>(num_blocks)), kThreads, stream, params,
-                 blocks_a_group, x_blocks);
+  const auto kernel =
+      params.max_query_len == 1 ? decode_inputs_kernel<T, kN, true> : decode_inputs_kernel<T, kN, false>;
+  launch_chained(kOp, kernel, dim3(static_cast<unsigned>(num_blocks)), kThreads, stream, params, blocks_a_group,
+                 x_blocks);
 }
 
 }  // namespace

@@ -1,10 +1,11 @@
 // Second half of the decode step over slot windows: the state, and what it and the inputs since give each new token.
 //
 // A warp owns 16 channels of a row. Their state, which no other kernel of the step touches, is on its way to registers
-// before the launch before it is over; it goes back only when the window's base moves. What else it takes, C, the
-// weights of the inputs since the base and their x, is copied to shared memory for all of the row's tokens at once.
+// before the launch before it is over, and so are a window's inputs that are to be folded; it goes back only when the
+// window's base moves. What else it takes, C, the weights of the inputs since the base and their x, is copied to shared
+// memory for all of the row's tokens at once.
 #include "cuda/common/chained.cuh"
-#include "cuda/state_window.cuh"
+#include "cuda/state_fold.cuh"
 
 namespace headway::cuda {
 namespace {
@@ -158,20 +159,36 @@ __device__ __forceinline__ void clear_outputs(const MambaDecodeParams& params, c
   }
 }
 
+template <typename T, int kN>
+struct BlockMemory {
+  FoldMemory<T, kN> fold;
+  TokenMemory<T, kN> tokens;
+};
+
 // From one canonical base to the next, and the tokens between.
 template <typename T, int kN, typename State>
 __device__ __forceinline__ void fold_and_read(const MambaDecodeParams& params, const SlotRow& row,
-                                              const StateChannels& channels, const StagedTokens<T, kN>& tokens,
-                                              T (&B)[kMaxWindow * kN], State* slot_state, StateTile<kN>& state) {
+                                              const StateChannels& channels, const TileLoad<State, kN>& load,
+                                              State* slot_state, StateTile<kN>& state, BlockMemory<T, kN>& memory) {
+  const auto stretch_from = [&](int base) {
+    return StretchFold(params, channels, base, window_end(base) - base, memory.fold);
+  };
   int base = row.base;
+  bool is_copied = window_end(base) <= row.start;  // the launch before writes none of these
+  if (is_copied) stretch_from(base).copy();
+  wait_for_previous_kernel();
+  allow_next_kernel();
+  const StagedTokens<T, kN> tokens(params, row, channels, memory.tokens);
+  load.end(state);
 #pragma unroll 1
   for (int i = 0; i < row.num_tokens;) {
     const int position = row.start + i;
     if (base < row.canonical(position)) {
-      if (base > row.base) __syncthreads();  // B is folded
-      const int end = window_end(base);
-      StretchFold<T, kN>(params, channels, base, end - base, B).apply(state);
-      base = end;
+      if (base > row.base) __syncthreads();  // the stretch before is folded
+      if (!is_copied) stretch_from(base).copy();
+      stretch_from(base).apply(state);
+      is_copied = false;
+      base = window_end(base);
       round_state_at<State>(state, channels, base);
       if (base == row.next_base) state.store(slot_state);
       continue;
@@ -186,8 +203,7 @@ __device__ __forceinline__ void fold_and_read(const MambaDecodeParams& params, c
 template <typename T, int kN, typename State>
 __global__ void __launch_bounds__(kFoldWarps* kWarpSize, kResidentBlocks<kN>)
     decode_state_kernel(MambaDecodeParams params, RowTiles tiles) {
-  __shared__ alignas(16) T B[kMaxWindow * kN];
-  __shared__ TokenMemory<T, kN> memory;
+  __shared__ BlockMemory<T, kN> memory;
   const int num_warps = static_cast<int>(blockDim.x / kWarpSize);
   const int warp = static_cast<int>(threadIdx.x / kWarpSize);
 
@@ -199,25 +215,24 @@ __global__ void __launch_bounds__(kFoldWarps* kWarpSize, kResidentBlocks<kN>)
   StateTile<kN> state;
   TileLoad<State, kN> load;
   load.begin(state, slot_state, row.base > 0 && !row.is_padding());
+  // Most steps fold nothing: theirs are all tokens of the window that the state is at the begin of.
+  const bool is_at_work = !row.is_padding() && row.num_tokens > 0;
+  if (is_at_work && row.base < row.canonical(row.start + row.num_tokens - 1)) {
+    return fold_and_read<T, kN>(params, row, channels, load, slot_state, state, memory);
+  }
   wait_for_previous_kernel();
   allow_next_kernel();
   if (row.is_padding()) return clear_outputs<T>(params, row, channels);
   if (row.num_tokens == 0) return;
-  // Most steps fold nothing: theirs are all tokens of the window that the state is at the begin of.
-  const bool folds = row.base < row.canonical(row.start + row.num_tokens - 1);
-  if (!folds && row.num_tokens == 1) {
+  if (row.num_tokens == 1) {
     const OneToken<T, kN> token(params, row, channels);
     load.end(state);
     return token.run(state);
   }
-  const StagedTokens<T, kN> tokens(params, row, channels, memory);
-  if (!folds) {
-    tokens.wait();
-    load.end(state);
-    return tokens.run(state, row.base, 0, row.num_tokens);
-  }
+  const StagedTokens<T, kN> tokens(params, row, channels, memory.tokens);
+  tokens.wait();
   load.end(state);
-  fold_and_read<T, kN>(params, row, channels, tokens, B, slot_state, state);
+  tokens.run(state, row.base, 0, row.num_tokens);
 }
 
 template <typename T, int kN, typename State>

@@ -46,17 +46,9 @@ __device__ __forceinline__ int input_offset(int input, int column) {
   return input * kN + ((column / kWidth) ^ (input & 7)) * kWidth + column % kWidth;
 }
 
-// B of states 8 piece .. 8 piece + 7 of an input to where the products want it.
-template <int kN, typename T>
-__device__ __forceinline__ void store_input_piece(T* memory, int input, int piece, const Vector<T, 8>& states) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    Vector<T, 4> columns;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) columns.values[j] = states.values[j / 2 * 4 + 2 * i + j % 2];
-    const int column = 8 * (piece / 2 * 2 + i) + piece % 2 * 4;
-    store_vector(memory + input_offset<T, kN>(input, column), columns);
-  }
+// The products' column of state n.
+__device__ __forceinline__ int column_of(int n) {
+  return n / 16 * 16 + n % 4 / 2 * 8 + n % 16 / 4 * 2 + n % 2;
 }
 
 // A lane's part of a token's C, in the order of its states.
@@ -74,47 +66,46 @@ struct LaneQuery {
   }
 };
 
-// weight_k x_k of a warp's channels and 16 inputs k as operand A.
+// x of two neighbouring inputs each, as a lane of operand A has them: of inputs 2 (lane % 4) and the next, channels
+// lane / 4 and lane / 4 + 8, then of the inputs 8 further. x [16 inputs, 16 channels] in shared memory.
 template <typename T>
-class FoldFactors {
- public:
-  // x(k): input k's values for the warp's 16 channels; of inputs k < count.
-  template <typename Source>
-  __device__ __forceinline__ void load(int count, Source&& x) {
+__device__ __forceinline__ void load_input_pairs(const T* x, Vector<T, 2> (&pairs)[4]) {
+  const int lane = static_cast<int>(threadIdx.x % kWarpSize);
+  if constexpr (sizeof(T) == 2) {
+    const int input = lane / 16 * 8 + lane % 8;
+    uint32_t words[4];
+    load_matrices_transposed(words, shared_address(x + input * kTileChannels + lane / 8 % 2 * 8));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) pairs[i] = __builtin_bit_cast(Vector<T, 2>, words[i]);
+  } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int k = input(i);
-#pragma unroll
-      for (int r = 0; r < 2; ++r) x_[i][r] = from_float<T>(0.0f);
-      if (k >= count) continue;
-#pragma unroll
-      for (int r = 0; r < 2; ++r) x_[i][r] = x(k)[lane() / 4 + 8 * r];
+      const T* source = x + (i / 2 * 8 + lane % 4 * 2) * kTileChannels + lane / 4 + i % 2 * 8;
+      pairs[i] = {source[0], source[kTileChannels]};
     }
   }
+}
 
-  // Lane k < 16 brings weight_k, 0 from `count` on.
-  __device__ __forceinline__ void weigh(float weight, uint32_t (&factors)[kFactorTerms][4]) const {
+// weight_k x_k of a warp's channels and 16 inputs k as operand A. Lane k < 16 brings weight_k; x: load_input_pairs.
+template <typename T>
+__device__ __forceinline__ void weigh_factors(const T* x, float weight, uint32_t (&factors)[kFactorTerms][4]) {
+  Vector<T, 2> pairs[4];
+  load_input_pairs(x, pairs);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float first = __shfl_sync(kFullWarp, weight, input(2 * half));
-      const float second = __shfl_sync(kFullWarp, weight, input(2 * half + 1));
+  for (int half = 0; half < 2; ++half) {
+    const int input = half * 8 + static_cast<int>(threadIdx.x) % 4 * 2;
+    const float first = __shfl_sync(kFullWarp, weight, input);
+    const float second = __shfl_sync(kFullWarp, weight, input + 1);
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        uint32_t terms[kFactorTerms];
-        split_pair(__fmul_rn(first, to_float(x_[2 * half][r])), __fmul_rn(second, to_float(x_[2 * half + 1][r])),
-                   terms);
+    for (int r = 0; r < 2; ++r) {
+      const Vector<T, 2>& pair = pairs[2 * half + r];
+      uint32_t terms[kFactorTerms];
+      split_pair(__fmul_rn(first, to_float(pair.values[0])), __fmul_rn(second, to_float(pair.values[1])), terms);
 #pragma unroll
-        for (int i = 0; i < kFactorTerms; ++i) factors[i][2 * half + r] = terms[i];
-      }
+      for (int i = 0; i < kFactorTerms; ++i) factors[i][2 * half + r] = terms[i];
     }
   }
-
- private:
-  static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x % kWarpSize); }
-  static __device__ __forceinline__ int input(int i) { return i / 2 * 8 + lane() % 4 * 2 + i % 2; }
-
-  T x_[4][2];  // of input(i), channels lane / 4 and lane / 4 + 8
-};
+}
 
 template <int kN>
 class StateTile {
@@ -160,7 +151,8 @@ class StateTile {
     });
   }
 
-  // S = decay S + sum_k (weight_k x_k) B_k^T. B [16, N]: store_input_piece; finite for every input.
+  // S = decay S + sum_k (weight_k x_k) B_k^T. B [16, N] at input_offset of column_of; finite
+  // for every input.
   template <typename T>
   __device__ __forceinline__ void fold(float decay, const uint32_t (&factors)[kFactorTerms][4], const T* B) {
 #pragma unroll

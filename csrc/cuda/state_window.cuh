@@ -1,7 +1,8 @@
 // A slot's state over a window, as a warp works on 16 channels of it in its registers (state_tile.cuh), and the inputs
 // since.
 //
-//   S_e = exp(A sum(dt)) S_b + sum_j exp(A sum_{k > j} dt_k) dt_j x_j B_j^T          (fold, arXiv 2405.21060)
+//   S_e = exp(A sum(dt)) S_b + sum_j exp(A sum_{k > j} dt_k) dt_j x_j B_j^T          (fold, arXiv 2405.21060:
+//                                                                                     state_fold.cuh)
 //   y_t = exp(A sum(dt)) S_b C_t + sum_{j <= t} exp(A sum_{j < k <= t} dt_k) dt_j (B_j . C_t) x_j + D x_t  (read out)
 //
 // Sums run from a canonical base on (core/state_base.h), so that their order depends on positions alone. Several
@@ -131,66 +132,6 @@ class LogWalk {
   char* source_;
 };
 
-// Positions begin .. begin + count - 1 of a slot's log, which lie in one window, folded by the warps of a block whose
-// channels are of one group. All threads of the block construct and apply it; B is free again after a barrier.
-template <typename T, int kN>
-class StretchFold {
- public:
-  template <typename Params>
-  __device__ __forceinline__ StretchFold(const Params& params, const StateChannels& channels, int begin, int count,
-                                         T (&B)[kMaxWindow * kN])
-      : B_(B) {
-    const LogWalk<T> x(params, channels.slot, begin, channels.first);
-    const int lane = static_cast<int>(threadIdx.x) % kMaxWindow;
-    const int entry = static_cast<int>(x.entry(lane < count ? lane : 0));
-    const T raw_dt = *log_dt<T>(params, channels.slot, entry, channels.head);
-    const float dt_bias = params.dt_bias[channels.head];
-    const float A = params.A[channels.head];
-    factors_.load(count, [&](int k) { return x.at(k); });
-    const int64_t group_channel = inner_channels(params) + static_cast<int64_t>(channels.group) * kN;
-    stage_B(LogWalk<T>(params, channels.slot, begin, group_channel), count);
-    const Stretch stretch(step_size(params, raw_dt, dt_bias), count, A);
-    decay_ = expf(stretch.total);
-    weight_ = stretch.weight();
-    __syncthreads();
-  }
-
-  __device__ __forceinline__ void apply(StateTile<kN>& state) const {
-    uint32_t factors[kFactorTerms][4];
-    factors_.weigh(weight_, factors);
-    state.fold(decay_, factors, B_);
-  }
-
- private:
-  __device__ __forceinline__ void stage_B(const LogWalk<T>& log, int count) {
-    constexpr int kPieces = kN / 8;
-    constexpr int kAtOnce = 2;  // a thread's loads under way
-    const int num_threads = static_cast<int>(blockDim.x);
-#pragma unroll 1
-    for (int first = static_cast<int>(threadIdx.x); first < kMaxWindow * kPieces; first += kAtOnce * num_threads) {
-      Vector<T, 8> states[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int index = first + i * num_threads;
-        const T* source = log.at(min(index / kPieces, count - 1)) + index % kPieces * 8;
-        states[i] = *reinterpret_cast<const Vector<T, 8>*>(source);
-      }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int index = first + i * num_threads;
-        const int input = index / kPieces;
-        if (input >= count) states[i] = {};
-        if (input < kMaxWindow) store_input_piece<kN>(B_, input, index % kPieces, states[i]);
-      }
-    }
-  }
-
-  T (&B_)[kMaxWindow * kN];
-  FoldFactors<T> factors_;
-  float decay_;
-  float weight_;
-};
-
 __device__ __forceinline__ unsigned lane_index() {
   return threadIdx.x % kWarpSize;
 }
@@ -253,17 +194,6 @@ __device__ __forceinline__ void round_state_at(StateTile<kN>& state, const State
   if constexpr (std::is_same_v<State, __half>) {
     state.round(StateRounding(position), static_cast<uint32_t>(channels.first) * kN);
   }
-}
-
-inline constexpr int kFoldWarps = 4;  // a block at most
-
-// Warps of a block whose channels are of one group, at most `wanted`.
-inline int choose_fold_warps(int group_tiles, int wanted) {
-  int warps = 1;
-  for (int count = 2; count <= wanted; ++count) {
-    if (group_tiles % count == 0) warps = count;
-  }
-  return warps;
 }
 
 }  // namespace headway::cuda

@@ -91,6 +91,12 @@ __device__ __forceinline__ void copy_async(uint32_t target, const void* source, 
                : "memory");
 }
 
+// The same of 4 bytes.
+__device__ __forceinline__ void copy_word_async(uint32_t target, const void* source, bool is_valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(target), "l"(source), "r"(is_valid ? 4 : 0)
+               : "memory");
+}
+
 __device__ __forceinline__ void store_word(uint32_t target, uint32_t word) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(target), "r"(word) : "memory");
 }
