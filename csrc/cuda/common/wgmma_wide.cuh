@@ -10,7 +10,8 @@
 namespace headway::cuda::wgmma {
 
 // Descriptor of an operand whose rows run across the sum and are wider than a panel: panels panel_bytes apart.
-__device__ __forceinline__ uint64_t describe_panels(uint32_t address, int panel_bytes, int group_bytes) {
+__device__ __forceinline__ uint64_t describe_panels(uint32_t address, int panel_bytes,
+                                                    int group_bytes = 8 * kPanelRowBytes) {
   constexpr uint64_t kFieldMask = uint64_t{0x3fff} << 16;
   return (describe(address, group_bytes) & ~kFieldMask) | static_cast<uint64_t>(panel_bytes >> 4) << 16;
 }
