@@ -23,7 +23,9 @@ inline constexpr int kBlockRegisters = (kTileRegisters + kScoreRegisters) / 2;
 
 inline constexpr int kDecayTurns = 8;
 template <int kN>
-using BlockShared = Handover<kN, /*kHeads=*/1, kN == 128 ? 2 : 3, kDecayTurns, /*kFetchArrivals=*/1>;
+struct BlockShared : Handover<kN, /*kHeads=*/1, kN == 128 ? 2 : 3, kDecayTurns, /*kFetchArrivals=*/1, kGroupThreads> {
+  static constexpr bool kIsWeighed = false;
+};
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -62,7 +64,7 @@ struct ScoreGroup : warpgroup::ScoreGroup<Memory> {
   // One thread: starts the copies of the row's index-th chunk.
   __device__ __forceinline__ void copy_chunk(int index, unsigned turn) const {
     Stage<kN>& stage = shared.stage(turn);
-    const int token = work.tokens.chunk(index).token;
+    const int token = work.item.tokens.chunk(index).token;
     const Barrier barrier = shared.fetched_barrier(turn);
     wgmma::publish_operands();  // outputs left through the place of x
     barrier.arrive_expecting(sizeof(stage));
@@ -89,17 +91,20 @@ struct ScoreGroup : warpgroup::ScoreGroup<Memory> {
 
   // Of the row's chunks from `first` on, the block's chunk `turn`.
   __device__ __forceinline__ void store_decays(int first, unsigned turn) {
-    const Chunk chunk = work.tokens.chunk(first + warp);
+    const Chunk chunk = work.item.tokens.chunk(first + warp);
     if (chunk.count > 0) clock.store_decays(shared.decays(turn + warp, 0), dt, chunk);
-    dt = clock.load_dt(work.tokens.chunk(first + warp + kDecayChunks));
+    dt = clock.load_dt(work.item.tokens.chunk(first + warp + kDecayChunks));
     meet();
   }
 
   __device__ __forceinline__ void run(unsigned& turn) {
-    const int num_chunks = work.tokens.num_chunks();
-    dt = clock.load_dt(work.tokens.chunk(warp));
+    const int num_chunks = work.item.tokens.num_chunks();
+    dt = clock.load_dt(work.item.tokens.chunk(warp));
     if (thread == 0) {
-      for (int i = 0; i < min(num_chunks, Memory::kStages); ++i) copy_chunk(i, turn + i);
+      for (int i = 0; i < min(num_chunks, Memory::kStages); ++i) {
+        shared.wait_free(turn + i, Memory::kStages);  // the tile may be at the item before
+        copy_chunk(i, turn + i);
+      }
     }
     store_decays(0, turn);
     float scores[8][4] = {};
@@ -110,8 +115,9 @@ struct ScoreGroup : warpgroup::ScoreGroup<Memory> {
       if ((i + kAhead) % kDecayChunks == 0) store_decays(i + kAhead, turn + kAhead);
       shared.wait_fetched(turn);
       Stage<kN>& stage = shared.stage(turn);
-      if (const int count = work.tokens.chunk(i).count; count < kTokens) clear_rest(stage, count);
-      this->make_scores(stage, scores);
+      if (const int count = work.item.tokens.chunk(i).count; count < kTokens) clear_rest(stage, count);
+      this->start_scores(stage, scores);
+      this->await_scores(scores);
       this->store_weights(scores, shared.decays(turn, 0), shared.weights[turn % 2][0]);
       wgmma::publish_operands();
       shared.arrive_ready(turn);

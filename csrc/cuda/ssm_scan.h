@@ -36,8 +36,7 @@ void launch_recurrent_scan(const SsmScanParams& params, cudaStream_t stream);
 // The same for the rows that have no chunks; the others are left alone.
 void launch_short_rows_scan(const SsmScanParams& params, cudaStream_t stream);
 
-// True when the wide kernel has code for these shapes, strides and this device, and is the one to take: of heads of 80
-// channels for all rows, of 64 for so few that several blocks share a row's chunks.
+// True when the wide kernel has code for these shapes, strides and this device: heads of multiples of 80 channels.
 bool can_scan_wide(const SsmScanParams& params);
 
 // What launch_chunked_scan does, in a second launch for rows without chunks where there may be some.

@@ -1,4 +1,4 @@
-// ssm_scan for many prompts on sm_90a: ssm_paired.cuh's blocks over the items of ssm_warpgroup_plan.cuh, the last few
+// ssm_scan for many prompts on sm_90a: ssm_paired.cuh's blocks over the items of ssm_scan_plan.cuh, the last few
 // tokens of a row token by token (ssm_recurrence.cuh), and the launch. Heads of multiples of 64 channels.
 //
 // What is bit-equal: as in ssm_scan_chunked.cu, and to ssm_scan_warpgroup.cu.
@@ -23,18 +23,23 @@ constexpr double kPairCost = 1.86;
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 template <int kN>
-__device__ __forceinline__ void scan_chunks(const Work& work, const chunk::Maps& maps, paired::BlockShared<kN>& shared,
-                                            unsigned& turn) {
+__device__ __forceinline__ void scan_chunks(const SsmScanParams& params, const chunk::Maps& maps,
+                                            const chunk::ScanPlan& plan, paired::BlockShared<kN>& shared) {
   using Memory = paired::BlockShared<kN>;
+  unsigned turn = 0;
   if (threadIdx.x >= kGroupThreads) {
     wgmma::give_registers_back<paired::kScoreRegisters>();
-    paired::ScoreGroup<Memory> group(work, maps, shared);
-    if (turn == 0) group.clear_weights();
-    group.run(turn);
+    clear_weights(shared);
+    for_each_tile(params, plan, [&](const Work& work) { paired::ScoreGroup<Memory>(work, maps, shared).run(turn); });
     wgmma::take_registers<paired::kBlockRegisters>();
   } else {
     wgmma::take_registers<paired::kTileRegisters>();
-    TileGroup<Memory, false>(work, shared).run(turn);
+    for_each_tile(params, plan, [&](const Work& work) {
+      TileGroup<Memory, false> group(work, shared);
+      group.load();
+      group.run_chunks(chunk::SnapshotCursor(work.params, work.item.row), turn);
+      group.store();
+    });
     wgmma::give_registers_back<paired::kBlockRegisters>();
   }
 }
@@ -44,7 +49,7 @@ __device__ __forceinline__ void scan_chunks(const Work& work, const chunk::Maps&
 template <int kN>
 __global__ void __launch_bounds__(paired::kBlockThreads, paired::kResidentBlocks)
     paired_scan_kernel(const __grid_constant__ SsmScanParams params, const __grid_constant__ chunk::Maps maps,
-                       TilePlan plan) {
+                       const __grid_constant__ chunk::ScanPlan plan) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<paired::BlockShared<kN>*>(shared_bytes);
@@ -52,8 +57,8 @@ __global__ void __launch_bounds__(paired::kBlockThreads, paired::kResidentBlocks
     chunk::prefetch_maps(maps);
     shared.init_barriers();
   });
-  unsigned turn = 0;
-  scan_tiles<kN>(params, plan, &shared, [&](const Work& work) { scan_chunks<kN>(work, maps, shared, turn); });
+  scan_chunks<kN>(params, maps, plan, shared);
+  scan_rests<kN>(params, plan, &shared);
 #endif
 }
 
@@ -61,8 +66,9 @@ template <int kN>
 void launch(const SsmScanParams& params, cudaStream_t stream) {
   using Memory = paired::BlockShared<kN>;
   static_assert(sizeof(ScanTile<kN>) <= sizeof(Memory::stages), "the recurrence works where stages lie");
-  launch_tiles(paired_scan_kernel<kN>, plan_tiles(params, kOp), paired::kBlockThreads, sizeof(Memory),
-               paired::kResidentBlocks, params, stream, kOp, chunk::make_maps(params, kOp));
+  const chunk::ScanPlan plan = chunk::plan_scan(params, count_row_tiles(params), paired::kResidentBlocks, kOp);
+  chunk::launch_plan(paired_scan_kernel<kN>, plan, paired::kBlockThreads, sizeof(Memory), params, stream, kOp,
+                     chunk::make_maps(params, kOp));
 }
 
 }  // namespace
@@ -72,7 +78,7 @@ bool prefers_paired_scan(const SsmScanParams& params) {
   if (params.head_dim % kTileChannels != 0) return false;
   const int num_processors = device_attribute(cudaDevAttrMultiProcessorCount, kOp);
   const int num_pairs = num_processors * paired::kResidentBlocks;
-  const int num_items = plan_tiles(params, kOp).num_items;
+  const int num_items = chunk::plan_scan(params, count_row_tiles(params), 1, kOp).num_items;
   const auto count_waves = [&](int blocks) { return (num_items + blocks - 1) / blocks; };
   return count_waves(num_pairs) * kPairCost < count_waves(num_processors);
 }

@@ -17,10 +17,11 @@ namespace headway::cuda::chunk {
 inline constexpr int kMaxSegments = 4;
 inline constexpr int kWholeRow = 1024;  // what segments count a row's chunks in
 // Of a chunk of which only the state's step runs, where one with outputs costs 1; measured on an H200.
-inline constexpr float kStepCost = 0.55f;
+inline constexpr float kStepCost = 0.45f;
 
 struct ScanPlan {
   int num_items;
+  int num_clusters;  // of a block for each segment
   int row_items;
   int num_segments;
   int segment_begin[kMaxSegments + 1];  // of kWholeRow
@@ -88,8 +89,9 @@ inline void cut_segments(ScanPlan& plan, int num_segments) {
   }
 }
 
-// row_items: of each row.
-inline ScanPlan plan_scan(const SsmScanParams& params, int row_items, int num_processors, const char* op) {
+// row_items: of each row. resident_blocks: of a multiprocessor, where a block takes items one after the other; only
+// where it is one do several share a row.
+inline ScanPlan plan_scan(const SsmScanParams& params, int row_items, int resident_blocks, const char* op) {
   const int64_t max_query_len = params.max_query_len > 0 ? params.max_query_len : params.num_tokens;
   ScanPlan plan{};
   plan.row_items = row_items;
@@ -97,18 +99,19 @@ inline ScanPlan plan_scan(const SsmScanParams& params, int row_items, int num_pr
   const int64_t num_rows = plan.is_all_rows ? params.rows.num_rows : max_chunked_rows(params);
   require(num_rows * row_items <= INT32_MAX / 2, op, "num_rows * num_heads is too large for one launch");
   plan.num_items = static_cast<int>(num_rows) * row_items;
-  cut_segments(plan, std::clamp(num_processors / std::max(plan.num_items, 1), 1, kMaxSegments));
+  const int num_processors = device_attribute(cudaDevAttrMultiProcessorCount, op);
+  plan.num_clusters = std::min(plan.num_items, num_processors * resident_blocks);
+  const int num_sharing = resident_blocks == 1 ? num_processors / std::max(plan.num_items, 1) : 1;
+  cut_segments(plan, std::clamp(num_sharing, 1, kMaxSegments));
   return plan;
 }
 
-// One block a multiprocessor; then, where rows without chunks have no items, a launch for them.
+// Then, where rows without chunks have no items, a launch for them.
 template <typename Kernel, typename... Arguments>
 void launch_plan(Kernel kernel, const ScanPlan& plan, int num_threads, int shared_bytes, const SsmScanParams& params,
                  cudaStream_t stream, const char* op, const Arguments&... arguments) {
-  const int num_processors = device_attribute(cudaDevAttrMultiProcessorCount, op);
-  const int num_clusters = std::min(plan.num_items, num_processors);
-  if (num_clusters > 0) {
-    launch_chained_clusters(op, kernel, dim3(static_cast<unsigned>(num_clusters * plan.num_segments)),
+  if (plan.num_clusters > 0) {
+    launch_chained_clusters(op, kernel, dim3(static_cast<unsigned>(plan.num_clusters * plan.num_segments)),
                             plan.num_segments, num_threads, shared_bytes, stream, params, arguments..., plan);
   }
   if (!plan.is_all_rows) launch_short_rows_scan(params, stream);

@@ -1,5 +1,5 @@
-// ssm_scan for prompts on sm_90a: ssm_warpgroup.cuh's blocks over rows and tiles of channels, the last few tokens of a
-// row token by token (ssm_recurrence.cuh), and the launch. Heads of at least 64 channels in multiples of 16.
+// ssm_scan for prompts on sm_90a: ssm_warpgroup.cuh's blocks over the items of ssm_scan_plan.cuh, the last few tokens of
+// a row token by token (ssm_recurrence.cuh), and the launch. Heads of at least 64 channels in multiples of 16.
 //
 // What is bit-equal: as in ssm_scan_chunked.cu. The chunk grid lies on absolute positions, the tiles of a group
 // are always the same.
@@ -24,22 +24,41 @@ constexpr char kOp[] = "ssm_scan";
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+// A block's roles go through its items each at its own pace.
 template <int kN, bool kStraddles>
-__device__ __forceinline__ void scan_chunks(const Work& work, Shared<kN>& shared, unsigned& turn) {
+__device__ __forceinline__ void scan_chunks(const SsmScanParams& params, const chunk::ScanPlan& plan,
+                                            Shared<kN>& shared) {
   const int role = static_cast<int>(threadIdx.x) / kGroupThreads;
+  unsigned turn = 0;
   if (role == 1) {
     wgmma::give_registers_back<kOtherRegisters>();
-    ScoreGroup<Shared<kN>> group(work, shared);
-    if (turn == 0) group.clear_weights();
-    group.run(work.tokens, turn);
+    clear_weights(shared);
+    for_each_tile(params, plan, [&](const Work& work) {
+      chunk::arrive_segment(plan);
+      ScoreGroup<Shared<kN>>(work, shared).run(turn);
+      chunk::wait_segments(plan);
+    });
     wgmma::take_registers<kBlockRegisters>();
   } else if (role > 1) {
     wgmma::give_registers_back<kOtherRegisters>();
-    CopyGroup<Shared<kN>>(work, shared).run(work.tokens, turn);
+    for_each_tile(params, plan, [&](const Work& work) {
+      CopyGroup<Shared<kN>> group(work, shared);
+      group.prefetch_state();
+      chunk::arrive_segment(plan);
+      group.run(turn);
+      chunk::wait_segments(plan);
+    });
     wgmma::take_registers<kBlockRegisters>();
   } else {
     wgmma::take_registers<kTileRegisters>();
-    TileGroup<Shared<kN>, kStraddles>(work, shared).run(turn);
+    for_each_tile(params, plan, [&](const Work& work) {
+      TileGroup<Shared<kN>, kStraddles> group(work, shared);
+      group.load();
+      chunk::arrive_segment(plan);
+      group.run_chunks(chunk::SnapshotCursor(work.params, work.item.row), turn);
+      chunk::wait_segments(plan);
+      if (work.item.is_last) group.store();
+    });
     wgmma::give_registers_back<kBlockRegisters>();
   }
 }
@@ -47,13 +66,14 @@ __device__ __forceinline__ void scan_chunks(const Work& work, Shared<kN>& shared
 #endif
 
 template <int kN, bool kStraddles>
-__global__ void __launch_bounds__(kThreads, 1) warpgroup_scan_kernel(SsmScanParams params, TilePlan plan) {
+__global__ void __launch_bounds__(kThreads, 1)
+    warpgroup_scan_kernel(const __grid_constant__ SsmScanParams params, const __grid_constant__ chunk::ScanPlan plan) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<Shared<kN>*>(shared_bytes);
   begin_chained_kernel([&] { shared.init_barriers(); });
-  unsigned turn = 0;
-  scan_tiles<kN>(params, plan, &shared, [&](const Work& work) { scan_chunks<kN, kStraddles>(work, shared, turn); });
+  scan_chunks<kN, kStraddles>(params, plan, shared);
+  scan_rests<kN>(params, plan, &shared);
 #endif
 }
 
@@ -62,8 +82,8 @@ __global__ void __launch_bounds__(kThreads, 1) warpgroup_scan_kernel(SsmScanPara
 template <int kN, bool kStraddles>
 void launch(const SsmScanParams& params, cudaStream_t stream) {
   static_assert(sizeof(ScanTile<kN>) <= sizeof(Shared<kN>::stages), "the recurrence works where stages lie");
-  launch_tiles(warpgroup_scan_kernel<kN, kStraddles>, plan_tiles(params, kOp), kThreads, sizeof(Shared<kN>),
-               /*resident_blocks=*/1, params, stream, kOp);
+  const chunk::ScanPlan plan = chunk::plan_scan(params, count_row_tiles(params), /*resident_blocks=*/1, kOp);
+  chunk::launch_plan(warpgroup_scan_kernel<kN, kStraddles>, plan, kThreads, sizeof(Shared<kN>), params, stream, kOp);
 }
 
 template <int kN>

@@ -1,13 +1,11 @@
 // ssm_scan for prompts on sm_90a: ssm_wide.cuh's blocks over the items of ssm_scan_plan.cuh, the last few tokens of a
-// row token by token (ssm_recurrence.cuh), and the launch. Tiles of 80 channels for heads of these; of 64 where blocks
-// outnumber tiles by so much that they share a row's chunks.
+// row token by token (ssm_recurrence.cuh), and the launch. Heads of multiples of 80 channels.
 //
-// What is bit-equal: as in ssm_scan_chunked.cu. Tiles of 64 have the bits of ssm_scan_warpgroup.cu, which takes all
-// other rows: every sum adds the same products of the same bf16 operands in the same order, transposed. That the
-// hardware rounds both alike is written nowhere; test_scan_chunks.py holds it to that.
+// What is bit-equal: as in ssm_scan_chunked.cu.
 #include "cuda/common/device.h"
 #include "cuda/common/sm90a_code.h"
 #include "cuda/common/vector.cuh"
+#include "cuda/common/wgmma_wide.cuh"
 #include "cuda/ssm_chunk_rows.cuh"
 #include "cuda/ssm_scan.h"
 #include "cuda/ssm_scan_plan.cuh"
@@ -24,37 +22,69 @@ using chunk::ScanItem;
 using chunk::ScanPlan;
 
 constexpr char kOp[] = "ssm_scan";
-constexpr int kWholeChannels = 80;
-constexpr int kSharedChannels = 64;
+constexpr int kTileChannels = 80;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+// visit(work) for the block's items that have chunks, and where in the rings each begins.
+template <int kP, typename Visit>
+__device__ __forceinline__ void for_each_work(const SsmScanParams& params, const Maps& maps, const ScanPlan& plan,
+                                              Visit&& visit) {
+  const int head_tiles = params.head_dim / kP;
+  Place start;
+  chunk::for_each_item(params.rows, plan, [&](const ScanItem& item) {
+    if (!item.has_chunks()) return;
+    const int head = item.index / head_tiles;
+    visit(Work{params, maps, item, head, head * params.head_dim + item.index % head_tiles * kP}, start);
+    start.turn += item.end;
+    start.output += item.end - item.first_output;
+  });
+}
+
+// A block's roles go through its items each at its own pace.
 template <int kN, int kP>
-__device__ __forceinline__ void scan_chunks(const Work& work, const ScanPlan& plan, Shared<kN, kP>& shared,
-                                            Place place) {
-  const SsmScanParams& params = work.params;
-  const ScanItem& item = work.item;
+__device__ __forceinline__ void scan_chunks(const SsmScanParams& params, const Maps& maps, const ScanPlan& plan,
+                                            Shared<kN, kP>& shared) {
   const int role = static_cast<int>(threadIdx.x) / kGroupThreads;
-  float* slots = static_cast<float*>(params.state);
-  const float* source = item.tokens.start > 0 ? slots + params.read_slots[item.row] * params.state_stride : nullptr;
   if (role == 1) {
-    StateGroup<kN, kP> group(work, shared);
-    group.load(source);
-    chunk::arrive_segment(plan);
-    group.run(chunk::SnapshotCursor(params, item.row), place);
-    chunk::wait_segments(plan);
-    if (item.is_last) group.store(slots + params.write_slots[item.row] * params.state_stride);
-  } else {
-    chunk::arrive_segment(plan);
-    if (role == 0) {
+    for_each_work<kP>(params, maps, plan, [&](const Work& work, Place start) {
+      StateGroup<kN, kP> group(work, shared);
+      group.load(work.source());
+      chunk::arrive_segment(plan);
+      group.run(chunk::SnapshotCursor(params, work.item.row), start);
+      chunk::wait_segments(plan);
+      if (work.item.is_last) group.store(work.target());
+    });
+  } else if (role == 0) {
+    wgmma::give_registers_back<kCopyRegisters>();
+    for_each_work<kP>(params, maps, plan, [&](const Work& work, Place start) {
       CopyGroup<kN, kP> group(work, shared);
-      group.prefetch_state(source);
-      group.run(place);
-    } else {
-      OutputGroup<kN, kP>(work, shared).run(place);
-    }
-    chunk::wait_segments(plan);
+      group.prefetch_state(work.source());
+      chunk::arrive_segment(plan);
+      group.run(start);
+      chunk::wait_segments(plan);
+    });
+    wgmma::take_registers<kStateRegisters>();
+  } else {
+    wgmma::take_registers<kOutputRegisters>();
+    for_each_work<kP>(params, maps, plan, [&](const Work& work, Place start) {
+      chunk::arrive_segment(plan);
+      OutputGroup<kN, kP>(work, shared).run(start);
+      chunk::wait_segments(plan);
+    });
+    wgmma::give_registers_back<kStateRegisters>();
   }
+}
+
+// What chunks leave of the block's rows.
+template <int kN, int kP>
+__device__ __forceinline__ void scan_rests(const SsmScanParams& params, const ScanPlan& plan, Shared<kN, kP>& shared) {
+  const int head_tiles = params.head_dim / kP;
+  chunk::for_each_item(params.rows, plan, [&](const ScanItem& item) {
+    if (!item.has_rest() || !item.is_last) return;
+    __syncthreads();  // the row's state is in its slot, and the stages are free
+    chunk::scan_rest<kN>(params, item.row, item.index / head_tiles, item.index % head_tiles * kP, kP, &shared);
+  });
 }
 
 #endif
@@ -70,58 +100,33 @@ __global__ void __launch_bounds__(kThreads, 1)
     chunk::prefetch_maps(maps);
     shared.init_barriers();
   });
-  Place start;
-  const int head_tiles = params.head_dim / kP;
-  chunk::for_each_item(params.rows, plan, [&](const ScanItem& item) {
-    const int head = item.index / head_tiles;
-    const int channel = item.index % head_tiles * kP;
-    if (item.has_chunks()) {
-      scan_chunks<kN, kP>(Work{params, maps, item, head, head * params.head_dim + channel}, plan, shared, start);
-    }
-    start.turn += item.end;
-    start.output += item.end - item.first_output;
-    if (!item.has_rest()) return;  // the next item begins while this one ends
-    __syncthreads();  // the row's state is in its slot, and the stages are free
-    if (item.is_last) chunk::scan_rest<kN>(params, item.row, head, channel, kP, &shared);
-    __syncthreads();
-  });
+  scan_chunks<kN, kP>(params, maps, plan, shared);
+  scan_rests<kN, kP>(params, plan, shared);
 #endif
 }
 
 // Launch ------------------------------------------------------------------------------------------------------------
 
-ScanPlan plan_tiles(const SsmScanParams& params, int tile_channels) {
-  const int row_items = params.num_heads * params.head_dim / tile_channels;
-  return chunk::plan_scan(params, row_items, device_attribute(cudaDevAttrMultiProcessorCount, kOp), kOp);
-}
-
-template <int kN, int kP>
-void launch(const SsmScanParams& params, cudaStream_t stream) {
-  using Memory = Shared<kN, kP>;
-  static_assert(sizeof(ScanTile<kN>) <= sizeof(Memory::stages), "the recurrence works where stages lie");
-  chunk::launch_plan(wide_scan_kernel<kN, kP>, plan_tiles(params, kP), kThreads, sizeof(Memory), params, stream, kOp,
-                     chunk::make_maps(params, kOp));
-}
-
 template <int kN>
-void launch_state_size(const SsmScanParams& params, cudaStream_t stream) {
-  if (params.head_dim % kWholeChannels == 0) return launch<kN, kWholeChannels>(params, stream);
-  launch<kN, kSharedChannels>(params, stream);
+void launch(const SsmScanParams& params, cudaStream_t stream) {
+  using Memory = Shared<kN, kTileChannels>;
+  static_assert(sizeof(ScanTile<kN>) <= sizeof(Memory::stages), "the recurrence works where stages lie");
+  const int row_items = params.num_heads * params.head_dim / kTileChannels;
+  const ScanPlan plan = chunk::plan_scan(params, row_items, /*resident_blocks=*/1, kOp);
+  chunk::launch_plan(wide_scan_kernel<kN, kTileChannels>, plan, kThreads, sizeof(Memory), params, stream, kOp,
+                     chunk::make_maps(params, kOp));
 }
 
 }  // namespace
 
 bool can_scan_wide(const SsmScanParams& params) {
-  const bool has_code =
-      (params.state_size == 64 || params.state_size == 128) && can_scan_chunks(params) && runs_sm90a_code(kOp);
-  if (!has_code) return false;
-  if (params.head_dim % kWholeChannels == 0) return true;
-  return params.head_dim % kSharedChannels == 0 && plan_tiles(params, kSharedChannels).num_segments > 1;
+  return (params.state_size == 64 || params.state_size == 128) && params.head_dim % kTileChannels == 0 &&
+         can_scan_chunks(params) && runs_sm90a_code(kOp);
 }
 
 void launch_wide_scan(const SsmScanParams& params, cudaStream_t stream) {
-  if (params.state_size == 64) return launch_state_size<64>(params, stream);
-  launch_state_size<128>(params, stream);
+  if (params.state_size == 64) return launch<64>(params, stream);
+  launch<128>(params, stream);
 }
 
 }  // namespace headway::cuda

@@ -3,16 +3,16 @@
 // The channels of a group of heads, one after the other, are cut into tiles of 64. A block takes one row and one tile,
 // and has three roles. A warpgroup keeps the tile's state [64, N] in fp32 registers, where it is the accumulator of one
 // product and, rounded, the operand of the next (ssm_warpgroup_tile.cuh). A second one, some chunks ahead, fetches the
-// data and turns dt into decays (ssm_warpgroup_copies.cuh). A third makes the weights in between
+// data, turns dt into decays and weighs x (ssm_warpgroup_copies.cuh). A third makes the weights in between
 // (ssm_warpgroup_scores.cuh). A tile may straddle two heads where 64 does not divide the head dim: rows of a product
-// never mix. Where there are many tiles, blocks of two warpgroups share a multiprocessor instead (ssm_paired.cuh), and
-// where there are few, several blocks share a row (ssm_wide.cuh).
+// never mix. Where there are many tiles, blocks of two warpgroups share a multiprocessor instead (ssm_paired.cuh).
 #pragma once
 
 #include "cuda/common/mbarrier.cuh"
 #include "cuda/common/wgmma_tiles.cuh"
 #include "cuda/ssm_chunk_decays.cuh"
 #include "cuda/ssm_chunk_rows.cuh"
+#include "cuda/ssm_scan_plan.cuh"
 
 namespace headway::cuda::warpgroup {
 
@@ -31,8 +31,8 @@ inline constexpr int kNumBlocks = kTokens / kBlock;
 inline constexpr int kThreads = 3 * kGroupThreads;
 
 // Registers a thread, of 168 that all begin with: a state, its outputs and their operands want more than the rest.
-inline constexpr int kTileRegisters = 184;
-inline constexpr int kOtherRegisters = 160;
+inline constexpr int kTileRegisters = 216;
+inline constexpr int kOtherRegisters = 144;
 inline constexpr int kBlockRegisters = (kTileRegisters + 2 * kOtherRegisters) / 3;
 
 inline constexpr int kMaxHeads = 2;  // that a tile may touch, of at least 64 channels each
@@ -51,10 +51,15 @@ struct Stage {
   Panel x;
 };
 
+// e^(cs_L - cs_j) dt_j x_j, as the tile's warps take it for an operand: by warp, block of tokens and lane.
+struct alignas(16) WeighedTile {
+  uint4 words[kGroupWarps][kNumBlocks][kWarpSize];
+};
+
 // A chunk goes through three hands: fetched when its data is in its stage, ready when its weights are made, free when
 // the tile has left it. Stages and decays go round; weights alternate between two sets. turn: the chunk's place among
 // all that the block works on, counted by each role alike. kHeads: that a tile may touch.
-template <int kStateSize, int kHeads, int kStageTurns, int kDecayTurns, int kFetchArrivals>
+template <int kStateSize, int kHeads, int kStageTurns, int kDecayTurns, int kFetchArrivals, int kReadyArrivals>
 struct Handover {
   static constexpr int kN = kStateSize;
   static constexpr int kStages = kStageTurns;
@@ -77,7 +82,7 @@ struct Handover {
       Barrier{shared_address(&fetched[i])}.init(kFetchArrivals);
       Barrier{shared_address(&free[i])}.init(kGroupThreads);
     }
-    for (auto& barrier : ready) Barrier{shared_address(&barrier)}.init(kGroupThreads);
+    for (auto& barrier : ready) Barrier{shared_address(&barrier)}.init(kReadyArrivals);
     Barrier::publish_inits();
   }
 
@@ -97,16 +102,18 @@ struct Handover {
   }
 };
 
-// Three stages: a fourth gains nothing, and takes what the cache needs. Fetched by each thread's copies, and its
-// decays.
+// Fetched by each thread's copies, and its decays; ready by the scores' and the copies' threads, of which the latter
+// weigh x.
 template <int kN>
-using Shared = Handover<kN, kMaxHeads, 3, 3, 2 * kGroupThreads>;
+struct Shared : Handover<kN, kMaxHeads, 4, 4, 2 * kGroupThreads, 2 * kGroupThreads> {
+  static constexpr bool kIsWeighed = true;
+  WeighedTile weighed[2];
+};
 
 // What a block works on. Channels count within the group, heads within the model.
 struct Work {
   const SsmScanParams& params;
-  int row;
-  chunk::RowTokens tokens;
+  chunk::ScanItem item;
   int group;
   int first_channel;
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cuda/ssm_chunk_rows.cuh"
-#include "cuda/ssm_warpgroup.cuh"
+#include "cuda/ssm_warpgroup_x.cuh"
 
 namespace headway::cuda::warpgroup {
 
@@ -13,11 +13,13 @@ template <typename Memory>
 struct CopyGroup {
   static constexpr int kN = Memory::kN;
   using Buffers = Stage<kN>;
+  static constexpr int kAhead = 2;  // a chunk is weighed when so many have been asked for
   const Work& work;
   Memory& shared;
   int thread;
   int warp;
   int num_heads;
+  int tile_head;  // of the block's, that the tile's warp of the same index works for
   chunk::HeadClock clock;
 
   __device__ __forceinline__ CopyGroup(const Work& block_work, Memory& memory)
@@ -26,6 +28,7 @@ struct CopyGroup {
         thread(static_cast<int>(threadIdx.x) - 2 * kGroupThreads),
         warp(thread / kWarpSize),
         num_heads(block_work.num_heads()),
+        tile_head(block_work.local_head(block_work.first_channel + warp * kBlock)),
         clock(block_work.params, block_work.first_head() + warp % num_heads) {}
 
   // kPanels panels side by side: rows of the chunk from `from` on.
@@ -49,41 +52,72 @@ struct CopyGroup {
 
   // Starts the copies of a chunk.
   template <bool kIsFull>
-  __device__ __forceinline__ void copy_chunk(Buffers& stage, Chunk chunk) const {
+  __device__ __forceinline__ void copy_chunk(Buffers& stage, Chunk chunk, bool has_outputs) const {
     const SsmScanParams& params = work.params;
     constexpr int kPanels = kN / wgmma::kPanelColumns;
     const auto* C = static_cast<const Bf16*>(params.C) + chunk.token * params.c_stride + work.group * kN;
     const auto* B = static_cast<const Bf16*>(params.B) + chunk.token * params.b_stride + work.group * kN;
     const auto* x =
         static_cast<const Bf16*>(params.x) + chunk.token * params.x_stride + work.flat_channel(work.first_channel);
-    copy_rows<kPanels, kIsFull>(stage.C, C, params.c_stride, chunk.count);
+    if (has_outputs) copy_rows<kPanels, kIsFull>(stage.C, C, params.c_stride, chunk.count);
     copy_rows<kPanels, kIsFull>(stage.B, B, params.b_stride, chunk.count);
     copy_rows<1, kIsFull>(&stage.x, x, params.x_stride, chunk.count);
   }
 
-  __device__ __forceinline__ void run(const chunk::RowTokens& tokens, unsigned& turn) {
+  // To the cache: the tile's warpgroup may still be busy with another row.
+  __device__ __forceinline__ void prefetch_state() const {
+    const SsmScanParams& params = work.params;
+    if (work.item.tokens.start == 0) return;
+    constexpr int kLine = 128 / sizeof(float);
+    const float* first = static_cast<const float*>(params.state) +
+                         params.read_slots[work.item.row] * params.state_stride +
+                         static_cast<int64_t>(work.flat_channel(work.first_channel)) * kN;
+    for (int i = thread; i < kTileChannels * kN / kLine; i += kGroupThreads) {
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(first + i * kLine) : "memory");
+    }
+  }
+
+  // For the tile's warp of the same channels.
+  __device__ __forceinline__ void weigh(unsigned turn) const {
+    shared.wait_fetched(turn);
+    uint32_t x[kNumBlocks][4];
+    uint32_t weighed[kNumBlocks][4];
+    load_x(shared.stage(turn).x, thread, x);
+    weigh_x(shared.decays(turn, tile_head), thread, x, weighed);
+    shared.wait_free(turn, 2);
+    store_weighed(shared.weighed[turn % 2], thread, weighed);
+    shared.arrive_ready(turn);
+  }
+
+  __device__ __forceinline__ void fetch(int i, unsigned turn) {
+    const Chunk chunk = work.item.tokens.chunk(i);
+    shared.wait_free(turn, Memory::kStages);
+    const bool has_outputs = i >= work.item.first_output;
+    if (chunk.count == kTokens) {
+      copy_chunk<true>(shared.stage(turn), chunk, has_outputs);
+    } else {
+      copy_chunk<false>(shared.stage(turn), chunk, has_outputs);
+    }
+    shared.fetched_barrier(turn).arrive_after_copies();
+  }
+
+  __device__ __forceinline__ void run(unsigned& turn) {
+    const chunk::RowTokens& tokens = work.item.tokens;
     const int num_turns = kGroupWarps / num_heads;
     int next = warp / num_heads;  // chunk that the warp makes decays of: warps take turns, as those take longest
     auto dt = clock.load_dt(tokens.chunk(next));
-    Chunk chunk = tokens.chunk_at(0);
-    for (int i = 0, done = 0; chunk.count > 0; ++i, ++turn) {
-      shared.wait_free(turn, Memory::kStages);
-      Buffers& stage = shared.stage(turn);
-      if (chunk.count == kTokens) {
-        copy_chunk<true>(stage, chunk);
-      } else {
-        copy_chunk<false>(stage, chunk);
-      }
+    for (int i = 0; i < work.item.end + kAhead; ++i) {
+      if (i < work.item.end) fetch(i, turn + i);
+      if (i >= kAhead) weigh(turn + i - kAhead);
+      if (i >= work.item.end) continue;
       if (i == next) {
-        clock.store_decays(shared.decays(turn, warp % num_heads), dt, chunk);
+        clock.store_decays(shared.decays(turn + i, warp % num_heads), dt, tokens.chunk(i));
         next += num_turns;
         dt = clock.load_dt(tokens.chunk(next));
       }
-      shared.fetched_barrier(turn).arrive_after_copies();
-      shared.fetched_barrier(turn).arrive();
-      done += chunk.count;
-      chunk = tokens.chunk_at(done);
+      shared.fetched_barrier(turn + i).arrive();
     }
+    turn += work.item.end;
   }
 };
 

@@ -9,6 +9,17 @@ namespace headway::cuda::warpgroup {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+// By the scores' warpgroup, once a block: tokens give nothing to those before them, and store_weights leaves those
+// weights alone.
+template <typename Memory>
+__device__ __forceinline__ void clear_weights(Memory& shared) {
+  auto* words = reinterpret_cast<uint4*>(shared.weights);
+  for (int i = static_cast<int>(threadIdx.x) - kGroupThreads;
+       i < static_cast<int>(sizeof(shared.weights) / sizeof(uint4)); i += kGroupThreads) {
+    words[i] = uint4{};
+  }
+}
+
 template <typename Memory>
 struct ScoreGroup {
   static constexpr int kN = Memory::kN;
@@ -28,7 +39,7 @@ struct ScoreGroup {
 
   // Weights -----------------------------------------------------------------------------------------------------------
 
-  __device__ __forceinline__ void make_scores(const Buffers& stage, float (&scores)[8][4]) const {
+  __device__ __forceinline__ void start_scores(const Buffers& stage, float (&scores)[8][4]) const {
     const uint64_t C = wgmma::describe_uniform(shared_address(stage.C));
     const uint64_t B = wgmma::describe_uniform(shared_address(stage.B));
     wgmma::begin_products();
@@ -40,16 +51,11 @@ struct ScoreGroup {
       wgmma::multiply_shared<wgmma::Rows::kAlongSum, 0, kTokens>(scores, C + offset, B + offset, n > 0);
     }
     wgmma::commit_products();
-    wgmma::wait_products<0>();
-    wgmma::hold(scores);
   }
 
-  // Once a block: tokens give nothing to those before them, and store_weights leaves those weights alone.
-  __device__ __forceinline__ void clear_weights() const {
-    auto* words = reinterpret_cast<uint4*>(shared.weights);
-    for (int i = thread; i < static_cast<int>(sizeof(shared.weights) / sizeof(uint4)); i += kGroupThreads) {
-      words[i] = uint4{};
-    }
+  __device__ __forceinline__ void await_scores(float (&scores)[8][4]) const {
+    wgmma::wait_products<0>();
+    wgmma::hold(scores);
   }
 
   // Blocks j <= kWarp of the warp's 16 rows. The warp's index is a constant so that all blocks are under way at once.
@@ -94,23 +100,47 @@ struct ScoreGroup {
 
   // Row ---------------------------------------------------------------------------------------------------------------
 
-  __device__ __forceinline__ void run(const chunk::RowTokens& tokens, unsigned& turn) {
-    float scores[8][4] = {};
-    Chunk chunk = tokens.chunk_at(0);
-    for (int done = 0; chunk.count > 0; ++turn) {
+  // Once fetched. Each thread has copied some of it, and the products read what all have.
+  __device__ __forceinline__ void start_chunk(unsigned turn, float (&scores)[8][4]) {
+    shared.wait_fetched(turn);
+    wgmma::publish_operands();
+    start_scores(shared.stage(turn), scores);
+  }
+
+  __device__ __forceinline__ void finish_chunk(unsigned turn, const float (&scores)[8][4]) {
+    shared.wait_free(turn, 2);
+    for (int head = 0; head < num_heads; ++head) {
+      store_weights(scores, shared.decays(turn, head), shared.weights[turn % 2][head]);
+    }
+    wgmma::publish_operands();
+    shared.arrive_ready(turn);
+  }
+
+  // A chunk's scores are under way while the weights of the one before are made.
+  __device__ __forceinline__ void run(unsigned& turn) {
+    for (int i = 0; i < work.item.first_output; ++i, ++turn) {
       shared.wait_free(turn, 2);
       shared.wait_fetched(turn);
-      wgmma::publish_operands();
-      const Buffers& stage = shared.stage(turn);
-      make_scores(stage, scores);
-      for (int head = 0; head < num_heads; ++head) {
-        store_weights(scores, shared.decays(turn, head), shared.weights[turn % 2][head]);
-      }
-      wgmma::publish_operands();
       shared.arrive_ready(turn);
-      done += chunk.count;
-      chunk = tokens.chunk_at(done);
     }
+    const int num_outputs = work.item.end - work.item.first_output;
+    if (num_outputs == 0) return;
+    float scores[8][4] = {};
+    start_chunk(turn, scores);
+    for (int i = 1; i < num_outputs; ++i, ++turn) {
+      await_scores(scores);
+      float ended[8][4];
+#pragma unroll
+      for (int tile = 0; tile < 8; ++tile) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) ended[tile][j] = scores[tile][j];
+      }
+      wgmma::hold(ended);
+      start_chunk(turn + 1, scores);
+      finish_chunk(turn, ended);
+    }
+    await_scores(scores);
+    finish_chunk(turn++, scores);
   }
 };
 

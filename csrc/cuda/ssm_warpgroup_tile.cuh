@@ -4,7 +4,7 @@
 
 #include "cuda/common/accumulators.cuh"
 #include "cuda/ssm_chunk_rows.cuh"
-#include "cuda/ssm_warpgroup.cuh"
+#include "cuda/ssm_warpgroup_x.cuh"
 
 namespace headway::cuda::warpgroup {
 
@@ -50,16 +50,12 @@ struct TileGroup {
 
   // Chunk -------------------------------------------------------------------------------------------------------------
 
-  // Starts y = C . s, and decays the state.
-  __device__ __forceinline__ void read_state(const Buffers& stage, const Decays& decays,
-                                             uint32_t (&rounded)[kN / kBlock][4]) {
-    const float factor = decays.from_start[kTokens - 1];
+  // Starts y = C . s, of the state rounded.
+  __device__ __forceinline__ void read_state(const Buffers& stage, uint32_t (&rounded)[kN / kBlock][4]) {
 #pragma unroll
     for (int n = 0; n < kN / 8; ++n) {
       rounded[n / 2][n % 2 * 2] = pack_pair<Bf16>(state[n][0], state[n][1]);
       rounded[n / 2][n % 2 * 2 + 1] = pack_pair<Bf16>(state[n][2], state[n][3]);
-#pragma unroll
-      for (float& value : state[n]) value *= factor;
     }
     const uint64_t C = wgmma::describe_uniform(shared_address(stage.C));
     wgmma::begin_products();
@@ -73,19 +69,13 @@ struct TileGroup {
     wgmma::commit_products();
   }
 
-  // Where the lane's row of the warp's first block of x lies; 16 tokens on, the swizzle is the same.
-  __device__ __forceinline__ uint32_t cell_bytes() const {
-    const int thread = fresh_thread();
-    const chunk::LaneCell cell = chunk::columns_first(thread % kWarpSize);
-    return wgmma::panel_offset(cell.row, thread / kWarpSize * kBlock + cell.column) * sizeof(Bf16);
-  }
-  static constexpr int kBlockBytes = kBlock * wgmma::kPanelRowBytes;
-
-  // x as operand [16 channels a warp, 16 tokens a block].
-  __device__ __forceinline__ void load_x(const Panel& panel, uint32_t (&x)[kNumBlocks][4]) const {
-    const uint32_t first = shared_address(&panel) + cell_bytes();
+  __device__ __forceinline__ void decay_state(const Decays& decays) {
+    const float factor = decays.from_start[kTokens - 1];
 #pragma unroll
-    for (int j = 0; j < kNumBlocks; ++j) load_matrices_transposed(x[j], first + j * kBlockBytes);
+    for (auto& tile : state) {
+#pragma unroll
+      for (float& value : tile) value *= factor;
+    }
   }
 
   // Zeros where the warp works for another of the block's heads: each head has weights of its own.
@@ -97,33 +87,23 @@ struct TileGroup {
     }
   }
 
-  // e^(cs_L - cs_j) dt_j x_j
-  __device__ __forceinline__ void weigh_x(const Decays& decays, const uint32_t (&x)[kNumBlocks][4],
-                                          uint32_t (&weighed)[kNumBlocks][4]) const {
+  // e^cs_i
+  __device__ __forceinline__ void load_decays(const Decays& decays, float2 (&factors)[8]) const {
     const int thread = fresh_thread();
 #pragma unroll
-    for (int j = 0; j < kNumBlocks; ++j) {
-      const int token = j * kBlock + thread % 4 * 2;
-      const float2 near = *reinterpret_cast<const float2*>(&decays.to_end[token]);
-      const float2 far = *reinterpret_cast<const float2*>(&decays.to_end[token + 8]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 weight = i < 2 ? near : far;
-        weighed[j][i] = pack_pair<Bf16>(chunk::low_bf16(x[j][i]) * weight.x, chunk::high_bf16(x[j][i]) * weight.y);
-      }
+    for (int i = 0; i < 8; ++i) {
+      factors[i] = *reinterpret_cast<const float2*>(&decays.from_start[i * 8 + thread % 4 * 2]);
     }
   }
 
   // y_i *= e^cs_i
-  __device__ __forceinline__ void decay_outputs(const Decays& decays) {
-    const int thread = fresh_thread();
+  __device__ __forceinline__ void decay_outputs(const float2 (&factors)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const float2 factor = *reinterpret_cast<const float2*>(&decays.from_start[i * 8 + thread % 4 * 2]);
-      y[i][0] *= factor.x;
-      y[i][1] *= factor.y;
-      y[i][2] *= factor.x;
-      y[i][3] *= factor.y;
+      y[i][0] *= factors[i].x;
+      y[i][1] *= factors[i].y;
+      y[i][2] *= factors[i].x;
+      y[i][3] *= factors[i].y;
     }
   }
 
@@ -152,7 +132,7 @@ struct TileGroup {
 
   // y + D x by way of the place of x, so that a token's 64 channels leave in one run.
   __device__ __forceinline__ void store_outputs(Panel& panel, const uint32_t (&x)[kNumBlocks][4], Chunk chunk) const {
-    const uint32_t first = shared_address(&panel) + cell_bytes();
+    const uint32_t first = shared_address(&panel) + cell_bytes(fresh_thread());
     __syncwarp();  // the warp's columns of x have been read
 #pragma unroll
     for (int j = 0; j < kNumBlocks; ++j) {
@@ -183,45 +163,103 @@ struct TileGroup {
     }
   }
 
+  __device__ __forceinline__ void get_weighed(unsigned turn, const Decays& decays, const uint32_t (&x)[kNumBlocks][4],
+                                              uint32_t (&weighed)[kNumBlocks][4]) const {
+    if constexpr (Memory::kIsWeighed) {
+      load_weighed(shared.weighed[turn % 2], fresh_thread(), weighed);
+    } else {
+      weigh_x(decays, fresh_thread(), x, weighed);
+    }
+  }
+
+  // Starts y += weights . x, of the tile's first head.
+  __device__ __forceinline__ void add_first_tokens(unsigned turn, const uint32_t (&x)[kNumBlocks][4]) {
+    wgmma::begin_products();
+    if constexpr (kStraddles) {
+      uint32_t kept[kNumBlocks][4];
+#pragma unroll
+      for (int j = 0; j < kNumBlocks; ++j) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) kept[j][i] = x[j][i];
+      }
+      keep_head(kept, first_head);
+      add_tokens(shared.weights[turn % 2][first_head], kept);
+    } else {
+      add_tokens(shared.weights[turn % 2][0], x);
+    }
+    wgmma::commit_products();
+  }
+
+  // The same of its second one, if it has one. Leaves x.
+  __device__ __forceinline__ void add_last_tokens(const Buffers& stage, unsigned turn, uint32_t (&x)[kNumBlocks][4]) {
+    if (first_head == last_head) {
+#pragma unroll
+      for (auto& operand : x) operand[0] = operand[1] = operand[2] = operand[3] = 0u;
+    } else {
+      keep_head(x, last_head);
+    }
+    wgmma::begin_products();
+    add_tokens(shared.weights[turn % 2][last_head], x);
+    wgmma::commit_products();
+    wgmma::wait_products<0>();
+    wgmma::hold(y);
+    wgmma::hold(x);
+    load_x(stage.x, fresh_thread(), x);
+  }
+
+  // Between products and the wait for them stands what can run beside them; the compiler moves nothing over
+  // __syncwarp(), nor keeps what is loaded early where registers are few.
   __device__ __forceinline__ void run_chunk(Buffers& stage, unsigned turn, Chunk chunk) {
+    constexpr bool kLoadsEarly = Memory::kIsWeighed;
     const Decays& decays = shared.decays(turn, kStraddles ? head : 0);
     uint32_t rounded[kN / kBlock][4];
     uint32_t x[kNumBlocks][4];
     uint32_t weighed[kNumBlocks][4];
-    read_state(stage, decays, rounded);
+    float2 factors[8];
+    if constexpr (kLoadsEarly) {
+      load_x(stage.x, fresh_thread(), x);
+      load_decays(decays, factors);
+      get_weighed(turn, decays, x, weighed);
+    }
+    read_state(stage, rounded);
+    __syncwarp();
+    decay_state(decays);
+    wgmma::hold(state);
+    __syncwarp();
     wgmma::wait_products<0>();
     wgmma::hold(y);
     wgmma::hold(rounded);
-    load_x(stage.x, x);
-    decay_outputs(decays);
-    weigh_x(decays, x, weighed);
-
-    if constexpr (kStraddles) keep_head(x, first_head);
+    if constexpr (!kLoadsEarly) {
+      load_x(stage.x, fresh_thread(), x);
+      load_decays(decays, factors);
+    }
+    decay_outputs(factors);
+    add_first_tokens(turn, x);
+    __syncwarp();
+    if constexpr (!kLoadsEarly) get_weighed(turn, decays, x, weighed);
     wgmma::begin_products();
-    add_tokens(shared.weights[turn % 2][kStraddles ? first_head : 0], x);
-    wgmma::commit_products();
     advance_state(stage, weighed);
     wgmma::commit_products();
     wgmma::wait_products<1>();
     wgmma::hold(y);
-    if constexpr (kStraddles) {
-      wgmma::hold(x);
-      load_x(stage.x, x);
-      if (first_head == last_head) {
-#pragma unroll
-        for (auto& operand : x) operand[0] = operand[1] = operand[2] = operand[3] = 0u;
-      } else {
-        keep_head(x, last_head);
-      }
-      wgmma::begin_products();
-      add_tokens(shared.weights[turn % 2][last_head], x);
-      wgmma::commit_products();
-      wgmma::wait_products<0>();
-      wgmma::hold(y);
-      wgmma::hold(x);
-      load_x(stage.x, x);
-    }
+    if constexpr (kStraddles) add_last_tokens(stage, turn, x);
     store_outputs(stage.x, x, chunk);
+    wgmma::wait_products<0>();
+    wgmma::hold(state);
+    wgmma::hold(weighed);
+  }
+
+  // A chunk whose outputs another block makes.
+  __device__ __forceinline__ void pass_chunk(const Buffers& stage, unsigned turn) {
+    const Decays& decays = shared.decays(turn, kStraddles ? head : 0);
+    uint32_t x[kNumBlocks][4];
+    uint32_t weighed[kNumBlocks][4];
+    if constexpr (!Memory::kIsWeighed) load_x(stage.x, fresh_thread(), x);
+    get_weighed(turn, decays, x, weighed);
+    decay_state(decays);
+    wgmma::begin_products();
+    advance_state(stage, weighed);
+    wgmma::commit_products();
     wgmma::wait_products<0>();
     wgmma::hold(state);
     wgmma::hold(weighed);
@@ -229,27 +267,32 @@ struct TileGroup {
 
   // Row ---------------------------------------------------------------------------------------------------------------
 
-  // From the row's slot to its next one.
-  __device__ __forceinline__ void run(unsigned& turn) {
+  __device__ __forceinline__ void load() {
     const SsmScanParams& params = work.params;
-    float* slots = static_cast<float*>(params.state);
-    const float* source = slots + params.read_slots[work.row] * params.state_stride;
-    load_state(work.tokens.start > 0 ? source : nullptr);
-    run_chunks(chunk::SnapshotCursor(params, work.row), turn);
-    store_state(slots + params.write_slots[work.row] * params.state_stride);
+    const float* source = static_cast<float*>(params.state) + params.read_slots[work.item.row] * params.state_stride;
+    load_state(work.item.tokens.start > 0 ? source : nullptr);
+  }
+  __device__ __forceinline__ void store() {
+    const SsmScanParams& params = work.params;
+    store_state(static_cast<float*>(params.state) + params.write_slots[work.item.row] * params.state_stride);
   }
 
   __device__ __forceinline__ void run_chunks(chunk::SnapshotCursor snapshots, unsigned& turn) {
-    const chunk::RowTokens& tokens = work.tokens;
-    Chunk chunk = tokens.chunk_at(0);
-    for (int done = 0; chunk.count > 0; ++turn) {
+    const chunk::RowTokens& tokens = work.item.tokens;
+    for (int i = 0; i < work.item.first_output; ++i, ++turn) {
+      shared.wait_ready(turn);
+      shared.wait_fetched(turn);
+      pass_chunk(shared.stage(turn), turn);
+      shared.arrive_free(turn);
+      snapshots.take(tokens.start + min(tokens.num_done(i + 1), tokens.num_tokens));
+    }
+    for (int i = work.item.first_output; i < work.item.end; ++i, ++turn) {
       shared.wait_ready(turn);
       shared.wait_fetched(turn);  // long so
-      run_chunk(shared.stage(turn), turn, chunk);
+      run_chunk(shared.stage(turn), turn, tokens.chunk(i));
       shared.arrive_free(turn);
-      done += chunk.count;
-      if (float* slot = snapshots.take(tokens.start + done); slot != nullptr) store_state(slot);
-      chunk = tokens.chunk_at(done);
+      float* slot = snapshots.take(tokens.start + min(tokens.num_done(i + 1), tokens.num_tokens));
+      if (slot != nullptr) store_state(slot);
     }
   }
 };

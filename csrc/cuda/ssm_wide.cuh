@@ -7,7 +7,9 @@
 #pragma once
 
 #include "cuda/common/mbarrier.cuh"
+#include "cuda/common/reduce.cuh"
 #include "cuda/common/wgmma_tiles.cuh"
+#include "cuda/common/wgmma_wide.cuh"
 #include "cuda/ssm_chunk_decays.cuh"
 #include "cuda/ssm_chunk_maps.cuh"
 #include "cuda/ssm_scan_plan.cuh"
@@ -25,6 +27,12 @@ inline constexpr int kGroupWarps = 4;
 inline constexpr int kGroupThreads = kGroupWarps * kWarpSize;
 inline constexpr int kOutputGroups = 2;
 inline constexpr int kThreads = (2 + kOutputGroups) * kGroupThreads;
+
+// Registers a thread, of 128 that all begin with and the state's keep.
+inline constexpr int kStateRegisters = 128;
+inline constexpr int kOutputRegisters = 144;
+inline constexpr int kCopyRegisters = 96;
+
 inline constexpr int kBlock = 16;  // tokens, channels or state columns that one product sums over
 inline constexpr int kNumBlocks = kTokens / kBlock;
 
@@ -100,6 +108,16 @@ struct Work {
   int head;
   int first_channel;  // of the tile, among all heads' channels
   __device__ __forceinline__ int group() const { return head / (params.num_heads / params.num_groups); }
+  // The slots' states, of which the first is null where nothing came before.
+  __device__ __forceinline__ const float* source() const {
+    return item.tokens.start > 0 ? slot(params.read_slots[item.row]) : nullptr;
+  }
+  __device__ __forceinline__ float* target() const { return slot(params.write_slots[item.row]); }
+
+ private:
+  __device__ __forceinline__ float* slot(int64_t idx) const {
+    return static_cast<float*>(params.state) + idx * params.state_stride;
+  }
 };
 
 // Where the block is in the rings.
@@ -134,5 +152,14 @@ __device__ __forceinline__ constexpr uint64_t columns_on(int column) {
 __device__ __forceinline__ constexpr uint64_t rows_on(int row) {
   return static_cast<uint64_t>(row * wgmma::kPanelRowBytes) >> 4;
 }
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// The descriptor of panels side by side, rows across the sum: one product takes the columns of all.
+__device__ __forceinline__ uint64_t describe_wide(uint32_t address) {
+  return wgmma::describe_panels(__shfl_sync(kFullWarp, address, 0), sizeof(Panel<kTokens>));
+}
+
+#endif
 
 }  // namespace headway::cuda::wide

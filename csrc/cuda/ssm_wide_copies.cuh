@@ -19,6 +19,7 @@ struct CopyGroup {
   int thread;
   int warp;
   chunk::HeadClock clock;
+  int group;
 
   __device__ __forceinline__ CopyGroup(const Work& block_work, Memory& memory)
       : work(block_work),
@@ -26,7 +27,8 @@ struct CopyGroup {
         shared(memory),
         thread(group_thread()),
         warp(group_warp()),
-        clock(block_work.params, block_work.head) {}
+        clock(block_work.params, block_work.head),
+        group(block_work.group()) {}
 
   // visit(offset within a panel of kColumns columns in use, row, column) for each of the thread's 16-byte pieces.
   template <int kColumns, typename Visit>
@@ -59,8 +61,8 @@ struct CopyGroup {
     wgmma::publish_operands();  // outputs left through the place of C
     barrier.arrive_expecting(kBytes + (has_outputs ? sizeof(stage.C) : 0));
     copy_panels(stage.x, work.maps.x, work.first_channel, chunk.token, barrier);
-    copy_panels(stage.B, work.maps.B, work.group() * kN, chunk.token, barrier);
-    if (has_outputs) copy_panels(stage.C, work.maps.C, work.group() * kN, chunk.token, barrier);
+    copy_panels(stage.B, work.maps.B, group * kN, chunk.token, barrier);
+    if (has_outputs) copy_panels(stage.C, work.maps.C, group * kN, chunk.token, barrier);
   }
 
   // Zeros for the tokens beyond the row's end: another row's, or nobody's, of any value. Those of C only make outputs

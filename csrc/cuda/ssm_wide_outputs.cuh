@@ -54,29 +54,23 @@ struct OutputGroup {
     wgmma::begin_products();
 #pragma unroll
     for (int n = 0; n < kN; n += kBlock) {
-      wgmma::multiply_shared<Rows::kAlongSum, 0, kPanelColumns>(y, C + columns_on<kTokens>(n), s + columns_on<kP>(n),
-                                                                n > 0);
-      if constexpr (kPanels<kP> == 2) {
-        wgmma::multiply_shared<Rows::kAlongSum, 8, kLastColumns<kP>>(
-            y, C + columns_on<kTokens>(n), s + columns_on<kP>(n) + rows_on(kPanelColumns), n > 0);
-      }
+      wgmma::multiply_shared<Rows::kAlongSum, 0, kP>(y, C + columns_on<kTokens>(n), s + columns_on<kP>(n), n > 0);
     }
     wgmma::commit_products();
   }
 
   // (C_i . B_j) e^(cs_i - cs_j) dt_j for j <= i.
-  __device__ __forceinline__ void make_weights(const Stage<kN, kP>& stage) {
-    const Decays& decays = stage.decays;
+  template <int kWarp>
+  __device__ __forceinline__ void make_warp_weights(const Decays& decays) {
     const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-    const int warp = group_warp();
-    const int row = warp * kBlock + lane / 4;
+    const int row = kWarp * kBlock + lane / 4;
     const int first_column = lane % 4 * 2;
     const float row_sum[2] = {decays.log2_sum[row], decays.log2_sum[row + 8]};
     // Of an 8 x 8 tile on the diagonal.
     const uint32_t mask = (first_column <= lane / 4 ? 0xffffu : 0u) | (first_column < lane / 4 ? 0xffff0000u : 0u);
 #pragma unroll
     for (int block = 0; block < kNumBlocks; ++block) {
-      if (block > warp) {
+      if (block > kWarp) {
         weights[block][0] = weights[block][1] = weights[block][2] = weights[block][3] = 0u;
         continue;
       }
@@ -87,15 +81,26 @@ struct OutputGroup {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           const float* score = &scores[2 * block + half][2 * r];
+          if (block == kWarp && half == 1 && r == 0) {
+            weights[block][2] = 0u;
+            continue;
+          }
           weights[block][2 * half + r] = pack_pair<Bf16>(fast_exp2(row_sum[r] + log2_weight.x) * score[0],
                                                          fast_exp2(row_sum[r] + log2_weight.y) * score[1]);
         }
       }
-      const uint32_t diagonal = block == warp ? mask : ~0u;
-      weights[block][0] &= diagonal;
-      weights[block][2] &= block == warp ? 0u : ~0u;
-      weights[block][3] &= diagonal;
+      if (block == kWarp) {
+        weights[block][0] &= mask;
+        weights[block][3] &= mask;
+      }
     }
+  }
+  __device__ __forceinline__ void make_weights(const Stage<kN, kP>& stage) {
+    const int warp = group_warp();
+    if (warp == 0) make_warp_weights<0>(stage.decays);
+    if (warp == 1) make_warp_weights<1>(stage.decays);
+    if (warp == 2) make_warp_weights<2>(stage.decays);
+    if (warp == 3) make_warp_weights<3>(stage.decays);
   }
 
   // y_i *= e^cs_i
@@ -111,16 +116,11 @@ struct OutputGroup {
 
   // Starts y += weights . x.
   __device__ __forceinline__ void add_tokens(const Stage<kN, kP>& stage) {
-    const uint64_t x = wgmma::describe_uniform(shared_address(stage.x));
+    const uint64_t x = describe_wide(shared_address(stage.x));
     wgmma::begin_products();
 #pragma unroll
     for (int block = 0; block < kNumBlocks; ++block) {
-      const uint64_t rows = x + rows_on(block * kBlock);
-      wgmma::multiply<Rows::kAcrossSum, 0, kPanelColumns>(y, weights[block], rows, true);
-      if constexpr (kPanels<kP> == 2) {
-        wgmma::multiply<Rows::kAcrossSum, 8, kLastColumns<kP>>(y, weights[block], rows + (sizeof(Panel<kTokens>) >> 4),
-                                                               true);
-      }
+      wgmma::multiply<Rows::kAcrossSum, 0, kP>(y, weights[block], x + rows_on(block * kBlock), true);
     }
     wgmma::commit_products();
   }

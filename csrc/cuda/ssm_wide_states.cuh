@@ -85,16 +85,10 @@ struct StateGroup {
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       const uint64_t B = wgmma::describe_uniform(shared_address(&stage.B[part]));
-      const uint64_t x = wgmma::describe_uniform(shared_address(&weighed[0]));
+      const uint64_t x = describe_wide(shared_address(&weighed[0]));
 #pragma unroll
       for (int token = 0; token < kTokens; token += kBlock) {
-        wgmma::multiply_shared<Rows::kAcrossSum, 0, kPanelColumns>(state[part], B + rows_on(token), x + rows_on(token),
-                                                                   true);
-        if constexpr (kPanels<kP> == 2) {
-          const uint64_t more = x + (sizeof(Panel<kTokens>) >> 4);
-          wgmma::multiply_shared<Rows::kAcrossSum, 8, kLastColumns<kP>>(state[part], B + rows_on(token),
-                                                                        more + rows_on(token), true);
-        }
+        wgmma::multiply_shared<Rows::kAcrossSum, 0, kP>(state[part], B + rows_on(token), x + rows_on(token), true);
       }
     }
     wgmma::commit_products();

@@ -24,7 +24,7 @@ __device__ __forceinline__ uint64_t describe_uniform(uint32_t address) {
 // the rows of both running the same way.
 template <Rows kRows, int kFirst, int kColumns, int kTiles>
 __device__ __forceinline__ void multiply_shared(float (&d)[kTiles][4], uint64_t a, uint64_t b, bool accumulates) {
-  static_assert((kColumns == 16 || kColumns == 64) && kFirst + kColumns / 8 <= kTiles);
+  static_assert((kColumns == 16 || kColumns == 64 || kColumns == 80) && kFirst + kColumns / 8 <= kTiles);
   if constexpr (kColumns == 64) {
     asm volatile(
         "{ .reg .pred p; setp.ne.b32 p, %34, 0;\n"
@@ -33,6 +33,15 @@ __device__ __forceinline__ void multiply_shared(float (&d)[kTiles][4], uint64_t 
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
         "%32, %33, p, 1, 1, %35, %35; }\n"
         : HEADWAY_TILES_8(d, kFirst)
+        : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)), "n"(static_cast<int>(kRows)));
+  } else if constexpr (kColumns == 80) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %42, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, "
+        "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39}, "
+        "%40, %41, p, 1, 1, %43, %43; }\n"
+        : HEADWAY_TILES_8(d, kFirst), HEADWAY_TILES_2(d, kFirst + 8)
         : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)), "n"(static_cast<int>(kRows)));
   } else {
     asm volatile(
@@ -47,7 +56,7 @@ __device__ __forceinline__ void multiply_shared(float (&d)[kTiles][4], uint64_t 
 // The same with a from registers; kRows: which way b's rows run.
 template <Rows kRows, int kFirst, int kColumns, int kTiles>
 __device__ __forceinline__ void multiply(float (&d)[kTiles][4], const uint32_t (&a)[4], uint64_t b, bool accumulates) {
-  static_assert((kColumns == 16 || kColumns == 64) && kFirst + kColumns / 8 <= kTiles);
+  static_assert((kColumns == 16 || kColumns == 64 || kColumns == 80) && kFirst + kColumns / 8 <= kTiles);
   if constexpr (kColumns == 64) {
     asm volatile(
         "{ .reg .pred p; setp.ne.b32 p, %37, 0;\n"
@@ -56,6 +65,16 @@ __device__ __forceinline__ void multiply(float (&d)[kTiles][4], const uint32_t (
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
         "{%32, %33, %34, %35}, %36, p, 1, 1, %38; }\n"
         : HEADWAY_TILES_8(d, kFirst)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulates)),
+          "n"(static_cast<int>(kRows)));
+  } else if constexpr (kColumns == 80) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %45, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, "
+        "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39}, "
+        "{%40, %41, %42, %43}, %44, p, 1, 1, %46; }\n"
+        : HEADWAY_TILES_8(d, kFirst), HEADWAY_TILES_2(d, kFirst + 8)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulates)),
           "n"(static_cast<int>(kRows)));
   } else {
