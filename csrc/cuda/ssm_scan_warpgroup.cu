@@ -1,5 +1,5 @@
-// ssm_scan for prompts on sm_90a: ssm_warpgroup.cuh's blocks over the items of ssm_scan_plan.cuh, the last few tokens of
-// a row token by token (ssm_recurrence.cuh), and the launch. Heads of at least 64 channels in multiples of 16.
+// ssm_scan for prompts on sm_90a: ssm_warpgroup.cuh's blocks over the items of ssm_scan_plan.cuh, the last few tokens
+// of a row token by token (ssm_recurrence.cuh), and the launch. Heads of at least 64 channels in multiples of 16.
 //
 // What is bit-equal: as in ssm_scan_chunked.cu. The chunk grid lies on absolute positions, the tiles of a group
 // are always the same.

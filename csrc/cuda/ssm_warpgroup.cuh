@@ -105,7 +105,7 @@ struct Handover {
 // Fetched by each thread's copies, and its decays; ready by the scores' and the copies' threads, of which the latter
 // weigh x.
 template <int kN>
-struct Shared : Handover<kN, kMaxHeads, 4, 4, 2 * kGroupThreads, 2 * kGroupThreads> {
+struct Shared : Handover<kN, kMaxHeads, /*kStageTurns=*/4, /*kDecayTurns=*/8, 2 * kGroupThreads, 2 * kGroupThreads> {
   static constexpr bool kIsWeighed = true;
   WeighedTile weighed[2];
 };

@@ -14,6 +14,7 @@ struct CopyGroup {
   static constexpr int kN = Memory::kN;
   using Buffers = Stage<kN>;
   static constexpr int kAhead = 2;  // a chunk is weighed when so many have been asked for
+  static constexpr int kDecaysAhead = 2;  // but for a row's first chunks, decays are made so long before
   const Work& work;
   Memory& shared;
   int thread;
@@ -21,6 +22,7 @@ struct CopyGroup {
   int num_heads;
   int tile_head;  // of the block's, that the tile's warp of the same index works for
   chunk::HeadClock clock;
+  chunk::HeadClock::RawPair dt;  // of the decays that the warp makes next
 
   __device__ __forceinline__ CopyGroup(const Work& block_work, Memory& memory)
       : work(block_work),
@@ -101,21 +103,29 @@ struct CopyGroup {
     shared.fetched_barrier(turn).arrive_after_copies();
   }
 
-  __device__ __forceinline__ void run(unsigned& turn) {
+  // Decays of the row's i-th chunk, by the warps whose turn it is: they take turns, as those take longest. The tile has
+  // left the chunk kDecayTurns before.
+  __device__ __forceinline__ void make_decays(int i, unsigned turn) {
     const chunk::RowTokens& tokens = work.item.tokens;
-    const int num_turns = kGroupWarps / num_heads;
-    int next = warp / num_heads;  // chunk that the warp makes decays of: warps take turns, as those take longest
-    auto dt = clock.load_dt(tokens.chunk(next));
+    if ((i & (num_turns() - 1)) != first_turn() || i >= work.item.end) return;
+    clock.store_decays(shared.decays(turn, warp & (num_heads - 1)), dt, tokens.chunk(i));
+    dt = clock.load_dt(tokens.chunk(i + num_turns()));
+  }
+
+  // Warps of a head, a power of two, and which of them this one is.
+  __device__ __forceinline__ int num_turns() const { return num_heads == 1 ? kGroupWarps : kGroupWarps / kMaxHeads; }
+  __device__ __forceinline__ int first_turn() const { return num_heads == 1 ? warp : warp / kMaxHeads; }
+
+  __device__ __forceinline__ void run(unsigned& turn) {
+    dt = clock.load_dt(work.item.tokens.chunk(first_turn()));
     for (int i = 0; i < work.item.end + kAhead; ++i) {
-      if (i < work.item.end) fetch(i, turn + i);
-      if (i >= kAhead) weigh(turn + i - kAhead);
-      if (i >= work.item.end) continue;
-      if (i == next) {
-        clock.store_decays(shared.decays(turn + i, warp % num_heads), dt, tokens.chunk(i));
-        next += num_turns;
-        dt = clock.load_dt(tokens.chunk(next));
+      if (i < work.item.end) {
+        fetch(i, turn + i);
+        if (i < 2 * kDecaysAhead) make_decays(i, turn + i);
+        shared.fetched_barrier(turn + i).arrive();
       }
-      shared.fetched_barrier(turn + i).arrive();
+      if (i >= kAhead) weigh(turn + i - kAhead);
+      if (i >= kDecaysAhead) make_decays(i + kDecaysAhead, turn + i + kDecaysAhead);
     }
     turn += work.item.end;
   }

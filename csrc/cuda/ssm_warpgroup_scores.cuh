@@ -18,6 +18,7 @@ __device__ __forceinline__ void clear_weights(Memory& shared) {
        i < static_cast<int>(sizeof(shared.weights) / sizeof(uint4)); i += kGroupThreads) {
     words[i] = uint4{};
   }
+  asm volatile("bar.sync 2, %0;" ::"n"(kGroupThreads) : "memory");
 }
 
 template <typename Memory>
@@ -48,7 +49,7 @@ struct ScoreGroup {
       const uint64_t offset = (n / wgmma::kPanelColumns * sizeof(Panel) +
                                n % wgmma::kPanelColumns / kBlock * wgmma::kStepBytes<wgmma::Rows::kAlongSum>) >>
                               4;
-      wgmma::multiply_shared<wgmma::Rows::kAlongSum, 0, kTokens>(scores, C + offset, B + offset, n > 0);
+      wgmma::multiply_shared<wgmma::Rows::kAlongSum>(scores, C + offset, B + offset, n > 0);
     }
     wgmma::commit_products();
   }
@@ -121,6 +122,7 @@ struct ScoreGroup {
     for (int i = 0; i < work.item.first_output; ++i, ++turn) {
       shared.wait_free(turn, 2);
       shared.wait_fetched(turn);
+      wgmma::publish_operands();
       shared.arrive_ready(turn);
     }
     const int num_outputs = work.item.end - work.item.first_output;

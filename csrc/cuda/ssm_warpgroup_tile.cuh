@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/common/accumulators.cuh"
+#include "cuda/common/wgmma_wide.cuh"
 #include "cuda/ssm_chunk_rows.cuh"
 #include "cuda/ssm_warpgroup_x.cuh"
 
@@ -64,7 +65,7 @@ struct TileGroup {
       constexpr int kPanelSteps = wgmma::kPanelColumns / kBlock;
       const uint64_t offset =
           (step / kPanelSteps * sizeof(Panel) + step % kPanelSteps * wgmma::kStepBytes<Rows::kAlongSum>) >> 4;
-      wgmma::multiply<Rows::kAlongSum, 0, kTokens>(y, rounded[step], C + offset, step > 0);
+      wgmma::multiply<Rows::kAlongSum>(y, rounded[step], C + offset, step > 0);
     }
     wgmma::commit_products();
   }
@@ -112,21 +113,16 @@ struct TileGroup {
     const uint64_t W = wgmma::describe_uniform(shared_address(&weights));
 #pragma unroll
     for (int j = 0; j < kNumBlocks; ++j) {
-      wgmma::multiply<Rows::kAlongSum, 0, kTokens>(y, x[j], W + (j * wgmma::kStepBytes<Rows::kAlongSum> >> 4), true);
+      wgmma::multiply<Rows::kAlongSum>(y, x[j], W + (j * wgmma::kStepBytes<Rows::kAlongSum> >> 4), true);
     }
   }
 
   // Starts s += weighed x . B.
   __device__ __forceinline__ void advance_state(const Buffers& stage, const uint32_t (&weighed)[kNumBlocks][4]) {
-    const uint64_t B = wgmma::describe_uniform(shared_address(stage.B));
+    const uint64_t B = wgmma::describe_uniform_panels(shared_address(stage.B), sizeof(Panel));
 #pragma unroll
     for (int j = 0; j < kNumBlocks; ++j) {
-      const uint64_t block = B + (j * wgmma::kStepBytes<Rows::kAcrossSum> >> 4);
-      wgmma::multiply<Rows::kAcrossSum, 0, wgmma::kPanelColumns>(state, weighed[j], block, true);
-      if constexpr (kN == 128) {
-        wgmma::multiply<Rows::kAcrossSum, 8, wgmma::kPanelColumns>(state, weighed[j], block + (sizeof(Panel) >> 4),
-                                                                   true);
-      }
+      wgmma::multiply_across<Bf16>(state, weighed[j], B + (j * wgmma::kStepBytes<Rows::kAcrossSum> >> 4), true);
     }
   }
 

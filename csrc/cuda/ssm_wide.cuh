@@ -7,7 +7,6 @@
 #pragma once
 
 #include "cuda/common/mbarrier.cuh"
-#include "cuda/common/reduce.cuh"
 #include "cuda/common/wgmma_tiles.cuh"
 #include "cuda/common/wgmma_wide.cuh"
 #include "cuda/ssm_chunk_decays.cuh"
@@ -152,14 +151,5 @@ __device__ __forceinline__ constexpr uint64_t columns_on(int column) {
 __device__ __forceinline__ constexpr uint64_t rows_on(int row) {
   return static_cast<uint64_t>(row * wgmma::kPanelRowBytes) >> 4;
 }
-
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-// The descriptor of panels side by side, rows across the sum: one product takes the columns of all.
-__device__ __forceinline__ uint64_t describe_wide(uint32_t address) {
-  return wgmma::describe_panels(__shfl_sync(kFullWarp, address, 0), sizeof(Panel<kTokens>));
-}
-
-#endif
 
 }  // namespace headway::cuda::wide

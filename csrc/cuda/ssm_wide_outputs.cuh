@@ -41,8 +41,7 @@ struct OutputGroup {
     wgmma::begin_products();
 #pragma unroll
     for (int n = 0; n < kN; n += kBlock) {
-      wgmma::multiply_shared<Rows::kAlongSum, 0, kTokens>(scores, C + columns_on<kTokens>(n),
-                                                          B + columns_on<kTokens>(n), n > 0);
+      wgmma::multiply_shared<Rows::kAlongSum>(scores, C + columns_on<kTokens>(n), B + columns_on<kTokens>(n), n > 0);
     }
     wgmma::commit_products();
   }
@@ -54,7 +53,7 @@ struct OutputGroup {
     wgmma::begin_products();
 #pragma unroll
     for (int n = 0; n < kN; n += kBlock) {
-      wgmma::multiply_shared<Rows::kAlongSum, 0, kP>(y, C + columns_on<kTokens>(n), s + columns_on<kP>(n), n > 0);
+      wgmma::multiply_shared<Rows::kAlongSum>(y, C + columns_on<kTokens>(n), s + columns_on<kP>(n), n > 0);
     }
     wgmma::commit_products();
   }
@@ -116,11 +115,11 @@ struct OutputGroup {
 
   // Starts y += weights . x.
   __device__ __forceinline__ void add_tokens(const Stage<kN, kP>& stage) {
-    const uint64_t x = describe_wide(shared_address(stage.x));
+    const uint64_t x = wgmma::describe_uniform_panels(shared_address(stage.x), sizeof(Panel<kTokens>));
     wgmma::begin_products();
 #pragma unroll
     for (int block = 0; block < kNumBlocks; ++block) {
-      wgmma::multiply<Rows::kAcrossSum, 0, kP>(y, weights[block], x + rows_on(block * kBlock), true);
+      wgmma::multiply<Rows::kAcrossSum>(y, weights[block], x + rows_on(block * kBlock), true);
     }
     wgmma::commit_products();
   }

@@ -85,10 +85,10 @@ struct StateGroup {
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       const uint64_t B = wgmma::describe_uniform(shared_address(&stage.B[part]));
-      const uint64_t x = describe_wide(shared_address(&weighed[0]));
+      const uint64_t x = wgmma::describe_uniform_panels(shared_address(&weighed[0]), sizeof(Panel<kTokens>));
 #pragma unroll
       for (int token = 0; token < kTokens; token += kBlock) {
-        wgmma::multiply_shared<Rows::kAcrossSum, 0, kP>(state[part], B + rows_on(token), x + rows_on(token), true);
+        wgmma::multiply_shared<Rows::kAcrossSum>(state[part], B + rows_on(token), x + rows_on(token), true);
       }
     }
     wgmma::commit_products();

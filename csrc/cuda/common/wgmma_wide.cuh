@@ -18,6 +18,11 @@ __device__ __forceinline__ uint64_t describe_panels(uint32_t address, int panel_
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+// The same of an address that all lanes agree on: see describe_uniform (wgmma_tiles.cuh).
+__device__ __forceinline__ uint64_t describe_uniform_panels(uint32_t address, int panel_bytes) {
+  return describe_panels(__shfl_sync(0xffffffffu, address, 0), panel_bytes);
+}
+
 // A warpgroup's registers a thread, from here on: the kernel's launch bounds set what all begin with.
 template <int kCount>
 __device__ __forceinline__ void give_registers_back() {
