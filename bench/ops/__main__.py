@@ -2,8 +2,9 @@
 
 usage: python -m bench.ops [--all | --only NAME ...] [--out FILE] [--commit HASH]
 
-Without arguments the shapes that docs/performance.md speaks of, in some minutes on a GPU. The floor is a kernel's
-fewest bytes over the copy bandwidth measured in the same run. A peer that fails leaves its reason in its cell.
+Without arguments the shapes that docs/performance.md speaks of, in under a minute on a GPU, or some minutes where vLLM
+is installed. The floor is a kernel's fewest bytes over the copy bandwidth measured in the same run. A peer that fails
+leaves its reason in its cell.
 """
 
 from __future__ import annotations
