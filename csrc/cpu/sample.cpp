@@ -264,10 +264,14 @@ int32_t draw(const Row& row, const float* values, float peak) {
   return invert(masses, count, philox_uniform(sampling.seed, static_cast<uint32_t>(row.kv_len)));
 }
 
-// One token of values: greedy, also where nothing but -inf is left.
+// Whether there is a distribution to draw from: not where nothing but -inf is left, nor where the largest quotient
+// overflows.
+bool is_drawn(const Row& row, float peak) {
+  return row.sampling.temperature != 0.0f && std::isfinite(peak / row.sampling.temperature);
+}
+
 int32_t choose_from(const Row& row, const float* values, const Peak& peak) {
-  const bool is_greedy = row.sampling.temperature == 0.0f || peak.value == kMinusInfinity;
-  return is_greedy ? peak.id : draw(row, values, peak.value);
+  return is_drawn(row, peak.value) ? draw(row, values, peak.value) : peak.id;
 }
 
 // Log-probability and rank of result.token, and the best alternatives, by `values` whose largest is `peak`.
@@ -304,7 +308,7 @@ void report(const Row& row, const float* values, float peak, int32_t num_alterna
 
 // By what is sampled from: `values` scaled by the temperature.
 void report_processed(const Row& row, const float* values, float peak, ResultRow& result) {
-  const float temperature = row.sampling.temperature == 0.0f ? 1.0f : row.sampling.temperature;
+  const float temperature = is_drawn(row, peak) ? row.sampling.temperature : 1.0f;
   const std::unique_ptr<float[]> scaled(new float[static_cast<size_t>(row.vocab_size)]);
   for (int64_t i = 0; i < row.vocab_size; ++i) scaled[i] = values[i] / temperature;
   report(row, scaled.get(), peak / temperature, row.sampling.num_logprobs, result);

@@ -189,8 +189,10 @@ __device__ inline int sample_row(Team& team, SelectMemory& memory, const SampleP
     best = team.combine(best_of_slice(slice, {}, false), BetterOf{});
   }
   int token = best.id;
-  const bool is_drawn = sampling.temperature != 0.0f && best.value > -infinity();
-  const float top = is_drawn ? best.value / sampling.temperature : best.value;
+  // A quotient that overflows leaves no mass to draw by, on which blocks would disagree: the best is taken.
+  const float quotient = best.value / sampling.temperature;
+  const bool is_drawn = sampling.temperature != 0.0f && fabsf(quotient) < infinity();
+  const float top = is_drawn ? quotient : best.value;
   if (is_drawn) divide(slice, sampling.temperature);
   if (has_logprobs && is_processed && top > -infinity()) {
     normaliser = normaliser_of(team, slice, top);
@@ -201,7 +203,6 @@ __device__ inline int sample_row(Team& team, SelectMemory& memory, const SampleP
     const float floor = probability_floor(team, memory, job, slice);
     const uint32_t uniform = philox_first_word(sampling.seed, static_cast<uint32_t>(job.kv_len)) >> 8;
     token = draw(team, slice, floor, uniform);
-    if (token < 0) token = best.id;  // the temperature is so small that the quotients overflowed
   }
   if (has_logprobs && is_processed) {
     const float value = value_of(team, slice, token);  // a probability where it was drawn

@@ -30,6 +30,7 @@ KNOBS = {
 SMALL = [1, 2, 3, 31, 32, 33, 257]
 EDGES = [8191, 8192, 8193, 16385, 24577]
 MODELS = [32003, 50257, 131_073, 151_936, 256_000, 262_144]
+HUGE = 1e38  # over a temperature below 0.3 it is infinite in float32, so the greedy token is taken
 ATOL = (
     1e-4  # of log-probabilities: logits over a temperature of 0.01, a thousand, have steps of 6e-5 in float32
 )
@@ -43,12 +44,13 @@ def mixed_rows(vocab_size: int, num_rows: int, seed: int) -> ops.StepBuffers:
     for row in range(1, num_rows + 1):
         for name, values in KNOBS.items():
             sampling[name][row] = rng.choice(values)
+    sampling["flags"][9::9] &= ~PROCESSED_LOGPROBS  # of HUGE they are those of the undivided logits
     buffers.inputs.rows[num_rows // 2] = 0
     return buffers
 
 
 def hostile_logits(vocab_size: int, num_rows: int, seed: int) -> torch.Tensor:
-    """Ordinary rows, ties, rows of -inf, of one token, of huge values, and bad ones."""
+    """Ordinary rows, ties, rows of -inf, of one token, of huge values, bad ones, and a logit too large to divide."""
     logits = normal(num_rows, vocab_size, scale=2.5, seed=seed)
     logits[1::9] = logits[1::9].round()
     logits[2::9] = float("-inf")
@@ -57,6 +59,7 @@ def hostile_logits(vocab_size: int, num_rows: int, seed: int) -> torch.Tensor:
     logits[5::9, vocab_size // 2] = float("inf")
     logits[6::9] *= 1e30
     logits[7::9] = 0.0
+    logits[8::9, vocab_size // 3] = HUGE
     return logits
 
 
