@@ -46,7 +46,7 @@ SHAPES = {
     "granite_tiny": Shape(1536, 512, 64, 6, "silu", True),
     "qwen3_30b": Shape(2048, 768, 128, 8, "silu", True),
 }
-BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Layer:

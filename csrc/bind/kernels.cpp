@@ -227,8 +227,8 @@ void route(int64_t num_tokens, int num_experts, int top_k, int num_groups, int t
 }
 
 void moe_experts(int64_t num_tokens, int hidden, int width, int num_experts, int top_k, Address x, int64_t x_stride,
-                 Address weights, Address expert_ids, Address w_in, Address w_out, Address inner, Address out, int kind,
-                 bool is_gated, int dtype, Address stream) {
+                 Address weights, Address expert_ids, Address w_in, Address w_out, Address inner, Address results,
+                 Address out, int kind, bool is_gated, int dtype, Address stream) {
   backend::moe_experts({.num_tokens = num_tokens,
                         .hidden = hidden,
                         .width = width,
@@ -241,6 +241,7 @@ void moe_experts(int64_t num_tokens, int hidden, int width, int num_experts, int
                         .w_in = w_in,
                         .w_out = w_out,
                         .inner = inner,
+                        .results = results,
                         .out = out,
                         .activation = Activation{kind},
                         .is_gated = is_gated,

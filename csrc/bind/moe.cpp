@@ -26,6 +26,7 @@ void combine_experts(int64_t num_tokens, int hidden, int top_k, Address results,
 
 void bind_moe(pybind11::module_& module) {
   module.def("combine_experts", &combine_experts, pybind11::call_guard<pybind11::gil_scoped_release>());
+  module.def("has_warpgroup_experts", &cuda::has_warpgroup_experts);
 }
 
 }  // namespace headway

@@ -5,9 +5,10 @@
 #include "cuda/common/chained.cuh"
 #include "cuda/common/device.h"
 #include "cuda/common/dtype.cuh"
-#include "cuda/common/math.cuh"
 #include "cuda/common/vector.cuh"
+#include "cuda/moe_activate.cuh"
 #include "cuda/moe_stream.cuh"
+#include "cuda/moe_warpgroup.h"
 #include "cuda/ops.h"
 
 namespace headway::cuda {
@@ -20,7 +21,6 @@ constexpr int kMaxOutFragments = 2;
 constexpr int kMaxTokens = 256;
 constexpr int kMaxPairs = 8192;
 constexpr int kFewTokens = 64;  // up to here, experts rarely get more than 8 pairs
-constexpr int kWantedBlocks = 512;
 constexpr int kResidentInBlocks = 2;  // of the in-projection, on a multiprocessor
 constexpr int kMaxStaticSharedBytes = 28 * 1024;  // of an out-projection's block
 
@@ -58,12 +58,6 @@ struct Partials {
   }
 };
 
-// Pairs of one expert whose products are made together.
-struct ItemPairs {
-  const uint16_t* pairs;
-  int count;
-};
-
 // What a thread of the out-projection adds: one channel of one pair.
 struct Term {
   bool is_valid;
@@ -71,90 +65,70 @@ struct Term {
   float* sum;
 };
 
-__device__ __forceinline__ float activate(Activation activation, float value) {
-  switch (activation) {
-    case Activation::kSilu:
-      return silu(value);
-    case Activation::kGelu:
-      return gelu(value);
-    default: {
-      const float positive = value < 0.0f ? 0.0f : value;  // NaN stays
-      return positive * positive;
-    }
-  }
-}
-
-// Runs the block's items. All threads call prepare(item) while the item's copies are under way, and finish(turn, item,
-// what prepare returned) once the warps' sums are there.
+// Runs the block's items, all pairs of each. All threads call prepare(chunk) while the chunk's copies are under way,
+// and finish(turn, tile, chunk, what prepare returned) once the warps' sums are there.
 template <typename Stream, int kFragments, int kTokenTiles, typename Prepare, typename Finish>
-__device__ void run_items(Stream& stream, const PairTable& table, int first_rank, int rank_step,
+__device__ void run_items(Stream& stream, const PairTable& table, int num_tiles, MoeItems items,
                           Partials<kFragments, kTokenTiles>& partials, Prepare prepare, Finish finish) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  constexpr int kItemPairs = 8 * kTokenTiles;
   constexpr int kTurns = Partials<kFragments, kTokenTiles>::kTurns;
+  const MoeItem step(items.step, num_tiles);
   int turn = 0;
-  for (int rank = first_rank; rank < *table.num_touched; rank += rank_step) {
-    const int expert = table.touched[rank];
-    const int num_pairs = table.count(expert);
-    for (int first = 0; first < num_pairs; first += kItemPairs) {
-      const ItemPairs item{table.pairs + table.first[expert] + first, min(kItemPairs, num_pairs - first)};
-      const auto prepared = prepare(item);
+  for (MoeItem item(items.first, num_tiles); item.rank < *table.num_touched; item.advance(step, num_tiles)) {
+    const ExpertPairs all = table.touched[item.rank];
+    for (int begin = 0; begin < all.count; begin += Stream::kItemPairs) {
+      const ExpertPairs chunk = all.chunk(begin, Stream::kItemPairs);
+      const auto prepared = prepare(chunk);
       float sums[kFragments][kTokenTiles][4] = {};
       stream.multiply(sums);
-      if (kTurns == 1) __syncthreads();  // the last item's have been read
+      if (kTurns == 1) __syncthreads();  // the last chunk's have been read
       partials.store(turn, warp, lane, sums);
       __syncthreads();
-      finish(turn, item, prepared);
+      finish(turn, item.tile, chunk, prepared);
       turn = (turn + 1) % kTurns;
     }
   }
 }
 
-// A block makes tile_features features of its experts: at most 16 with their gates, or 32.
+// Tiles have tile_features features: at most 16 with their gates, or 32.
 template <typename T, int kTokenTiles>
 __global__ void __launch_bounds__(kMoeThreads)
-    in_kernel(const __grid_constant__ MoeExpertsParams params, int tile_features) {
+    in_kernel(const __grid_constant__ MoeExpertsParams params, int num_tiles, int tile_features) {
   extern __shared__ __align__(16) unsigned char queues[];
   __shared__ Partials<kInFragments, kTokenTiles> partials;
-  const PairTable table(queues + kMoeWarps * kMoeHalfQueueBytes, params.num_experts);
+  const int num_pairs = static_cast<int>(params.num_tokens) * params.top_k;
+  const PairTable table(queues + kMoeWarps * kMoeHalfQueueBytes, params.num_experts, num_pairs);
   wait_for_previous_kernel();
   allow_next_kernel();  // not before: the out-projection takes it that the routing is there when it starts
-  build_pairs(table, params.expert_ids, static_cast<int>(params.num_tokens) * params.top_k, params.num_experts);
+  build_pairs(table, params.expert_ids, num_pairs, params.num_experts);
 
-  const int first_feature = static_cast<int>(blockIdx.x) * tile_features;
-  const int end_feature = min(first_feature + tile_features, params.width);
-  const int num_features = end_feature - first_feature;
   const int gates = params.is_gated ? params.width : 0;
-  const int second = params.is_gated ? gates + first_feature : first_feature + kFragmentRows;
-  const ExpertProduct product{params.w_in,
-                              int64_t{params.width} + gates,
-                              params.hidden,
-                              {first_feature, second},
-                              {end_feature, gates + end_feature},
-                              params.x,
-                              params.top_k,
-                              params.x_stride};
+  const ExpertProduct product{
+      params.w_in,    int64_t{params.width} + gates,           params.hidden, num_tiles, tile_features,
+      params.width,   params.is_gated ? gates : kFragmentRows, gates,         params.x,  params.top_k,
+      params.x_stride};
 
   auto* inner = static_cast<T*>(params.inner);
-  const auto finish = [&](int turn, const ItemPairs& item, int) {
-    for (int i = static_cast<int>(threadIdx.x); i < num_features * item.count; i += kMoeThreads) {
+  const auto finish = [&](int turn, int tile, const ExpertPairs& chunk, int) {
+    const int first_feature = tile * tile_features;
+    const int num_features = min(tile_features, params.width - first_feature);
+    for (int i = static_cast<int>(threadIdx.x); i < num_features * chunk.count; i += kMoeThreads) {
       const int row = i % num_features;
       const int place = i / num_features;
       float value = partials.total(turn, row, place);
       value = activate(params.activation, value);
       if (params.is_gated) value *= partials.total(turn, kFragmentRows + row, place);
-      inner[static_cast<int64_t>(item.pairs[place]) * params.width + first_feature + row] = from_float<T>(value);
+      const int64_t pair = table.pairs[chunk.first + place];
+      inner[pair * params.width + first_feature + row] = from_float<T>(value);
     }
   };
-  const auto first_rank = static_cast<int>(blockIdx.y);
-  const auto rank_step = static_cast<int>(gridDim.y);
+  const MoeItems items{static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x)};
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  ExpertStream<T, kInFragments, kTokenTiles, kMoeHalfQueueBytes> stream(product, table, {first_rank, 0}, rank_step,
-                                                                        queues + warp * kMoeHalfQueueBytes, warp,
-                                                                        static_cast<int>(threadIdx.x) % kWarpSize);
+  ExpertStream<T, kInFragments, kTokenTiles, kMoeHalfQueueBytes> stream(
+      product, table, items, queues + warp * kMoeHalfQueueBytes, warp, static_cast<int>(threadIdx.x) % kWarpSize);
   stream.start_inputs();
-  run_items(stream, table, first_rank, rank_step, partials, [](const ItemPairs&) { return 0; }, finish);
+  run_items(stream, table, num_tiles, items, partials, [](const ExpertPairs&) { return 0; }, finish);
 }
 
 // A block makes tile_channels channels of all tokens: at most 16 kFragments, the rest of the last fragment is not read.
@@ -166,40 +140,41 @@ __global__ void __launch_bounds__(kMoeThreads)
   __shared__ Partials<kFragments, kTokenTiles> partials;
   __shared__ float sums[kTiledTokens<kTokenTiles>][kRows];
   const int num_tokens = static_cast<int>(params.num_tokens);
+  const int num_pairs = num_tokens * params.top_k;
   const int thread = static_cast<int>(threadIdx.x);
-  const PairTable table(queues + kMoeWarps * kQueueBytes, params.num_experts);
+  const PairTable table(queues + kMoeWarps * kQueueBytes, params.num_experts, num_pairs);
   for (int i = thread; i < num_tokens * kRows; i += kMoeThreads) sums[i / kRows][i % kRows] = 0;
-  build_pairs(table, params.expert_ids, num_tokens * params.top_k, params.num_experts);
+  build_pairs(table, params.expert_ids, num_pairs, params.num_experts);
 
-  const int first_channel = static_cast<int>(blockIdx.x) * tile_channels;
-  const int end_channel = min(first_channel + tile_channels, params.hidden);
-  const ExpertProduct product{params.w_out,
-                              params.hidden,
-                              params.width,
-                              {first_channel, first_channel + kFragmentRows},
-                              {end_channel, end_channel},
-                              params.inner,
-                              1,
+  const auto num_tiles = static_cast<int>(gridDim.x);
+  const MoeItems items{static_cast<int>(blockIdx.x), num_tiles};
+  const ExpertProduct product{params.w_out,  params.hidden,
+                              params.width,  num_tiles,
+                              tile_channels, params.hidden,
+                              kFragmentRows, 0,
+                              params.inner,  1,
                               params.width};
   const int row = thread % kRows;
   const int place = thread / kRows;
   static_assert(kRows * 8 * kTokenTiles <= kMoeThreads);
-  const auto prepare = [&](const ItemPairs& item) {
-    if (place >= item.count) return Term{false, 0.0f, nullptr};
-    const int pair = item.pairs[place];
+  const auto prepare = [&](const ExpertPairs& chunk) {
+    if (place >= chunk.count) return Term{false, 0.0f, nullptr};
+    const int pair = table.pairs[chunk.first + place];
     return Term{true, params.weights[pair], &sums[pair / params.top_k][row]};
   };
-  const auto finish = [&](int turn, const ItemPairs&, const Term& term) {
+  const auto finish = [&](int turn, int, const ExpertPairs&, const Term& term) {
     if (term.is_valid) *term.sum = fmaf(term.weight, partials.total(turn, row, place), *term.sum);
   };
   const int warp = thread / kWarpSize;
-  ExpertStream<T, kFragments, kTokenTiles, kQueueBytes> stream(product, table, {0, 0}, 1, queues + warp * kQueueBytes,
-                                                               warp, thread % kWarpSize);
+  ExpertStream<T, kFragments, kTokenTiles, kQueueBytes> stream(product, table, items, queues + warp * kQueueBytes, warp,
+                                                               thread % kWarpSize);
   wait_for_previous_kernel();  // the weights did not depend on it
   allow_next_kernel();
   stream.start_inputs();
-  run_items(stream, table, 0, 1, partials, prepare, finish);
+  run_items(stream, table, num_tiles, items, partials, prepare, finish);
   __syncthreads();
+  const int first_channel = static_cast<int>(blockIdx.x) * tile_channels;
+  const int end_channel = min(first_channel + tile_channels, params.hidden);
 
   auto* out = static_cast<T*>(params.out);
   const int num_channels = end_channel - first_channel;
@@ -215,23 +190,36 @@ int divide_up(int a, int b) {
 }
 
 int shared_bytes(const MoeExpertsParams& params, int queue_bytes) {
-  return static_cast<int>(kMoeWarps * queue_bytes +
-                          PairTable::bytes(params.num_experts, params.num_tokens * params.top_k));
+  const int64_t num_pairs = params.num_tokens * params.top_k;
+  return static_cast<int>(kMoeWarps * queue_bytes + PairTable::bytes(params.num_experts, num_pairs));
 }
 
-// Features are dealt out so that the blocks just fill the multiprocessors, some times over.
+// Rows of a tile for which the block with most tiles has least to do, each tile's own cost included.
+int choose_tile_rows(int num_rows, int most_rows, int64_t num_matrices, int num_blocks) {
+  constexpr int kOwnCostRows = 2;
+  int best_rows = most_rows;
+  int64_t best_cost = INT64_MAX;
+  for (int rows = most_rows; rows >= most_rows / 2; --rows) {
+    const int64_t num_items = num_matrices * divide_up(num_rows, rows);
+    const int64_t cost = (num_items + num_blocks - 1) / num_blocks * (rows + kOwnCostRows);
+    if (cost < best_cost) {
+      best_cost = cost;
+      best_rows = rows;
+    }
+  }
+  return best_rows;
+}
+
 template <typename T, int kTokenTiles>
 void launch_in(const MoeExpertsParams& params, cudaStream_t stream) {
   const int most_features = params.is_gated ? kFragmentRows : kInFragments * kFragmentRows;
-  const int fewest_tiles = divide_up(params.width, most_features);
-  const int64_t max_touched = std::min<int64_t>(params.num_experts, params.num_tokens * params.top_k);
-  const auto num_parts = static_cast<int>(std::clamp<int64_t>(kWantedBlocks / fewest_tiles, 1, max_touched));
-  const int wave_blocks = kResidentInBlocks * device_attribute(cudaDevAttrMultiProcessorCount, kOp);
-  const int num_waves = divide_up(fewest_tiles * num_parts, wave_blocks);
-  const int tile_features = divide_up(params.width, num_waves * wave_blocks / num_parts);
-  const dim3 grid(static_cast<unsigned>(divide_up(params.width, tile_features)), static_cast<unsigned>(num_parts));
-  launch_chained_wide(kOp, in_kernel<T, kTokenTiles>, grid, kMoeThreads, shared_bytes(params, kMoeHalfQueueBytes),
-                      stream, params, tile_features);
+  const int64_t most_touched = std::min<int64_t>(params.num_experts, params.num_tokens * params.top_k);
+  const int most_blocks = kResidentInBlocks * device_attribute(cudaDevAttrMultiProcessorCount, kOp);
+  const int tile_features = choose_tile_rows(params.width, most_features, most_touched, most_blocks);
+  const int num_tiles = divide_up(params.width, tile_features);
+  const auto num_blocks = static_cast<unsigned>(std::clamp<int64_t>(num_tiles * most_touched, 1, most_blocks));
+  launch_chained_wide(kOp, in_kernel<T, kTokenTiles>, dim3(num_blocks), kMoeThreads,
+                      shared_bytes(params, kMoeHalfQueueBytes), stream, params, num_tiles, tile_features);
 }
 
 template <typename T, int kFragments, int kTokenTiles, int kQueueBytes>
@@ -284,9 +272,11 @@ void launch_dtype(const MoeExpertsParams& params, cudaStream_t stream) {
 
 void moe_experts(const MoeExpertsParams& params, Stream stream) {
   if (params.num_tokens == 0) return;
-  require(params.num_tokens <= kMaxTokens, kOp, "at most 256 tokens");
+  const bool has_warpgroups = params.results != nullptr && has_warpgroup_experts();
+  require(has_warpgroups || params.num_tokens <= kMaxTokens, kOp, "at most 256 tokens");
   require(params.num_tokens * params.top_k <= kMaxPairs, kOp, "at most 8192 pairs of token and expert");
   require(params.num_experts <= kMaxMoeExperts, kOp, "at most 1024 experts");
+  if (has_warpgroups) return launch_warpgroup_experts(params, static_cast<cudaStream_t>(stream));
   dispatch_half(params.dtype, kOp, [&](auto dtype) {
     launch_dtype<typename decltype(dtype)::Type>(params, static_cast<cudaStream_t>(stream));
   });

@@ -8,8 +8,7 @@
 #pragma once
 
 #include "cuda/common/mma.cuh"
-#include "cuda/common/reduce.cuh"
-#include "params/moe.h"
+#include "cuda/moe_pairs.cuh"
 
 namespace headway::cuda {
 
@@ -19,85 +18,44 @@ inline constexpr int kMoeChunk = 32;              // columns of a warp's step
 inline constexpr int kMoePieceBytes = 512;        // 16 bytes a lane
 inline constexpr int kMoeHalfQueueBytes = 10 * 1024;  // a warp's, where two blocks are to fit a multiprocessor
 inline constexpr int kMoeWholeQueueBytes = 24 * 1024;  // where one block has it to itself
-inline constexpr int kMaxMoeExperts = 1024;
 
-// The step's (token, expert) pairs by expert.
-struct PairTable {
-  int32_t* first;     // [E + 1] into pairs
-  int32_t* cursor;    // [E]
-  uint16_t* touched;  // [E] experts with pairs, ascending
-  uint16_t* pairs;    // [T K] token * K + place
-  int32_t* num_touched;
-
-  __host__ __device__ static int64_t bytes(int num_experts, int64_t num_pairs) {
-    return (2 * num_experts + 2) * 4 + (num_experts + num_pairs) * 2 + 16;
-  }
-
-  __device__ PairTable(unsigned char* base, int num_experts)
-      : first(reinterpret_cast<int32_t*>(base)),
-        cursor(first + num_experts + 1),
-        touched(reinterpret_cast<uint16_t*>(cursor + num_experts + 1)),
-        pairs(touched + num_experts),
-        num_touched(cursor + num_experts) {}
-
-  __device__ int count(int expert) const { return first[expert + 1] - first[expert]; }
-};
-
-// Counting sort. The order of an expert's pairs is not fixed; no result depends on it.
-__device__ inline void build_pairs(const PairTable& table, const int32_t* expert_ids, int num_pairs, int num_experts) {
-  const int thread = static_cast<int>(threadIdx.x);
-  for (int e = thread; e < num_experts; e += kMoeThreads) table.cursor[e] = 0;
-  __syncthreads();
-  for (int i = thread; i < num_pairs; i += kMoeThreads) atomicAdd(&table.cursor[expert_ids[i]], 1);
-  __syncthreads();
-  if (thread < kWarpSize) {
-    int before = 0;
-    int num_touched = 0;
-    for (int base = 0; base < num_experts; base += kWarpSize) {
-      const int e = base + thread;
-      const int count = e < num_experts ? table.cursor[e] : 0;
-      int inclusive = count;
-#pragma unroll
-      for (int offset = 1; offset < kWarpSize; offset *= 2) {
-        const int other = __shfl_up_sync(kFullWarp, inclusive, offset);
-        if (thread >= offset) inclusive += other;
-      }
-      const uint32_t used = __ballot_sync(kFullWarp, count > 0);
-      if (e < num_experts) table.first[e] = before + inclusive - count;
-      if (count > 0) table.touched[num_touched + __popc(used & ((1u << thread) - 1))] = static_cast<uint16_t>(e);
-      before += __shfl_sync(kFullWarp, inclusive, kWarpSize - 1);
-      num_touched += __popc(used);
-    }
-    if (thread == 0) {
-      table.first[num_experts] = before;
-      *table.num_touched = num_touched;
-    }
-  }
-  __syncthreads();
-  for (int e = thread; e < num_experts; e += kMoeThreads) table.cursor[e] = table.first[e];
-  __syncthreads();
-  for (int i = thread; i < num_pairs; i += kMoeThreads) {
-    table.pairs[atomicAdd(&table.cursor[expert_ids[i]], 1)] = static_cast<uint16_t>(i);
-  }
-  __syncthreads();
-}
-
-// One product with the experts' matrices [E, rows, columns], as one block sees it.
+// One product with the experts' matrices [E, rows, columns]. Items of work are tiles of the touched experts: item i is
+// tile i % num_tiles of touched expert i / num_tiles.
 struct ExpertProduct {
   const void* weights;
   int64_t rows;  // of a matrix
   int columns;
-  int fragment_row[2];  // first row of each 16-row fragment of the block
-  int row_limit[2];     // first row beyond the fragment's part of the matrix
-  const void* inputs;   // row of a pair: (pair / inputs_divisor) * input_stride
+  int num_tiles;
+  int tile_rows;
+  int row_limit;       // rows that tiles are made of
+  int fragment_step;   // rows from the first one of a tile's 16-row fragment to that of the next
+  int limit_step;      // by which the next fragment's row_limit is higher
+  const void* inputs;  // row of a pair: (pair / input_divisor) * input_stride
   int input_divisor;
   int64_t input_stride;
 };
 
-// A place in the block's work: 8 kTokenTiles pairs of one expert.
+// A place in a block's items, which are `step` apart: tile `tile` of touched expert `rank`.
 struct MoeItem {
-  int rank;   // into touched
-  int first;  // pair of the expert
+  int rank;
+  int tile;
+
+  __device__ __forceinline__ MoeItem(int idx, int num_tiles) : rank(idx / num_tiles), tile(idx % num_tiles) {}
+
+  // step_ranks, step_tiles: of the step, as an item.
+  __device__ __forceinline__ void advance(const MoeItem& step, int num_tiles) {
+    rank += step.rank;
+    tile += step.tile;
+    if (tile < num_tiles) return;
+    tile -= num_tiles;
+    ++rank;
+  }
+};
+
+// A block's items: first, first + step, ...
+struct MoeItems {
+  int first;
+  int step;
 };
 
 template <typename T, int kFragments, int kTokenTiles, int kQueueBytes>
@@ -110,12 +68,14 @@ class ExpertStream {
   static_assert(kStages >= 3);
 
   // Starts the first copies of weights; start_inputs must follow.
-  __device__ ExpertStream(const ExpertProduct& product, const PairTable& table, MoeItem first, int rank_step,
-                          unsigned char* queue, int warp, int lane)
+  __device__ ExpertStream(const ExpertProduct& product, const PairTable& table, MoeItems items, unsigned char* queue,
+                          int warp, int lane)
       : product_(product),
         table_(table),
-        first_(first),
-        rank_step_(rank_step),
+        items_(items),
+        num_touched_(*table.num_touched),
+        step_(items.step, product.num_tiles),
+        item_(items.first, product.num_tiles),
         num_chunks_((product.columns + kMoeChunk - 1) / kMoeChunk),
         warp_(warp),
         lane_(lane),
@@ -169,8 +129,9 @@ class ExpertStream {
 
  private:
   __device__ void restart() {
-    item_ = first_;
-    if (warp_ >= num_chunks_) item_.rank = *table_.num_touched;  // more warps than chunks: nothing to copy
+    begin_ = 0;
+    item_ = MoeItem(items_.first, product_.num_tiles);
+    if (warp_ >= num_chunks_) item_.rank = num_touched_;  // more warps than chunks: nothing to copy
     chunk_ = warp_;
     stage_ = 0;
     find_sources();
@@ -181,33 +142,38 @@ class ExpertStream {
     chunk_ += kMoeWarps;
     if (is_over_ || chunk_ < num_chunks_) return;
     chunk_ = warp_;
-    item_.first += kItemPairs;
-    if (item_.first >= table_.count(table_.touched[item_.rank])) item_ = {item_.rank + rank_step_, 0};
+    begin_ += kItemPairs;
+    if (begin_ >= num_pairs_) {
+      begin_ = 0;
+      item_.advance(step_, product_.num_tiles);
+    }
     find_sources();
   }
 
   // Where this lane's pieces of the item begin; what is not there gets a valid address and no bit.
   __device__ void find_sources() {
-    is_over_ = item_.rank >= *table_.num_touched;
+    is_over_ = item_.rank >= num_touched_;
     if (is_over_) return;
-    const int expert = table_.touched[item_.rank];
-    const int num_pairs = table_.count(expert);
-    const uint16_t* pairs = table_.pairs + table_.first[expert];
+    const ExpertPairs all = table_.touched[item_.rank];
+    const ExpertPairs chunk = all.chunk(begin_, kItemPairs);
+    num_pairs_ = all.count;
+    const int first_row = item_.tile * product_.tile_rows;
+    const int end_row = min(first_row + product_.tile_rows, product_.row_limit);
     valid_ = 0;
 #pragma unroll
     for (int i = 0; i < 2 * kFragments; ++i) {
-      const int row = product_.fragment_row[i / 2] + i % 2 * 8 + lane_ / 4;
-      const bool is_valid = row < product_.row_limit[i / 2];
+      const int row = first_row + i / 2 * product_.fragment_step + i % 2 * 8 + lane_ / 4;
+      const bool is_valid = row < end_row + i / 2 * product_.limit_step;
       valid_ |= is_valid ? 1u << i : 0;
       weights_[i] = static_cast<const T*>(product_.weights) +
-                    (expert * product_.rows + (is_valid ? row : 0)) * product_.columns + lane_ % 4 * 8;
+                    (chunk.expert * product_.rows + (is_valid ? row : 0)) * product_.columns + lane_ % 4 * 8;
     }
 #pragma unroll
     for (int n = 0; n < kTokenTiles; ++n) {
-      const int place = item_.first + 8 * n + lane_ / 4;
-      const bool is_valid = place < num_pairs;
+      const int place = 8 * n + lane_ / 4;
+      const bool is_valid = place < chunk.count;
       valid_ |= is_valid ? 1u << (2 * kFragments + n) : 0;
-      const int row = is_valid ? pairs[place] / product_.input_divisor : 0;
+      const int row = is_valid ? table_.pairs[chunk.first + place] / product_.input_divisor : 0;
       inputs_[n] = static_cast<const T*>(product_.inputs) + row * product_.input_stride + lane_ % 4 * 8;
     }
   }
@@ -234,13 +200,16 @@ class ExpertStream {
 
   const ExpertProduct& product_;
   const PairTable& table_;
-  MoeItem first_;
-  int rank_step_;
+  MoeItems items_;
+  int num_touched_;
+  MoeItem step_;
+  MoeItem item_;  // to copy, as the following
+  int begin_ = 0;  // of its pairs
+  int num_pairs_ = 0;
   int num_chunks_;
   int warp_;
   int lane_;
   unsigned char* queue_;  // of this lane
-  MoeItem item_;          // to copy, as the following
   int chunk_;
   int stage_;
   bool is_over_;

@@ -33,6 +33,7 @@ void route(const RouteParams& params, Stream stream);
 void route_hidden(const RouteHiddenParams& params, Stream stream);
 // Up to 256 tokens of bfloat16 or float16.
 void moe_experts(const MoeExpertsParams& params, Stream stream);
+bool has_warpgroup_experts();  // whether moe_experts makes use of results on the current device
 void combine_experts(const CombineExpertsParams& params, Stream stream);
 void begin_step(const BeginStepParams& params, Stream stream);
 // Bytes that SampleParams::scan must have.

@@ -68,6 +68,7 @@ struct MoeExpertsParams {
   const void* w_in;           // [E, F, C] dtype, or [E, 2F, C], gate then up, when is_gated
   const void* w_out;          // [E, C, F] dtype
   void* inner;                // [T, K, F] dtype: activations between the two products; unused on a CPU
+  void* results;              // [T, K, C] float32 for the experts' results; null: sums by channel (few tokens, CPU)
   void* out;                  // [T, C] dtype, contiguous
   Activation activation;
   bool is_gated;
@@ -80,7 +81,7 @@ struct CombineExpertsParams {
   int32_t hidden;             // C
   int32_t top_k;              // K
   const void* results;        // [T K, C] dtype
-  const int32_t* places;      // [T, K] rows of results
+  const int32_t* places;      // [T, K] rows of results; null: in order
   const float* weights;       // [T, K]
   void* out;                  // [T, C] dtype, contiguous
   DType dtype;

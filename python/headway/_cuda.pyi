@@ -36,6 +36,7 @@ def combine_experts(
     stream: int,
     /,
 ) -> None: ...
+def has_warpgroup_experts() -> bool: ...
 def skinny_linear(
     num_tokens: int,
     num_inputs: int,

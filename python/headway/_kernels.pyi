@@ -207,6 +207,7 @@ def moe_experts(
     w_in: int,
     w_out: int,
     inner: int,
+    results: int,
     out: int,
     kind: int,
     is_gated: bool,

@@ -140,12 +140,12 @@ def test_experts_of_a_token_alone_are_bit_equal(dtype, cpu_level):
 @pytest.mark.gpu
 @pytest.mark.parametrize("num_tokens", [3, 256, 257, 700])
 def test_invariant_experts_of_a_token_alone_are_bit_equal(num_tokens):
-    """On a GPU, of any number of tokens; those of up to 256 are the ones that are computed anyway."""
+    """On a GPU, of any number of tokens; those of few are the ones that are computed anyway."""
     case = dataclasses.replace(MOE_CASES["relu2"], num_tokens=num_tokens)
     arguments = on_device(moe_arguments(case, torch.bfloat16), "cuda")
     x, routing = arguments["x"], arguments["routing"]
     together = ops.moe_experts(**arguments, is_invariant=True)
-    if num_tokens <= 256:
+    if num_tokens == 3:
         assert_bit_equal(ops.moe_experts(**arguments), together, "together")
     for begin, end in ((0, 1), (1, 3), (num_tokens - 1, num_tokens)):
         mine = Routing(routing.weights[begin:end], routing.expert_ids[begin:end])

@@ -84,6 +84,17 @@ __device__ __forceinline__ void copy_box(uint32_t target, const CUtensorMap& map
 }
 
 // The same of what is read only once: it is the first to leave the second-level cache.
+__device__ __forceinline__ void copy_box_once(uint32_t target, const CUtensorMap& map, const int (&indices)[4],
+                                              Barrier barrier) {
+  asm volatile(
+      "{ .reg .b64 policy; createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3, %4, %5}], [%6], policy; }" ::"r"(target),
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(indices[0]), "r"(indices[1]), "r"(indices[2]), "r"(indices[3]),
+      "r"(barrier.address)
+      : "memory");
+}
+
 __device__ __forceinline__ void copy_box_once(uint32_t target, const CUtensorMap& map, const int (&indices)[5],
                                               Barrier barrier) {
   asm volatile(

@@ -1,7 +1,7 @@
 """The experts' matrix products.
 
-On a CPU the experts are one kernel whose results do not depend on a token's batch mates; on a GPU they are two kernels
-for small batches and torch's grouped products for others.
+On a CPU the experts are one kernel whose results do not depend on a token's batch mates; on a GPU they are kernels
+of `headway.ops.experts` where reading the weights dominates and torch's grouped products for larger batches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from headway.ops.checks import (
     check_shape,
     dtype_code,
 )
-from headway.ops.experts import MAX_TOKENS, MAX_TOKENS_IN_PARTS, experts_in_parts, fits_kernels
+from headway.ops.experts import ExpertKernel, choose_kernel, experts_in_parts, fits_kernels
 from headway.ops.pointwise import activation as activate
 from headway.ops.pointwise import check_activation
 from headway.ops.records import ACTIVATION_CODES, ActivationKind, Routing
@@ -71,16 +71,18 @@ def moe_experts(
                 f"{op}: x must be 16-bit, with C and F multiples of 8, where is_invariant; got {x.dtype} "
                 f"{list(x.shape)} and F = {width}"
             )
-        max_tokens = MAX_TOKENS if _are_grouped(w_in, w_out) else MAX_TOKENS_IN_PARTS
-        if is_invariant or (has_kernels and num_tokens <= max_tokens):
-            return experts_in_parts(x, routing, w_in, w_out, activation, is_gated)
+        kernel = choose_kernel(x, width, _are_grouped(w_in, w_out)) if has_kernels else None
+        if is_invariant:
+            kernel = ExpertKernel.STREAMED
+        if kernel is not None:
+            return experts_in_parts(kernel, x, routing, w_in, w_out, activation, is_gated)
         return grouped_experts(x, routing, w_in, w_out, activation, is_gated)
     out = torch.empty((num_tokens, hidden), dtype=x.dtype)
     # fmt: off
     target_of(x).kernels.moe_experts(
         num_tokens, hidden, width, num_experts, top_k, x.data_ptr(), x.stride(0),
         routing.weights.data_ptr(), routing.expert_ids.data_ptr(), w_in.data_ptr(), w_out.data_ptr(),
-        0, out.data_ptr(), ACTIVATION_CODES[activation], is_gated, dtype_code(op, "x", x), 0,
+        0, 0, out.data_ptr(), ACTIVATION_CODES[activation], is_gated, dtype_code(op, "x", x), 0,
     )
     # fmt: on
     return out
