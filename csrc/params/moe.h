@@ -53,8 +53,9 @@ struct RouteHiddenParams {
   DType dtype;
 };
 
-// The experts of few tokens: out = sum over a token's experts of weight * W_out act(W_in x), in order of expert id.
-// Made for steps bound by reading the weights: each touched expert's are read once.
+// The experts of few tokens: out = sum over a token's experts of weight * W_out act(W_in x), in order of expert id;
+// with results in the order of expert_ids. Made for steps bound by reading the weights: each touched expert's are read
+// once.
 struct MoeExpertsParams {
   int64_t num_tokens;         // T
   int32_t hidden;             // C
