@@ -176,6 +176,17 @@ def test_no_native_file_includes_torch(path: Path) -> None:
     assert not wrong, f"{ids(path)} includes {wrong}"
 
 
+def test_no_kernel_reads_behind_a_wait_what_the_compiler_may_read_before_it() -> None:
+    """ptxas moves ld.global.nc, which __ldg is, ahead of griddepcontrol.wait: a prompt's first columns were then read
+    before the kernel ahead had written them. One function has it, for what no kernel before it writes."""
+    found = {
+        p.name for p in NATIVE_FILES if re.search(r'"ld\.global\.nc|__ldg\(|__restrict__', p.read_text())
+    }
+    assert found == {"vector.cuh"}
+    users = {p.name for p in NATIVE_FILES if "load_once<" in p.read_text()}
+    assert users == {"attention_leaf.cuh", "skinny_linear.cu"}  # one is not chained, the other reads weights
+
+
 @pytest.mark.parametrize(
     "path", [p for p in NATIVE_FILES if p.parent.name in {"core", "cpu", "params"}], ids=ids
 )

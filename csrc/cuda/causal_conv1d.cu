@@ -59,10 +59,19 @@ struct Channels {
 
   static __device__ __forceinline__ Column load(const Column* x) {
     if constexpr (kIsShort && sizeof(Column) == kVectorBytes) {
-      return load_once<128>(x);
+      return load_line(x);
     } else {
       return *x;
     }
+  }
+
+  // Not load_once: the kernel before this one writes the columns.
+  static __device__ __forceinline__ uint4 load_line(const uint4* x) {
+    uint4 value;
+    asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(x));
+    return value;
   }
 
   // The same channels some tokens later.

@@ -143,14 +143,14 @@ struct ThreadLogits {
         values[i] = values[i + 1] = values[i + 2] = values[i + 3] = none;
         if (place >= size) continue;
         // volatile: before all that does not need it
-        asm volatile("ld.global.nc.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];"
+        asm volatile("ld.global.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];"
                      : "=f"(values[i]), "=f"(values[i + 1]), "=f"(values[i + 2]), "=f"(values[i + 3])
                      : "l"(source + place));
       }
     } else {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        values[i] = i * kThreads + thread < size ? __ldg(source + i * kThreads + thread) : none;
+        values[i] = i * kThreads + thread < size ? source[i * kThreads + thread] : none;
       }
     }
   }

@@ -95,7 +95,8 @@ __device__ __forceinline__ void store_streamed(__half* target, const Vector<__ha
   __stcs(reinterpret_cast<uint2*>(target), *reinterpret_cast<const uint2*>(&four));
 }
 
-// 16 bytes that no one reads again. kFetchBytes: what the L2 cache fetches at a time, 128 or 256.
+// 16 bytes that no one reads again. kFetchBytes: what the L2 cache fetches at a time, 128 or 256. In a chained kernel
+// only of what no kernel before it writes: ptxas moves ld.global.nc ahead of griddepcontrol.wait.
 template <int kFetchBytes>
 __device__ __forceinline__ uint4 load_once(const void* source) {
   static_assert(kFetchBytes == 128 || kFetchBytes == 256);
