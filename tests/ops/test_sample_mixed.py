@@ -44,7 +44,8 @@ def mixed_rows(vocab_size: int, num_rows: int, seed: int) -> ops.StepBuffers:
     for row in range(1, num_rows + 1):
         for name, values in KNOBS.items():
             sampling[name][row] = rng.choice(values)
-    sampling["flags"][9::9] &= ~PROCESSED_LOGPROBS  # of HUGE they are those of the undivided logits
+    huge_rows = buffers.inputs.rows[8:num_rows:9].numpy()
+    sampling["flags"][huge_rows] &= ~PROCESSED_LOGPROBS  # of HUGE they are those of the undivided logits
     buffers.inputs.rows[num_rows // 2] = 0
     return buffers
 
