@@ -4,6 +4,7 @@
 
 #include "cuda/common/chained.cuh"
 #include "cuda/common/device.h"
+#include "cuda/common/divide.h"
 #include "cuda/common/dtype.cuh"
 #include "cuda/common/vector.cuh"
 #include "cuda/moe_activate.cuh"
@@ -183,10 +184,6 @@ __global__ void __launch_bounds__(kMoeThreads)
     const int row = i % num_channels;
     out[static_cast<int64_t>(token) * params.hidden + first_channel + row] = from_float<T>(sums[token][row]);
   }
-}
-
-int divide_up(int a, int b) {
-  return (a + b - 1) / b;
 }
 
 int shared_bytes(const MoeExpertsParams& params, int queue_bytes) {

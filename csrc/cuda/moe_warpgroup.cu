@@ -4,6 +4,7 @@
 
 #include "cuda/combine_experts.cuh"
 #include "cuda/common/device.h"
+#include "cuda/common/divide.h"
 #include "cuda/common/sm90a_code.h"
 #include "cuda/moe_warpgroup.cuh"
 #include "cuda/moe_warpgroup.h"
@@ -18,10 +19,6 @@ constexpr int kTileGroupRows = 8;  // rows of a panel that are gates, then those
 constexpr int kFewPairs = 20;  // an expert: so few rarely are more than half a chunk
 constexpr int kStaticSharedBytes = 1024;
 constexpr int64_t kElementBytes = 2;
-
-int divide_up(int a, int b) {
-  return (a + b - 1) / b;
-}
 
 // Boxes of 64 columns of 64 rows of [E rows, columns].
 CUtensorMap map_rows(const void* base, int64_t num_rows, int columns) {

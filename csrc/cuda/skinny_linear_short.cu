@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "cuda/common/device.h"
+#include "cuda/common/divide.h"
 #include "cuda/common/sm90a_code.h"
 #include "cuda/skinny_linear.h"
 #include "cuda/skinny_linear_short.cuh"
@@ -16,10 +17,6 @@ constexpr int kRingBytes = 160 * 1024;
 constexpr int kMaxTiles = 6;
 constexpr int kBoxAlignment = 1024;
 constexpr int64_t kElementBytes = 2;
-
-int divide_up(int a, int b) {
-  return (a + b - 1) / b;
-}
 
 // Boxes of `box_panels` panels of `box_rows` rows.
 CUtensorMap map_panels(const void* base, int num_columns, int num_rows, int64_t stride, int box_rows, int box_panels) {

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "cuda/common/device.h"
+#include "cuda/common/divide.h"
 #include "cuda/common/sm90a_code.h"
 #include "cuda/skinny_linear.h"
 #include "cuda/skinny_linear_warpgroup.cuh"
@@ -17,10 +18,6 @@ constexpr int kMinBlockRows = 48;  // a panel costs some 200 ns however few its 
 constexpr int kPanelAlignment = 1024;
 constexpr int kMaxGroupRows = kMaxRowTiles * kTileRows;
 constexpr int64_t kElementBytes = 2;
-
-int divide_up(int a, int b) {
-  return (a + b - 1) / b;
-}
 
 // Boxes of 64 columns of `box_rows` rows.
 CUtensorMap map_rows(const void* base, int num_columns, int num_rows, int64_t stride, int box_rows) {

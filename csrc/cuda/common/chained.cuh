@@ -45,14 +45,14 @@ __device__ __forceinline__ void begin_chained_kernel(Prepare&& prepare) {
   wait_for_previous_kernel();
 }
 
-// shared_bytes: dynamic shared memory, up to what the device has for a block. cluster_blocks: of a cluster, along x.
+// shared_bytes: dynamic shared memory, up to what the device has for a block. cluster_blocks: of a cluster, along x, up
+// to kPortableClusterBlocks.
 template <typename... Params, typename... Args>
 void launch_chained_clusters(const char* op, void (*kernel)(Params...), dim3 grid, int cluster_blocks, dim3 block,
                              int shared_bytes, cudaStream_t stream, Args&&... args) {
   if (shared_bytes > 0) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), op);
   }
-  allow_cluster(kernel, cluster_blocks, op);
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;

@@ -17,18 +17,10 @@ inline int device_attribute(cudaDeviceAttr attribute, const char* op) {
 
 inline constexpr int kPortableClusterBlocks = 8;  // every device with clusters has these
 
-// Before a kernel runs, or is asked about, in clusters of so many blocks.
-template <typename... Params>
-void allow_cluster(void (*kernel)(Params...), int cluster_blocks, const char* op) {
-  if (cluster_blocks <= kPortableClusterBlocks) return;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), op);
-}
-
 // Clusters of so many blocks that the device runs at once: fewer than its multiprocessors have room for, as a cluster
-// stays within a part of the chip. 0: none of that size.
+// stays within a part of the chip. 0: none of that size. cluster_blocks: up to kPortableClusterBlocks.
 template <typename... Params>
 int max_active_clusters(void (*kernel)(Params...), int cluster_blocks, int num_threads, const char* op) {
-  allow_cluster(kernel, cluster_blocks, op);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {static_cast<unsigned>(cluster_blocks), 1, 1};

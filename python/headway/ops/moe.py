@@ -71,9 +71,9 @@ def moe_experts(
                 f"{op}: x must be 16-bit, with C and F multiples of 8, where is_invariant; got {x.dtype} "
                 f"{list(x.shape)} and F = {width}"
             )
-        kernel = choose_kernel(x, width, _are_grouped(w_in, w_out)) if has_kernels else None
-        if is_invariant:
-            kernel = ExpertKernel.STREAMED
+        kernel = ExpertKernel.STREAMED if is_invariant else None
+        if has_kernels and not is_invariant:
+            kernel = choose_kernel(x, width, _are_grouped(w_in, w_out))
         if kernel is not None:
             return experts_in_parts(kernel, x, routing, w_in, w_out, activation, is_gated)
         return grouped_experts(x, routing, w_in, w_out, activation, is_gated)
